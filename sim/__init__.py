@@ -1,0 +1,1 @@
+"""The modelled world: machines, models, plans, what they cost and how they run."""

@@ -1,0 +1,105 @@
+"""Bytes and FLOPs to seconds, operation by operation. Pure; with ``sim.layer`` the one place where durations come from."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sim.flows import Column
+from sim.kv import KvFormat
+from sim.plan import Mechanism
+from sim.profile import Profile
+from sim.spec import DType, MachineSpec, WeightFormat, weight_bytes_per_parameter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pieces:
+    """The largest of affine functions of a token (or row, or byte) count; 0 at a count of 0 if ``free_at_zero``.
+
+    Program and engine read the same pieces: (constant_s, per_unit_s).
+    """
+
+    pieces: tuple[tuple[float, float], ...]
+    free_at_zero: bool = False
+
+    def at(self, counts: Column) -> Column:
+        """Seconds for each of ``counts``."""
+        seconds: Column = self.pieces[0][0] + self.pieces[0][1] * counts
+        for constant_s, per_unit_s in self.pieces[1:]:
+            seconds = np.maximum(seconds, constant_s + per_unit_s * counts)
+        return seconds * (counts > 0) if self.free_at_zero else seconds
+
+    def at_one(self, count: float) -> float:
+        """Seconds for one count."""
+        if self.free_at_zero and count <= 0:
+            return 0.0
+        return max(constant_s + per_unit_s * count for constant_s, per_unit_s in self.pieces)
+
+    def scaled(self, units_per_count: float) -> "Pieces":
+        """The same cost by a count of which each stands for ``units_per_count`` units."""
+        pieces = tuple((constant_s, per_unit_s * units_per_count) for constant_s, per_unit_s in self.pieces)
+        return replace(self, pieces=pieces)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostModel:
+    """Prices operations on one machine. Every method is a pure function of its arguments and the two fields."""
+
+    machine: MachineSpec
+    profile: Profile
+
+    @property
+    def hbm_bytes_per_s(self) -> float:
+        return self.machine.gpu.hbm_bytes_per_s
+
+    @property
+    def link_bytes_per_s(self) -> float:
+        """Large pinned copies, one direction alone."""
+        return self.machine.gpu.link.bytes_per_s * self.profile.link_efficiency
+
+    def gemm(self, inputs: int, outputs: int, dtype: DType, weight_format: WeightFormat) -> Pieces:
+        """[rows, inputs] x [inputs, outputs] by rows: streaming the weights, or arithmetic at rows / (rows + half) of its peak."""
+        weight_bytes = inputs * outputs * weight_bytes_per_parameter(dtype, weight_format)
+        stream_s = weight_bytes / (self.hbm_bytes_per_s * self.profile.gemm_hbm_efficiency)
+        row_s = 2 * inputs * outputs / (self.machine.gpu.flop_per_s(dtype) * self.profile.gemm_peak_efficiency)
+        return Pieces(pieces=((stream_s, 0.0), (row_s * self.profile.gemm_half_rows, row_s)))
+
+    def elementwise_s(self, size_bytes: float) -> float:
+        """One pass that reads or writes ``size_bytes`` of HBM."""
+        return size_bytes / (self.hbm_bytes_per_s * self.profile.elementwise_efficiency)
+
+    def gather_s(self, size_bytes: float) -> float:
+        """Scattered rows of HBM read and written contiguously, ``size_bytes`` in each direction."""
+        return 2 * size_bytes / (self.hbm_bytes_per_s * self.profile.gather_efficiency)
+
+    def attention_s(self, kv_bytes: float, flops: float, dtype: DType, kv_format: KvFormat) -> float:
+        """Decode attention: reading keys and values, or arithmetic where a group of queries shares them."""
+        native = kv_format is KvFormat.NATIVE
+        efficiency = self.profile.attention_efficiency if native else self.profile.quantised_attention_efficiency
+        return max(kv_bytes / (self.hbm_bytes_per_s * efficiency), flops / self.attention_flop_per_s(dtype))
+
+    def attention_flop_per_s(self, dtype: DType) -> float:
+        return self.machine.gpu.flop_per_s(dtype) * self.profile.prefill_attention_efficiency
+
+    def launch_s(self, kernels: float) -> float:
+        return kernels * self.machine.gpu.launch_s
+
+    def host_attention(self, kv_bytes: float, flops: float) -> Pieces:
+        """CPU attention over ``kv_bytes`` and ``flops`` a count, with the round trip of queries and results."""
+        host, share = self.machine.host, self.profile.host_attention_efficiency
+        per_count_s = max(kv_bytes / (host.dram_bytes_per_s * share), flops / (host.flop_per_s * share))
+        return Pieces(pieces=((self.profile.host_round_trip_s, per_count_s),), free_at_zero=True)
+
+    def transfer(self, mechanism: Mechanism) -> Pieces:
+        """One transfer by bytes, the other direction idle: max(floor, setup + bytes / bandwidth)."""
+        profile, rate = self.profile, self.link_bytes_per_s
+        if mechanism is Mechanism.GATHER_KERNEL:
+            return Pieces(
+                pieces=((profile.gather_setup_s, 1 / (rate * profile.gather_link_efficiency)),), free_at_zero=True
+            )
+        return Pieces(pieces=((profile.copy_floor_s, 0.0), (profile.copy_setup_s, 1 / rate)), free_at_zero=True)
+
+    def duplex_delay_s(self, size_bytes: Column, opposite_bytes: Column) -> Column:
+        """What a transfer loses to one the other way: while both run, each keeps a fixed share of its rate."""
+        kept = self.profile.link_duplex_efficiency
+        overlapped: Column = np.minimum(size_bytes, opposite_bytes)
+        return overlapped * ((1 - kept) / (self.link_bytes_per_s * kept))

@@ -1,0 +1,1 @@
+"""TOML catalogues; see ``sim.catalogue``."""

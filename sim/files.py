@@ -1,0 +1,93 @@
+"""Files that are whole or absent: written beside and renamed, read with errors of one line."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sim.codec import from_plain, to_plain
+from sim.homes import TokenHomes
+from sim.plan import Plan, Setting
+
+SCHEMA_VERSION = 1
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write ``text`` to ``path``; a file that was there stays as it was until the new one is complete.
+
+    Raises ValueError if the folder is missing or cannot be written to.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path}, is a folder: name a file in it")
+    try:
+        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except FileNotFoundError:
+        raise ValueError(f"{path}, its folder {path.parent} does not exist: create it first") from None
+    except OSError as error:
+        raise ValueError(f"{path}, cannot be written ({error.strerror}): choose another folder") from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except OSError as error:
+        os.unlink(beside)
+        raise ValueError(f"{path}, cannot be written ({error.strerror}): choose another place") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``.
+
+    Raises ValueError if there is no such file, or no JSON object in it.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        raise ValueError(f"{path}, does not exist: give the path of a JSON file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}, is a folder: name a JSON file in it") from None
+    except OSError as error:
+        raise ValueError(f"{path}, cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise ValueError(f"{path}, is not JSON text") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, is not complete JSON (line {error.lineno}: {error.msg}): write it anew") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}, holds a {type(data).__name__}, must be a JSON object")
+    return data
+
+
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as plain values. The phases stand there for readers; they follow from the homes."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        **to_plain(plan.setting),
+        "phases": to_plain(plan.phases),
+        "homes": to_plain(plan.homes),
+    }
+
+
+def plan_from_json(data: dict[str, Any], where: str) -> Plan:
+    """The plan in ``data``; keys that an answer adds to its plan are passed over.
+
+    Raises ValueError for another schema version, a missing key or a value that does not fit.
+    """
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{where}: schema_version={version!r}, must be {SCHEMA_VERSION}: solve again with this version"
+        )
+    own = {name: data[name] for name in Setting.__dataclass_fields__ if name in data}
+    if "homes" not in data:
+        raise ValueError(f"{where}: homes, missing key")
+    return Plan(setting=from_plain(Setting, own, where), homes=from_plain(TokenHomes, data["homes"], f"{where}.homes"))
+
+
+def load_plan(path: Path) -> Plan:
+    """Read the plan that ``planner solve -o`` wrote."""
+    return plan_from_json(read_json_object(path), str(path))
+
+
+def _refuse_constant(name: str) -> float:
+    raise json.JSONDecodeError(f"{name} is not a number", name, 0)

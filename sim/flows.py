@@ -1,0 +1,233 @@
+"""What a plan moves and holds at each step, in tokens and bytes of one sequence."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.access import AccessProfile
+from sim.attention import Attention, count_tokens
+from sim.homes import TokenHomes
+from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes, open_group_bytes
+from sim.plan import Placement, Plan, Recompute, Setting, WriteBack
+from sim.spec import DType, ModelSpec
+
+Column: TypeAlias = NDArray[
+    np.floating[Any]
+]  # [step]; row 0 is the prefill, row j the decode step with prompt + j tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """``TokenCounts`` as columns, and what follows from them under a placement.
+
+    ``decoding`` is 0 in the prefill's row and 1 elsewhere. ``pool`` counts the tokens that may be off HBM: all but the
+    local window, with ``resident`` all but the selected ones too. Of those that are, each step fetches the share
+    ``fetch_rate`` when picks fall on every age alike (dense: all; ``recent``: the selected among the older tokens;
+    ``resident``: the newly selected among those that the step before left out), and ``death_rate`` die at its end.
+    """
+
+    cached: Column
+    local: Column
+    selected: Column
+    dead: Column
+    decoding: Column
+    pool: Column
+    fetch_rate: Column
+    death_rate: Column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Homes:
+    """``TokenHomes`` as columns."""
+
+    hbm: Column
+    host_kv: Column
+    activations: Column
+    dropped: Column
+    copies: Column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flows:
+    """Tokens of one sequence that each step attends, fetches, recomputes and writes back.
+
+    ``reprojected`` tokens are recomputed from their layer inputs, ``forwarded`` ones from token ids.
+    Expected values of an access profile need not be whole numbers.
+    """
+
+    cached: Column
+    kept: Column
+    selected: Column
+    fetched_kv: Column
+    fetched_inputs: Column
+    reprojected: Column
+    forwarded: Column
+    host_attended: Column
+    written_kv: Column
+    written_inputs: Column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occupancy:
+    """Bytes that the KV pools of one sequence hold during each step, all layers."""
+
+    hbm: Column
+    host: Column
+
+
+def flows_of(plan: Plan, homes: Homes) -> Flows:
+    """Traffic of ``plan``, whose homes are given as columns, that its access profile leads to expect."""
+    setting, counts = plan.setting, counts_of(plan.setting)
+    fetched = _fetched_tokens(setting, homes, counts)
+    off_hbm = homes.host_kv + homes.activations
+    reprojected = fetched * _ratio(homes.activations, off_hbm)
+    host_kv = fetched - reprojected
+    none = np.zeros_like(fetched)
+    return Flows(
+        cached=counts.cached,
+        kept=counts.local + counts.selected,
+        selected=counts.selected,
+        fetched_kv=none if setting.host_attention else host_kv,
+        fetched_inputs=reprojected if setting.recompute is Recompute.ACTIVATIONS_HOST else none,
+        reprojected=reprojected,
+        forwarded=homes.dropped * counts.decoding if setting.recompute is Recompute.TOKENS else none,
+        host_attended=host_kv if setting.host_attention else none,
+        written_kv=_written_kv(setting, homes, counts),
+        written_inputs=_written_inputs(plan, counts),
+    )
+
+
+def occupancy_of(plan: Plan, homes: Homes, flows: Flows) -> Occupancy:
+    """What the KV pools hold, scales, selection state, staging and saved inputs included. Capacity is judged by this alone."""
+    setting, counts = plan.setting, counts_of(plan.setting)
+    model, dtype, formats = setting.model, setting.dtype, setting.kv_format
+    gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
+    inputs = inputs_layer_bytes(model, dtype)
+    slots = homes.hbm + homes.copies
+    saved_inputs = np.maximum(0.0, np.minimum(counts.cached, plan.saved_inputs_tokens) - homes.dropped) * inputs
+    hbm = slots * gpu_kv + held_state_bytes(setting)
+    hbm += (counts.cached - counts.dead - slots) * setting.attention.offloaded_state_bytes_per_token(model, dtype)
+    host = _host_tokens(setting, homes, flows) * host_kv
+    if setting.recompute is Recompute.ACTIVATIONS_HBM:
+        hbm += saved_inputs
+    elif setting.recompute is Recompute.ACTIVATIONS_HOST:
+        host += saved_inputs
+    return Occupancy(hbm=model.layers * hbm + _staging_bytes(setting, homes, flows), host=model.layers * host)
+
+
+def home_columns(homes: TokenHomes) -> Homes:
+    """The rows of ``homes`` as float columns."""
+    table = np.array((homes.hbm, homes.host_kv, homes.activations, homes.dropped, homes.copies), dtype=np.float64)
+    return Homes(hbm=table[0], host_kv=table[1], activations=table[2], dropped=table[3], copies=table[4])
+
+
+def counts_of(setting: Setting) -> Counts:
+    """Token counts of one sequence, shared among settings that count alike."""
+    work = setting.workload
+    return _count_columns(
+        setting.attention, setting.access, setting.placement, work.prompt_tokens, work.output_tokens, setting.drop_dead
+    )
+
+
+def held_state_bytes(setting: Setting) -> Column:
+    """HBM of one sequence and layer that no choice of homes changes: selection state, and keys of an open group."""
+    work, dtype = setting.workload, setting.dtype
+    state = _state_bytes(setting.attention, setting.model, dtype, work.prompt_tokens, work.output_tokens)
+    return state + open_group_bytes(setting.model, dtype, setting.kv_format.gpu)
+
+
+@lru_cache(maxsize=256)
+def _count_columns(
+    attention: Attention, access: AccessProfile, placement: Placement, prompt_tokens: int, steps: int, drop_dead: bool
+) -> Counts:
+    counts = count_tokens(attention, prompt_tokens, steps, drop_dead=drop_dead)
+    columns = (
+        np.array(column, dtype=np.float64) for column in (counts.cached, counts.local, counts.selected, counts.dead)
+    )
+    cached, local, selected, dead = columns
+    decoding = (np.arange(steps) > 0).astype(np.float64)
+    pool, picks = cached - dead - local, selected
+    if placement is Placement.RESIDENT:
+        turnover = np.array([access.turnover(share) for share in (local + selected) / cached])
+        pool, picks = pool - selected, selected * turnover
+    return Counts(
+        cached=cached,
+        local=local,
+        selected=selected,
+        dead=dead,
+        decoding=decoding,
+        pool=cached - 1 if attention.is_dense else pool,
+        fetch_rate=decoding if attention.is_dense else _ratio(picks, pool) * decoding,
+        death_rate=_ratio(np.diff(dead, append=dead[-1]), pool),
+    )
+
+
+def _fetched_tokens(setting: Setting, homes: Homes, counts: Counts) -> Column:
+    off_hbm = homes.host_kv + homes.activations - homes.copies
+    if setting.attention.is_dense or setting.access.picks_every_age_alike:
+        return off_hbm * counts.fetch_rate
+    xs, ys = zip(*setting.access.age_shares, strict=True)
+    picked: Column = np.interp(_ratio(off_hbm, counts.pool), xs, ys)
+    return counts.pool * counts.fetch_rate * picked
+
+
+def _ratio(part: Column, whole: Column) -> Column:
+    return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
+
+
+def _written_kv(setting: Setting, homes: Homes, counts: Counts) -> Column:
+    """KV that crosses to the host during each step: newborn tokens, or those whose home is the host from the next row on.
+
+    Where a token on the host dies, another one that has just left HBM takes its place.
+    """
+    written: Column = counts.decoding.copy()
+    if setting.write_back is WriteBack.AT_BIRTH:
+        written[0] = homes.hbm[0] + homes.host_kv[0]
+        return written
+    dying = (homes.host_kv - homes.copies) * counts.death_rate
+    written[:-1] = np.maximum(0.0, homes.host_kv[1:] - homes.host_kv[:-1] + dying[:-1])
+    written[0] += homes.host_kv[0]
+    written[-1] = homes.host_kv[0] if len(written) == 1 else 0.0
+    return written
+
+
+def _written_inputs(plan: Plan, counts: Counts) -> Column:
+    if plan.setting.recompute is not Recompute.ACTIVATIONS_HOST:
+        return np.zeros_like(counts.cached)
+    saved = plan.saved_inputs_tokens
+    written = (counts.cached <= saved) * counts.decoding  # the newborn of step j is the token numbered prompt + j
+    written[0] = min(saved, plan.setting.workload.prompt_tokens)
+    return written
+
+
+def _host_tokens(setting: Setting, homes: Homes, flows: Flows) -> Column:
+    """Tokens whose KV takes host memory: with at_birth all that are kept as KV, else those homed there or on their way."""
+    if setting.write_back is WriteBack.AT_BIRTH:
+        return homes.hbm + homes.host_kv
+    on_their_way = flows.written_kv.copy()
+    on_their_way[0] -= homes.host_kv[0]
+    return homes.host_kv + on_their_way
+
+
+def _staging_bytes(setting: Setting, homes: Homes, flows: Flows) -> Column:
+    """Transient HBM: the ring of fetched layers, a layer's recomputed prefix, and two layers spilled in the prefill."""
+    model, dtype = setting.model, setting.dtype
+    gpu_kv = kv_layer_bytes(model, dtype, setting.kv_format.gpu)
+    native_kv = kv_layer_bytes(model, dtype, KvFormat.NATIVE)
+    inputs = inputs_layer_bytes(model, dtype)
+    ring = flows.fetched_kv * gpu_kv + flows.fetched_inputs * inputs
+    staged = (
+        (setting.prefetch_layers + 1) * ring + flows.reprojected * gpu_kv + flows.forwarded * (native_kv + 2 * inputs)
+    )
+    staged[0] += 2 * (setting.workload.prompt_tokens - homes.hbm[0]) * native_kv
+    return staged
+
+
+@lru_cache(maxsize=256)
+def _state_bytes(attention: Attention, model: ModelSpec, dtype: DType, prompt_tokens: int, steps: int) -> Column:
+    per_token = attention.state_bytes_per_token(model, dtype)
+    cached = range(prompt_tokens, prompt_tokens + steps)
+    return np.array([attention.state_bytes(n, dtype) + per_token * n for n in cached])

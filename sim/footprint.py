@@ -1,0 +1,53 @@
+"""What HBM holds besides the KV cache, and the KV budget that is left."""
+
+from functools import lru_cache
+
+from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat
+
+PREFILL_CHUNK_TOKENS = 8192  # rows that one pass of the prefill takes through a layer; more gain nothing on any card
+
+
+def prefill_rows(sequences: int, prompt_tokens: int) -> int:
+    """Rows of one prefill pass: whole sequences, as many as fit the chunk, at least one."""
+    return prompt_tokens * min(sequences, max(1, PREFILL_CHUNK_TOKENS // prompt_tokens))
+
+
+def workspace_bytes(model: ModelSpec, dtype: DType, sequences: int, prompt_tokens: int) -> int:
+    """Activations of the widest moment: a prefill pass (its feed-forward in chunks) and float32 logits of each sequence."""
+    rows = max(sequences, prefill_rows(sequences, prompt_tokens))
+    attention_row = 2 * model.hidden + 2 * model.query_dim + 2 * model.kv_dim
+    mlp_row = model.intermediate * (2 if model.gated_mlp else 1)
+    activations = rows * attention_row + min(rows, PREFILL_CHUNK_TOKENS) * mlp_row
+    return activations * dtype.size_bytes + sequences * model.vocab * 4
+
+
+@lru_cache(maxsize=256)
+def resident_weight_bytes(model: ModelSpec, dtype: DType, weight_format: WeightFormat, on_host: float) -> int:
+    """Weights in HBM; where a share of each layer is streamed, two layers' worth of it is buffered."""
+    total = model.weight_bytes(dtype, weight_format)
+    streamed = on_host * layer_weight_bytes(model, dtype, weight_format)
+    return round(total - model.layers * streamed + min(2, model.layers) * streamed)
+
+
+@lru_cache(maxsize=256)
+def layer_weight_bytes(model: ModelSpec, dtype: DType, weight_format: WeightFormat) -> float:
+    """Stored bytes of one decoder layer."""
+    rest = model.weight_bytes(dtype) - model.layers * model.layer_parameters * dtype.size_bytes
+    return (model.weight_bytes(dtype, weight_format) - rest) / model.layers
+
+
+def kv_budget_bytes(
+    machine: MachineSpec,
+    model: ModelSpec,
+    dtype: DType,
+    *,
+    sequences: int,
+    prompt_tokens: int,
+    reserve_bytes: int,
+    weight_format: WeightFormat = WeightFormat.NATIVE,
+    weights_on_host: float = 0.0,
+) -> int:
+    """HBM left for all that grows with cached tokens. Negative: that many bytes are missing for the rest alone."""
+    weights = resident_weight_bytes(model, dtype, weight_format, weights_on_host)
+    workspace = workspace_bytes(model, dtype, sequences, prompt_tokens)
+    return machine.gpu.hbm_bytes - reserve_bytes - weights - workspace

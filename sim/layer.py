@@ -1,0 +1,267 @@
+"""What one decoder layer costs in each step: a setting's prices, and the times that its flows take at those prices."""
+
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+from sim.attention import Selector
+from sim.cost import CostModel, Pieces
+from sim.flows import Column, Flows
+from sim.footprint import layer_weight_bytes, prefill_rows
+from sim.kv import inputs_layer_bytes, kv_layer_bytes
+from sim.plan import Mechanism, Placement, Setting
+
+# A layer's GPU operations in order: until its queries are known, attention and what must precede it, the rest.
+QUERY_OPS = ("qkv", "score")
+ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
+REST_OPS = ("select", "out", "mlp", "gather_sms", "launch")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerPrices:
+    """Seconds (and link bytes) of one layer for ``sequences`` at once. ``per_*`` are for each token of one sequence.
+
+    The integer program and the engine read these same numbers.
+    """
+
+    sequences: int
+    qkv_s: float
+    out_s: float
+    mlp_s: float
+    launch_s: float
+    score_s: float
+    score_s_per_cached: float
+    select_s: float
+    select_s_per_kept: float
+    gather_s_per_selected: float
+    convert_s: float
+    convert_s_per_moved: float
+    attention_s_per_kept: float
+    reproject: Pieces
+    forward: Pieces
+    forward_s_per_token_squared: float
+    host_attention: Pieces
+    fetch: Pieces
+    stream: Pieces
+    sm_share: float
+    weight_bytes: float
+    bytes_per_kv: float
+    bytes_per_inputs: float
+    exposed_share: float
+    ahead_share: float
+    recalls: bool
+    head_s: float
+    prefill: dict[str, float]
+
+    @property
+    def fixed_s(self) -> float:
+        """GPU seconds of a decode layer that depend on no token count."""
+        return self.qkv_s + self.out_s + self.mlp_s + self.launch_s + self.score_s + self.select_s + self.convert_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTimes:
+    """Seconds and link bytes of one layer in each step, all columns; row 0 is the prefill.
+
+    ``layer_s`` is from start to end of a layer that waits for no transfer; the CPU attends beside the GPU.
+    ``prefetch_s`` may run ahead of the layer, ``correct_s`` is fetched between its query and its attention.
+    ``head_s`` ends the step.
+    """
+
+    ops: dict[str, Column]
+    query_s: Column
+    attend_s: Column
+    rest_s: Column
+    layer_s: Column
+    host_attention_s: Column
+    prefetch_s: Column
+    correct_s: Column
+    write_s: Column
+    head_s: float
+    prefetch_bytes: Column
+    correct_bytes: Column
+    write_bytes: Column
+    recalls: bool
+
+
+def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPrices:
+    """Price ``setting`` for a wave of ``sequences``."""
+    model, dtype, formats, profile = setting.model, setting.dtype, setting.kv_format, cost.profile
+    gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
+    gemms = _Gemms.of(cost, setting)
+    score_s, score_s_per_cached = _score(cost, setting, sequences)
+    select_s, select_s_per_kept = _select(cost, setting, sequences)
+    gathers = not setting.attention.is_dense and setting.placement is Placement.RECENT
+    quantises = formats.gpu is not type(formats.gpu).NATIVE
+    kv_flops = 4.0 * model.query_dim * sequences
+    guess = setting.guess_hits
+    return LayerPrices(
+        sequences=sequences,
+        qkv_s=gemms.qkv.at_one(sequences),
+        out_s=gemms.out.at_one(sequences),
+        mlp_s=gemms.mlp.at_one(sequences),
+        launch_s=cost.launch_s(profile.kernels_per_layer),
+        score_s=score_s,
+        score_s_per_cached=score_s_per_cached,
+        select_s=select_s,
+        select_s_per_kept=select_s_per_kept,
+        gather_s_per_selected=cost.gather_s(sequences * gpu_kv) if gathers else 0.0,
+        convert_s=cost.elementwise_s(3 * sequences * gpu_kv) + cost.launch_s(1) if quantises else 0.0,
+        convert_s_per_moved=cost.elementwise_s(sequences * (gpu_kv + host_kv))
+        if formats.gpu is not formats.host
+        else 0.0,
+        attention_s_per_kept=cost.attention_s(sequences * gpu_kv, kv_flops, dtype, formats.gpu),
+        reproject=gemms.kv.scaled(sequences),
+        forward=gemms.layer.scaled(sequences),
+        forward_s_per_token_squared=kv_flops / 2 / cost.attention_flop_per_s(dtype),
+        host_attention=cost.host_attention(sequences * host_kv, kv_flops),
+        fetch=cost.transfer(setting.fetch_by),
+        stream=cost.transfer(Mechanism.COPY_ENGINE),
+        sm_share=profile.gather_sm_share if setting.fetch_by is Mechanism.GATHER_KERNEL else 0.0,
+        weight_bytes=setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format),
+        bytes_per_kv=float(sequences * host_kv),
+        bytes_per_inputs=float(sequences * inputs_layer_bytes(model, dtype)),
+        exposed_share=(1.0 if guess is None else 1.0 - guess) if setting.attention.selector.recalls else 0.0,
+        ahead_share=(0.0 if guess is None else 1.0) if setting.attention.selector.recalls else 1.0,
+        recalls=setting.attention.selector.recalls,
+        head_s=gemms.head.at_one(sequences) + profile.step_overhead_s,
+        prefill=_prefill(cost, setting, sequences, gemms),
+    )
+
+
+def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTimes:
+    """Times of every step at ``prices``."""
+    fetched = prices.bytes_per_kv * flows.fetched_kv + prices.bytes_per_inputs * flows.fetched_inputs
+    written = prices.bytes_per_kv * flows.written_kv + prices.bytes_per_inputs * flows.written_inputs
+    ahead, exposed = fetched * prices.ahead_share, fetched * prices.exposed_share
+    streamed = prices.weight_bytes * (flows.cached > 0)
+    ahead_s, exposed_s = prices.fetch.at(ahead), prices.fetch.at(exposed)
+    ops = _gpu_ops(prices, flows, prices.sm_share * (ahead_s + exposed_s))
+    query_s, attend_s, rest_s = (_total(ops, names) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS))
+    h2d_bytes = streamed + ahead + exposed
+    delay_s = cost.duplex_delay_s(h2d_bytes, written)
+    is_exposed = exposed > 0
+    host_attention_s = prices.host_attention.at(flows.host_attended)
+    return LayerTimes(
+        ops=ops,
+        query_s=query_s,
+        attend_s=attend_s,
+        rest_s=rest_s,
+        layer_s=query_s + np.maximum(attend_s, host_attention_s) + rest_s,
+        host_attention_s=host_attention_s,
+        prefetch_s=prices.stream.at(streamed) + ahead_s + delay_s * ~is_exposed,
+        correct_s=exposed_s + delay_s * is_exposed,
+        write_s=prices.stream.at(written) + cost.duplex_delay_s(written, h2d_bytes),
+        head_s=prices.head_s,
+        prefetch_bytes=streamed + ahead,
+        correct_bytes=exposed,
+        write_bytes=written,
+        recalls=prices.recalls,
+    )
+
+
+def _gpu_ops(prices: LayerPrices, flows: Flows, gather_sms_s: Column) -> dict[str, Column]:
+    """Seconds by operation. Streamed weights are fetched in the prefill too, so the SM share is kept in its row."""
+    fixed = np.ones_like(flows.cached)
+    moved = flows.fetched_kv + flows.written_kv
+    forward_s = prices.forward.at(flows.forwarded) + prices.forward_s_per_token_squared * flows.forwarded**2
+    ops = {
+        "qkv": prices.qkv_s * fixed,
+        "score": prices.score_s + prices.score_s_per_cached * flows.cached,
+        "gather": prices.gather_s_per_selected * flows.selected,
+        "convert": prices.convert_s + prices.convert_s_per_moved * moved,
+        "reproject": prices.reproject.at(flows.reprojected),
+        "forward": forward_s,
+        "attention": prices.attention_s_per_kept * (flows.kept - flows.host_attended),
+        "select": prices.select_s + prices.select_s_per_kept * flows.kept,
+        "out": prices.out_s * fixed,
+        "mlp": prices.mlp_s * fixed,
+        "gather_sms": gather_sms_s * fixed,
+        "launch": prices.launch_s * fixed,
+    }
+    for name, seconds in ops.items():
+        seconds[0] = prices.prefill.get(name, 0.0)
+    return ops
+
+
+def _total(ops: dict[str, Column], names: tuple[str, ...]) -> Column:
+    total = ops[names[0]].copy()
+    for name in names[1:]:
+        total += ops[name]
+    return total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Gemms:
+    """One layer's matrix products by rows."""
+
+    qkv: Pieces
+    kv: Pieces
+    out: Pieces
+    mlp: Pieces
+    layer: Pieces
+    head: Pieces
+
+    @classmethod
+    def of(cls, cost: CostModel, setting: Setting) -> "_Gemms":
+        model, dtype, stored = setting.model, setting.dtype, setting.weight_format
+        attention_in = model.query_dim + 2 * model.kv_dim
+        mlp_weights = (3 if model.gated_mlp else 2) * model.intermediate
+        layer_columns = attention_in + model.query_dim + mlp_weights
+        return cls(
+            qkv=cost.gemm(model.hidden, attention_in, dtype, stored),
+            kv=_free_at_zero(cost.gemm(model.hidden, 2 * model.kv_dim, dtype, stored)),
+            out=cost.gemm(model.query_dim, model.hidden, dtype, stored),
+            mlp=cost.gemm(model.hidden, mlp_weights, dtype, stored),
+            layer=_free_at_zero(cost.gemm(model.hidden, layer_columns, dtype, stored)),
+            head=cost.gemm(model.embedding_dim, model.vocab, dtype, type(stored).NATIVE),
+        )
+
+
+def _free_at_zero(pieces: Pieces) -> Pieces:
+    """The same cost, none at all where there is nothing to do."""
+    return Pieces(pieces=pieces.pieces, free_at_zero=True)
+
+
+def _score(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
+    """Constant and per cached token: what selectors with recall read once the query is known (digests, or every key)."""
+    selector, model, dtype = setting.attention.selector, setting.model, setting.dtype
+    if not selector.recalls:
+        return 0.0, 0.0
+    read = setting.attention.state_bytes_per_token(model, dtype) or model.kv_dim * dtype.size_bytes
+    top_k = 16.0  # four passes over float32 scores
+    return cost.launch_s(cost.profile.kernels_per_selection), cost.elementwise_s(sequences * (read + top_k))
+
+
+def _select(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
+    """Constant and per kept token: choosing the next step's tokens from this step's attention weights."""
+    selector = setting.attention.selector
+    if selector not in (Selector.SWA, Selector.H2O):
+        return 0.0, 0.0
+    weights = 2 * setting.model.heads * setting.dtype.size_bytes  # written by attention, read to be summed over heads
+    history = (
+        2 * setting.dtype.size_bytes if selector is Selector.SWA else 8
+    )  # newest row in, oldest out; or a running sum
+    top_k = 16.0
+    per_kept_s = cost.elementwise_s(sequences * (weights + history + top_k))
+    return cost.launch_s(cost.profile.kernels_per_selection), per_kept_s
+
+
+def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: _Gemms) -> dict[str, float]:
+    """One layer of the prefill, all its passes together; causal attention needs half the square."""
+    model, dtype, prompt = setting.model, setting.dtype, setting.workload.prompt_tokens
+    rows = prefill_rows(sequences, prompt)
+    passes = ceil(sequences * prompt / rows)
+    mean_rows = sequences * prompt / passes
+    flops = 2.0 * sequences * model.query_dim * prompt**2
+    kv_bytes = sequences * prompt * kv_layer_bytes(model, dtype, setting.kv_format.gpu)
+    quantises = not setting.kv_format.are_native
+    return {
+        "qkv": passes * gemms.qkv.at_one(mean_rows),
+        "attention": flops / cost.attention_flop_per_s(dtype),
+        "convert": cost.elementwise_s(3 * kv_bytes) if quantises else 0.0,
+        "out": passes * gemms.out.at_one(mean_rows),
+        "mlp": passes * gemms.mlp.at_one(mean_rows),
+        "launch": passes * cost.launch_s(cost.profile.kernels_per_layer),
+    }
