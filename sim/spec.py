@@ -113,7 +113,7 @@ class ModelSpec:
     """A decoder's shape. ``positions`` counts rows of a learned position table (0 with rotary encoding).
 
     ``embedding_dim`` differs from ``hidden`` only where the embedding is projected (OPT-350M).
-    ``norm_parameters`` is per normalised row: 2 x hidden with a bias (LayerNorm), 1 x without (RMSNorm).
+    Norms carry a bias (LayerNorm) or none (RMSNorm).
     """
 
     name: str
