@@ -27,6 +27,8 @@ class Counts:
     local window, with ``resident`` all but the selected ones too. Of those that are, each step fetches the share
     ``fetch_rate`` when picks fall on every age alike (dense: all; ``recent``: the selected among the older tokens;
     ``resident``: the newly selected among those that the step before left out), and ``death_rate`` die at its end.
+    ``copy_rate`` is how many copies stay in HBM for each token that is off it: what was fetched stays until it is
+    deselected, 1 / turnover steps later.
     """
 
     cached: Column
@@ -37,6 +39,7 @@ class Counts:
     pool: Column
     fetch_rate: Column
     death_rate: Column
+    copy_rate: Column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +85,11 @@ def flows_of(plan: Plan, homes: Homes) -> Flows:
     """Traffic of ``plan``, whose homes are given as columns, that its access profile leads to expect."""
     setting, counts = plan.setting, counts_of(plan.setting)
     fetched = _fetched_tokens(setting, homes, counts)
-    off_hbm = homes.host_kv + homes.activations
-    reprojected = fetched * _ratio(homes.activations, off_hbm)
-    host_kv = fetched - reprojected
     none = np.zeros_like(fetched)
+    reprojected = none
+    if setting.recompute.from_activations:
+        reprojected = fetched * _ratio(homes.activations, homes.host_kv + homes.activations)
+    host_kv = fetched - reprojected
     return Flows(
         cached=counts.cached,
         kept=counts.local + counts.selected,
@@ -105,23 +109,31 @@ def occupancy_of(plan: Plan, homes: Homes, flows: Flows) -> Occupancy:
     setting, counts = plan.setting, counts_of(plan.setting)
     model, dtype, formats = setting.model, setting.dtype, setting.kv_format
     gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
-    inputs = inputs_layer_bytes(model, dtype)
     slots = homes.hbm + homes.copies
-    saved_inputs = np.maximum(0.0, np.minimum(counts.cached, plan.saved_inputs_tokens) - homes.dropped) * inputs
     hbm = slots * gpu_kv + held_state_bytes(setting)
     hbm += (counts.cached - counts.dead - slots) * setting.attention.offloaded_state_bytes_per_token(model, dtype)
     host = _host_tokens(setting, homes, flows) * host_kv
-    if setting.recompute is Recompute.ACTIVATIONS_HBM:
-        hbm += saved_inputs
-    elif setting.recompute is Recompute.ACTIVATIONS_HOST:
-        host += saved_inputs
+    if setting.recompute.from_activations:
+        holder = hbm if setting.recompute is Recompute.ACTIVATIONS_HBM else host
+        saved_tokens = np.minimum(counts.cached, plan.saved_inputs_tokens) - homes.dropped
+        holder += np.maximum(0.0, saved_tokens) * inputs_layer_bytes(model, dtype)
     return Occupancy(hbm=model.layers * hbm + _staging_bytes(setting, homes, flows), host=model.layers * host)
 
 
 def home_columns(homes: TokenHomes) -> Homes:
     """The rows of ``homes`` as float columns."""
-    table = np.array((homes.hbm, homes.host_kv, homes.activations, homes.dropped, homes.copies), dtype=np.float64)
-    return Homes(hbm=table[0], host_kv=table[1], activations=table[2], dropped=table[3], copies=table[4])
+    return Homes(
+        hbm=_column(homes.hbm),
+        host_kv=_column(homes.host_kv),
+        activations=_column(homes.activations),
+        dropped=_column(homes.dropped),
+        copies=_column(homes.copies),
+    )
+
+
+def _column(tokens: tuple[int, ...]) -> Column:
+    """Most plans leave some homes empty, and zeros need no conversion."""
+    return np.array(tokens, dtype=np.float64) if any(tokens) else np.zeros(len(tokens))
 
 
 def counts_of(setting: Setting) -> Counts:
@@ -149,10 +161,11 @@ def _count_columns(
     )
     cached, local, selected, dead = columns
     decoding = (np.arange(steps) > 0).astype(np.float64)
-    pool, picks = cached - dead - local, selected
+    pool, picks, copies = cached - dead - local, selected, np.zeros(steps)
     if placement is Placement.RESIDENT:
         turnover = np.array([access.turnover(share) for share in (local + selected) / cached])
         pool, picks = pool - selected, selected * turnover
+        copies = selected * np.minimum(np.arange(steps) * turnover, 1.0)
     return Counts(
         cached=cached,
         local=local,
@@ -162,6 +175,7 @@ def _count_columns(
         pool=cached - 1 if attention.is_dense else pool,
         fetch_rate=decoding if attention.is_dense else _ratio(picks, pool) * decoding,
         death_rate=_ratio(np.diff(dead, append=dead[-1]), pool),
+        copy_rate=_ratio(copies, pool),
     )
 
 
@@ -181,14 +195,19 @@ def _ratio(part: Column, whole: Column) -> Column:
 def _written_kv(setting: Setting, homes: Homes, counts: Counts) -> Column:
     """KV that crosses to the host during each step: newborn tokens, or those whose home is the host from the next row on.
 
-    Where a token on the host dies, another one that has just left HBM takes its place.
+    Where a token on the host dies or moves further out, another one that has just left HBM takes its place.
     """
     written: Column = counts.decoding.copy()
     if setting.write_back is WriteBack.AT_BIRTH:
         written[0] = homes.hbm[0] + homes.host_kv[0]
         return written
-    dying = (homes.host_kv - homes.copies) * counts.death_rate
-    written[:-1] = np.maximum(0.0, homes.host_kv[1:] - homes.host_kv[:-1] + dying[:-1])
+    dying = counts.death_rate * (1 - _ratio(homes.copies, homes.host_kv + homes.activations))
+    staying = homes.host_kv * (1 - dying)
+    if setting.recompute is not Recompute.NONE:
+        beyond = homes.activations + homes.dropped - counts.dead
+        moved_on = np.maximum(0.0, beyond[1:] - (beyond - homes.activations * dying)[:-1])
+        staying[:-1] = np.maximum(0.0, staying[:-1] - moved_on)
+    written[:-1] = np.maximum(0.0, homes.host_kv[1:] - staying[:-1])
     written[0] += homes.host_kv[0]
     written[-1] = homes.host_kv[0] if len(written) == 1 else 0.0
     return written

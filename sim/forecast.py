@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from math import ceil
 
-import numpy as np
-
 from sim.cost import CostModel
 from sim.flows import Column, Flows, Occupancy, flows_of, home_columns, occupancy_of
 from sim.footprint import layer_weight_bytes, resident_weight_bytes, workspace_bytes
@@ -12,6 +10,7 @@ from sim.layer import LayerTimes, layer_prices, layer_times
 from sim.outcome import Outcome, Utilisation
 from sim.pipeline import fill_seconds, step_seconds
 from sim.plan import Plan, Setting
+from sim.recording import RecordedSelection, replayed_flows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,10 +41,10 @@ class Forecast:
         return _outcome(self)
 
 
-def forecast(plan: Plan, cost: CostModel) -> Forecast:
-    """Price every step of ``plan``."""
+def forecast(plan: Plan, cost: CostModel, *, recording: RecordedSelection | None = None) -> Forecast:
+    """Price every step of ``plan``: with the traffic to expect, or with that of a recorded selection."""
     homes = home_columns(plan.homes)
-    flows = flows_of(plan, homes)
+    flows = flows_of(plan, homes) if recording is None else replayed_flows(plan, recording)
     sizes = dict.fromkeys(plan.setting.wave_sizes)
     waves = tuple(_wave(plan.setting, flows, cost, size) for size in sizes)
     return Forecast(plan=plan, flows=flows, occupancy=occupancy_of(plan, homes, flows), waves=waves)
@@ -115,18 +114,8 @@ def _busy_gpu_s(times: LayerTimes, layers: int) -> float:
     return layers * float(layer_s.sum()) + times.head_s * len(layer_s)
 
 
-def capacity_violations(priced: Forecast) -> tuple[str, ...]:
-    """What a plan overflows: one line for each memory, with the step and the bytes that are missing there."""
-    setting = priced.plan.setting
+def over_capacity(priced: Forecast) -> tuple[Column, Column]:
+    """Bytes that each step needs beyond the KV budget, and beyond what the host has, [step]; negative where there is room."""
+    setting, held = priced.plan.setting, priced.occupancy
     host_bytes = setting.machine.host.usable_bytes - static_host_bytes(setting)
-    limits = (
-        ("HBM", priced.occupancy.hbm, setting.kv_budget_bytes),
-        ("host memory", priced.occupancy.host, host_bytes),
-    )
-    lines = []
-    for name, used, limit in limits:
-        excess = setting.concurrency * used - limit
-        if np.any(excess > 0):
-            step = int(np.argmax(excess))
-            lines.append(f"{name} overflows at step {step} by {ceil(excess[step])} bytes of {limit} for KV")
-    return tuple(lines)
+    return setting.concurrency * held.hbm - setting.kv_budget_bytes, setting.concurrency * held.host - host_bytes

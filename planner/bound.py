@@ -1,0 +1,284 @@
+"""The least time that a setting could take: every step by itself, free to move its tokens anew.
+
+What couples the steps (homes only move outward, inputs are saved from birth, evictions cross the link) is left out, and
+of the paths through a step only the two that weigh most are kept, so no plan of the setting is faster.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.coefficients import Coefficients, Timing
+from sim.flows import Column, counts_of
+
+SAVED_CASES = 4  # of how many tokens have their inputs saved, to begin with
+NARROW_SHARE = 0.1  # a case this narrow, relative to its upper end, or narrower than a token, is not halved
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Case:
+    """Between ``fewest`` and ``most`` tokens have their inputs saved at birth."""
+
+    fewest: float
+    most: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Spill:
+    """At the steps that overflow HBM: the tokens off it, by ``second`` (tokens that are recomputed), between two limits.
+
+    ``kv`` tokens are ``kv_base`` + ``kv_slope`` * second. [overflowing step] each.
+    """
+
+    steps: NDArray[np.intp]
+    kv_base: Column
+    kv_slope: Column
+    lowest: Column
+    highest: Column
+
+
+def least_bound(problem: Coefficients, judge: Callable[[tuple[Column, ...]], float]) -> float:
+    """What no plan of the setting beats, as ``judge`` sums its steps (given for each wave size, [step]); inf if none fits."""
+    last = float(counts_of(problem.setting).cached[-1])
+    if not _is_coupled(problem, last):
+        return _case_bound(problem, _Case(fewest=0.0, most=last), judge)
+    edges = [last * share / SAVED_CASES for share in range(SAVED_CASES + 1)]
+    cases = [_Case(fewest=low, most=high) for low, high in pairwise(edges)]
+    queue = [(_case_bound(problem, case, judge), case) for case in cases]
+    while True:  # halve the case that looks best until it is narrow: how many inputs are saved then hardly matters
+        queue.sort(key=lambda entry: entry[0])
+        bound, best = queue[0]
+        if bound == float("inf") or best.most - best.fewest <= max(1.0, NARROW_SHARE * best.most):
+            return bound
+        middle = (best.fewest + best.most) / 2
+        halves = (_Case(fewest=best.fewest, most=middle), _Case(fewest=middle, most=best.most))
+        queue[:1] = [(max(bound, _case_bound(problem, case, judge)), case) for case in halves]
+
+
+def _is_coupled(problem: Coefficients, tokens: float) -> bool:
+    """Saved inputs take room from birth and so couple the steps; it matters where that room is short."""
+    memory = problem.memory
+    short_host = memory.host_per_saved * tokens + float(memory.host_by_kv[-1]) * tokens > memory.host_budget
+    return problem.uses_inputs and (memory.hbm_per_saved > 0 or short_host)
+
+
+def _case_bound(problem: Coefficients, case: _Case, judge: Callable[[tuple[Column, ...]], float]) -> float:
+    spill = _spill(problem, case)
+    if np.any(spill.lowest > spill.highest + 1e-9):
+        return float("inf")
+    return judge(tuple(_step_bound(problem, timing, spill) for timing in problem.timings))
+
+
+def _spill(problem: Coefficients, case: _Case) -> _Spill:
+    """Freeing just what is needed is cheapest, so a step's choice is one number: how many tokens are recomputed."""
+    memory, counts = problem.memory, counts_of(problem.setting)
+    saved = np.maximum(0.0, np.minimum(counts.cached, case.fewest) - counts.dead)
+    need_all = memory.hbm_all_in + memory.hbm_per_saved * saved - memory.hbm_budget
+    host_all = memory.host_all_in + memory.host_per_saved * saved
+    steps = np.flatnonzero((need_all > 0) | (host_all > memory.host_budget))
+    need, kv_frees = np.maximum(need_all[steps], 0.0), memory.freed_by_kv[steps]
+    copied = 1 + counts.copy_rate[steps]
+    second_frees, most = _second_home(problem, steps)
+    most = np.minimum(most, np.maximum(0.0, case.most - counts.dead[steps]) / copied)
+    kv_base, kv_slope, lowest, highest = _whole_tokens(need, kv_frees, second_frees, most)
+    pool = counts.cached[steps] - 1 if problem.uses_forward else counts.pool[steps]
+    host_kv = memory.host_by_kv[steps] + memory.host_per_written * counts.death_rate[steps]
+    host_second = memory.host_by_forward[steps] if problem.uses_forward else memory.host_by_inputs[steps]
+    for base, slope, limit in (
+        (kv_base, kv_slope + 1, pool),
+        (host_all[steps] + host_kv * kv_base, host_kv * kv_slope + host_second, memory.host_budget),
+    ):
+        lowest, highest = _within(lowest, highest, base - limit, slope)
+    return _Spill(steps=steps, kv_base=kv_base, kv_slope=kv_slope, lowest=lowest, highest=highest)
+
+
+def _whole_tokens(
+    need: Column, kv_frees: Column, second_frees: Column, most: Column
+) -> tuple[Column, Column, Column, Column]:
+    """Base and slope of the kv tokens, and the limits of the recomputed ones, so that ``need`` bytes are freed.
+
+    Tokens are whole, so at least need / (most that one frees), rounded up, must go; of the two lines the higher counts.
+    """
+    count = np.ceil(need / np.maximum(np.maximum(kv_frees, second_frees), 1e-9) - 1e-9)
+    helps = (kv_frees > 0) | (need == 0)
+    kv_base = np.divide(need, kv_frees, out=np.zeros_like(need), where=kv_frees > 0)
+    kv_slope = -np.divide(second_frees, kv_frees, out=np.zeros_like(need), where=kv_frees > 0)
+    middle = np.minimum(most, count) / 2
+    whole = helps & (count - middle > kv_base + kv_slope * middle)
+    kv_base, kv_slope = np.where(whole, count, kv_base), np.where(whole, -np.sign(second_frees), kv_slope)
+    enough = np.divide(need, second_frees, out=np.full_like(need, np.inf), where=second_frees > 0)
+    enough = np.where(whole, count, enough) * (need > 0) if len(need) else enough
+    lowest = np.where(helps, 0.0, enough)
+    return kv_base, kv_slope, lowest, np.minimum(most, np.where(need > 0, enough, most))
+
+
+def _second_home(problem: Coefficients, steps: NDArray[np.intp]) -> tuple[Column, Column]:
+    """Bytes that one recomputed token frees in HBM, and how many there may be."""
+    memory, setting = problem.memory, problem.setting
+    if problem.uses_inputs:
+        return memory.freed_by_inputs[steps], counts_of(setting).pool[steps]
+    if problem.uses_forward:
+        return memory.freed_by_forward[steps], np.full(len(steps), float(setting.workload.prompt_tokens))
+    return np.zeros(len(steps)), np.zeros(len(steps))
+
+
+def _within(lowest: Column, highest: Column, base: Column, slope: Column) -> tuple[Column, Column]:
+    """Tighten the limits of x so that base + slope * x <= 0; an empty range comes out with lowest > highest."""
+    slack = 1e-9 * np.abs(base)
+    at = -np.divide(base, slope, out=np.zeros_like(base), where=slope != 0)
+    lowest = np.where(slope < 0, np.maximum(lowest, at), lowest)
+    highest = np.where(slope > 0, np.minimum(highest, at), highest)
+    hopeless = (slope == 0) & (base > slack)
+    return lowest, np.where(hopeless, -np.inf, highest)
+
+
+def still_bound(problem: Coefficients) -> tuple[Column, ...]:
+    """Seconds of each step for each wave size if all fitted HBM, [step] each: no home elsewhere is faster."""
+    return tuple(_still_s(problem, timing) for timing in problem.timings)
+
+
+def fits(problem: Coefficients) -> bool:
+    """Every step has room for all living tokens in HBM."""
+    return not np.any(problem.memory.hbm_all_in > problem.memory.hbm_budget)
+
+
+def _still_s(problem: Coefficients, timing: Timing) -> Column:
+    still, layers = timing.still, problem.setting.model.layers
+    longest: Column = np.maximum(
+        layers * still.layer_s + np.maximum(still.head_s, still.write_s), still.layer_s + layers * still.write_s
+    )
+    return longest
+
+
+def _step_bound(problem: Coefficients, timing: Timing, spill: _Spill) -> Column:
+    """The base of every step, raised where HBM overflows."""
+    step_s = _still_s(problem, timing)
+    steps = spill.steps
+    if len(steps):
+        lines = _lines(timing, spill)
+        if problem.uses_inputs or problem.uses_forward:
+            spilled_s = _shared(problem, timing, spill, lines)
+        else:
+            spilled_s = _fixed(problem, timing, spill, lines)
+        step_s[steps] = np.maximum(step_s[steps], spilled_s)
+        if steps[0] == 0:
+            step_s[0] = max(step_s[0], _prefill_write_s(problem, timing, spill))
+    return step_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lines:
+    """Fetch and GPU seconds of a layer, as base and slope in the recomputed tokens; what recomputing costs is apart."""
+
+    fetch_base: Column
+    fetch_slope: Column
+    gpu_base: Column
+    gpu_slope: Column
+
+
+def _lines(timing: Timing, spill: _Spill) -> _Lines:
+    steps, (setup_s, per_byte_s) = spill.steps, timing.prices.fetch.pieces[-1]
+    by_kv, by_second = timing.h2d_bytes_by_kv[steps], timing.h2d_bytes_by_inputs[steps]
+    bytes_base, bytes_slope = by_kv * spill.kv_base, by_kv * spill.kv_slope + by_second
+    surely = (by_second > 0) | (spill.highest <= 0)  # else all tokens may be recomputed without the link
+    fetch_base = setup_s * ((bytes_base > 0) & surely) + per_byte_s * bytes_base
+    gpu_by_kv, share = timing.gpu_s_by_kv[steps], timing.prices.sm_share
+    return _Lines(
+        fetch_base=fetch_base,
+        fetch_slope=per_byte_s * bytes_slope,
+        gpu_base=timing.still.layer_s[steps] + gpu_by_kv * spill.kv_base + share * fetch_base,
+        gpu_slope=gpu_by_kv * spill.kv_slope + share * per_byte_s * bytes_slope,
+    )
+
+
+def _fixed(problem: Coefficients, timing: Timing, spill: _Spill, lines: _Lines) -> Column:
+    """Nothing can be recomputed: what is fetched is known, so every path through the step counts."""
+    layers, depth, head_s = problem.setting.model.layers, problem.setting.prefetch_layers, timing.prices.head_s
+    fetch_s, gpu_s = lines.fetch_base, lines.gpu_base
+    if timing.prices.recalls:
+        return layers * (gpu_s + fetch_s) + head_s
+    after_s = timing.still.layer_s[spill.steps] - timing.still.query_s[spill.steps]
+    following_s = np.append(fetch_s[1:], 0.0)
+    computed_s = np.maximum(layers * gpu_s, (layers - depth) * fetch_s + after_s) + head_s
+    longest: Column = np.maximum(computed_s, (layers - depth) * np.maximum(gpu_s, fetch_s) + depth * following_s)
+    return longest
+
+
+def _shared(problem: Coefficients, timing: Timing, spill: _Spill, lines: _Lines) -> Column:
+    """Tokens are shared between fetching and recomputing, so that both take equally long or a limit is hit.
+
+    A step is at least any mean of its paths, weight m on computing, L c + head, and 1 - m on fetching, either
+    (L - D) f + attend + rest + head or (L - D) f + D f'. Summed over the steps, each f stands by itself, and the best
+    mean is the one that makes a step's choice indifferent (weak duality: any m gives a bound).
+    """
+    pieces = timing.prices.reproject.pieces if problem.uses_inputs else timing.prices.forward.pieces
+    rows = timing.rows_by_inputs[spill.steps] if problem.uses_inputs else np.ones(len(spill.steps))
+    best: Column = np.zeros(len(spill.steps))
+    for constant_s, per_row_s in pieces:
+        layer = _Line(lines.gpu_base + constant_s, lines.gpu_slope + per_row_s * rows)
+        fetch = _Line(lines.fetch_base, lines.fetch_slope)
+        best = np.maximum(best, _mean_of_paths(problem, timing, spill, layer, fetch, constant_s))
+    return best
+
+
+def _mean_of_paths(
+    problem: Coefficients, timing: Timing, spill: _Spill, layer: "_Line", fetch: "_Line", constant_s: float
+) -> Column:
+    """The bound for one piece of the recomputation's price; ``constant_s`` of it is saved where nothing is recomputed."""
+    layers, depth, head_s = problem.setting.model.layers, problem.setting.prefetch_layers, timing.prices.head_s
+    lowest, highest = spill.lowest, np.maximum(spill.lowest, spill.highest)
+    if timing.prices.recalls:
+        total = _Line(layers * (layer.base + fetch.base) + head_s, layers * (layer.slope + fetch.slope))
+        none = np.where(lowest > 0, np.inf, total.base - layers * constant_s)
+        return np.minimum(np.minimum(total.at(lowest), total.at(highest)), none)
+    query_s = timing.still.query_s[spill.steps]
+    compute = _Line(layers * layer.base + head_s, layers * layer.slope)
+    finished = _Line(layer.base - query_s + head_s, layer.slope)  # attend, rest and head, behind the last fetch
+    ahead = finished.at(lowest) < depth * fetch.at(lowest)
+    behind = _Line(np.where(ahead, 0.0, finished.base), np.where(ahead, 0.0, finished.slope))
+    fetched = _Line((layers - depth) * fetch.base + behind.base, (layers - depth) * fetch.slope + behind.slope)
+    fetched_whole = _Line(fetched.base + ahead * depth * fetch.base, fetched.slope + ahead * depth * fetch.slope)
+    mean = _indifferent(compute, fetched_whole, lowest, highest)
+    before = np.concatenate(([0.0], ((1 - mean) * ahead * depth)[:-1]))  # of the step before, paid by this one's fetch
+    total = _Line(
+        mean * compute.base + (1 - mean) * fetched.base + before * fetch.base,
+        mean * compute.slope + (1 - mean) * fetched.slope + before * fetch.slope,
+    )
+    fetched_none = fetched.base - np.where(ahead, 0.0, constant_s)
+    mean_none = mean * (compute.base - layers * constant_s) + (1 - mean) * fetched_none
+    none = np.where(lowest > 0, np.inf, np.maximum(mean_none, fetched_none) + before * fetch.base)
+    return np.minimum(np.minimum(total.at(lowest), total.at(highest)), none)
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Seconds, linear in the recomputed tokens."""
+
+    base: Column
+    slope: Column
+
+    def at(self, tokens: Column) -> Column:
+        return self.base + self.slope * tokens
+
+
+def _indifferent(compute: _Line, fetched: _Line, lowest: Column, highest: Column) -> Column:
+    """The weight of computing that makes the mean independent of the choice; all or nothing where a limit is hit."""
+    gap = compute.slope - fetched.slope
+    even = np.divide(fetched.base - compute.base, gap, out=np.zeros_like(gap), where=gap > 0)
+    balanced = np.clip(-np.divide(fetched.slope, gap, out=np.zeros_like(gap), where=gap > 0), 0.0, 1.0)
+    at = np.clip(even, lowest, highest)
+    longer = (compute.at(at) >= fetched.at(at)).astype(np.float64)
+    mean: Column = np.where((even > lowest) & (even < highest), balanced, longer)
+    return mean
+
+
+def _prefill_write_s(problem: Coefficients, timing: Timing, spill: _Spill) -> float:
+    """Prefill that overflows: what must cross to the host behind the first layer."""
+    per_byte_s = timing.prices.stream.pieces[-1][1]
+    ends = (spill.lowest[0], max(spill.lowest[0], spill.highest[0]))
+    tokens = [(spill.kv_base[0] + spill.kv_slope[0] * x, x) for x in ends]
+    moved = min(timing.d2h_bytes_by_written * max(kv, 0.0) + timing.d2h_bytes_by_saved * x for kv, x in tokens)
+    return float(timing.still.layer_s[0] + problem.setting.model.layers * per_byte_s * moved)

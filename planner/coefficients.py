@@ -1,0 +1,161 @@
+"""A setting's costs and bytes as affine functions of the tokens off HBM: what bound and integer program both read.
+
+Variables, in tokens of one sequence at one step: ``kv`` (KV on the host only), ``inputs`` (kept as layer inputs only) and
+``forward`` (dropped, computed again from token ids). Every number comes from ``sim``; nothing is priced here.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.cost import CostModel
+from sim.flows import Column, Flows, counts_of, held_state_bytes
+from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
+from sim.layer import LayerPrices, LayerTimes, layer_prices, layer_times
+from sim.plan import Recompute, Setting, WriteBack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of one sequence, [step]: all in HBM, what a token off it frees there, and what it takes on the host."""
+
+    hbm_all_in: Column
+    freed_by_kv: Column
+    freed_by_inputs: Column
+    freed_by_forward: Column
+    hbm_budget: float
+    host_all_in: Column
+    host_by_kv: Column
+    host_by_inputs: Column
+    host_by_forward: Column
+    host_per_written: float
+    host_per_saved: float
+    hbm_per_saved: float
+    host_budget: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Seconds of one layer of a wave, [step]: with everything in HBM (``still``), and for each token off it."""
+
+    sequences: int
+    prices: LayerPrices
+    still: LayerTimes
+    h2d_bytes_by_kv: Column
+    h2d_bytes_by_inputs: Column
+    rows_by_inputs: Column
+    gpu_s_by_kv: Column
+    gpu_s_by_written: float
+    d2h_bytes_by_written: float
+    d2h_bytes_by_saved: float
+    duplex_s_per_byte: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coefficients:
+    """All that a program over the token homes of ``setting`` needs; one ``Timing`` for each distinct wave size."""
+
+    setting: Setting
+    memory: Memory
+    timings: tuple[Timing, ...]
+    repeats: tuple[int, ...]
+
+    @property
+    def uses_inputs(self) -> bool:
+        return self.setting.recompute.from_activations
+
+    @property
+    def uses_forward(self) -> bool:
+        return self.setting.recompute is Recompute.TOKENS
+
+    @property
+    def steps(self) -> int:
+        return self.setting.workload.output_tokens
+
+
+def coefficients_of(setting: Setting, cost: CostModel) -> Coefficients:
+    """Read the affine pieces of ``setting`` off the cost model."""
+    sizes = setting.wave_sizes
+    still = _still_flows(setting)
+    distinct = tuple(dict.fromkeys(sizes))
+    return Coefficients(
+        setting=setting,
+        memory=_memory(setting),
+        timings=tuple(_timing(setting, cost, size, still) for size in distinct),
+        repeats=tuple(sizes.count(size) for size in distinct),
+    )
+
+
+def _still_flows(setting: Setting) -> Flows:
+    """Everything in HBM: nothing is fetched; newborn tokens are written where the setting says so."""
+    counts = counts_of(setting)
+    none = np.zeros_like(counts.cached)
+    written = none
+    if setting.write_back is WriteBack.AT_BIRTH:
+        written = counts.decoding.copy()
+        written[0] = counts.cached[0] - counts.dead[0]
+    return Flows(
+        cached=counts.cached,
+        kept=counts.local + counts.selected,
+        selected=counts.selected,
+        fetched_kv=none,
+        fetched_inputs=none,
+        reprojected=none,
+        forwarded=none,
+        host_attended=none,
+        written_kv=written,
+        written_inputs=none,
+    )
+
+
+def _memory(setting: Setting) -> Memory:
+    model, dtype, counts = setting.model, setting.dtype, counts_of(setting)
+    layers, ring = model.layers, setting.prefetch_layers + 1
+    gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (setting.kv_format.gpu, setting.kv_format.host))
+    native_kv, inputs = kv_layer_bytes(model, dtype, KvFormat.NATIVE), inputs_layer_bytes(model, dtype)
+    from_host = setting.recompute is Recompute.ACTIVATIONS_HOST
+    slot = gpu_kv - setting.attention.offloaded_state_bytes_per_token(model, dtype)
+    rate, living = counts.fetch_rate, counts.cached - counts.dead
+    spilled = np.zeros_like(rate)
+    spilled[0] = 2 * native_kv  # two layers of what the prefill spills
+    hbm_all_in = layers * (living * gpu_kv + held_state_bytes(setting))
+    hbm_all_in[0] += 2 * native_kv * counts.dead[0]
+    at_birth = setting.write_back is WriteBack.AT_BIRTH
+    homes_per_token = 1 + counts.copy_rate
+    return Memory(
+        hbm_all_in=hbm_all_in,
+        freed_by_kv=layers * slot - ring * rate * gpu_kv - spilled,
+        freed_by_inputs=layers * slot - rate * (gpu_kv + (ring * inputs if from_host else 0)) - spilled,
+        freed_by_forward=layers * gpu_kv - (native_kv + 2 * inputs) * counts.decoding - spilled,
+        hbm_budget=setting.kv_budget_bytes / setting.concurrency,
+        host_all_in=layers * host_kv * living if at_birth else np.zeros_like(rate),
+        host_by_kv=np.zeros_like(rate) if at_birth else layers * host_kv * homes_per_token,
+        host_by_inputs=-layers * host_kv * homes_per_token if at_birth else np.zeros_like(rate),
+        host_by_forward=np.full_like(rate, -layers * host_kv if at_birth else 0.0),
+        host_per_written=0.0 if at_birth else float(layers * host_kv),
+        host_per_saved=float(layers * inputs) if from_host else 0.0,
+        hbm_per_saved=float(layers * inputs) if setting.recompute is Recompute.ACTIVATIONS_HBM else 0.0,
+        host_budget=setting.machine.host.usable_bytes / setting.concurrency,
+    )
+
+
+def _timing(setting: Setting, cost: CostModel, sequences: int, still: Flows) -> Timing:
+    prices = layer_prices(cost, setting, sequences)
+    rate = counts_of(setting).fetch_rate
+    from_host = setting.recompute is Recompute.ACTIVATIONS_HOST
+    h2d_by_kv = rate * prices.bytes_per_kv
+    h2d_by_inputs = rate * prices.bytes_per_inputs if from_host else np.zeros_like(rate)
+    kept = cost.profile.link_duplex_efficiency
+    return Timing(
+        sequences=sequences,
+        prices=prices,
+        still=layer_times(prices, still, cost),
+        h2d_bytes_by_kv=h2d_by_kv,
+        h2d_bytes_by_inputs=h2d_by_inputs,
+        rows_by_inputs=rate,
+        gpu_s_by_kv=rate * prices.convert_s_per_moved,
+        gpu_s_by_written=prices.convert_s_per_moved,
+        d2h_bytes_by_written=prices.bytes_per_kv,
+        d2h_bytes_by_saved=prices.bytes_per_inputs if from_host else 0.0,
+        duplex_s_per_byte=(1 - kept) / (cost.link_bytes_per_s * kept),
+    )
