@@ -57,8 +57,8 @@ def spilling_settings(setting: Setting, request: Request) -> Iterator[Setting]:
         yield replace(setting, placement=placement, kv_format=formats, recompute=source)
 
 
-def kv_budget(request: Request, concurrency: int) -> int:
-    """HBM for KV pools when ``concurrency`` sequences run; what the user set, if that."""
+def kv_budget(request: Request, concurrency: int, weights_on_host: float = 0.0) -> int:
+    """HBM for KV pools when ``concurrency`` sequences run: what is left, or the user's budget if that is less."""
     left = kv_budget_bytes(
         request.machine,
         request.model,
@@ -67,6 +67,7 @@ def kv_budget(request: Request, concurrency: int) -> int:
         prompt_tokens=request.workload.prompt_tokens,
         reserve_bytes=int(request.profile.reserve_bytes),
         weight_format=request.weight_format,
+        weights_on_host=weights_on_host,
     )
     return left if request.kv_budget_bytes is None else min(left, request.kv_budget_bytes)
 

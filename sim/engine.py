@@ -6,36 +6,33 @@ keeps is written in ``sim.pipeline``, which states in closed form what should co
 
 from dataclasses import fields
 
+import numpy as np
 from simpy import Environment
 
 from sim.cost import CostModel
-from sim.flows import Column, flows_of, home_columns, occupancy_of
+from sim.flows import Column
 from sim.forecast import static_hbm_bytes, static_host_bytes
-from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices, layer_times
+from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes
 from sim.machine import CapacityExceeded, Pool, Process, Progress, Stream
 from sim.plan import Plan
+from sim.recording import RecordedSelection
 from sim.trace import Level, Resource, Span, Tier, Trace, WaveTrace
+from sim.waves import WaveLoad, wave_loads
 
 __all__ = ["CapacityExceeded", "simulate"]
 
 
-def simulate(plan: Plan, cost: CostModel, *, ops: bool = False) -> Trace:
-    """Run ``plan`` and return what happened; ``ops`` records each GPU operation instead of each layer.
+def simulate(plan: Plan, cost: CostModel, *, recording: RecordedSelection | None = None, ops: bool = False) -> Trace:
+    """Run ``plan`` and return what happened: with the traffic to expect, or with that of a recorded selection.
+
+    ``ops`` records each GPU operation instead of each layer.
 
     Waves of the same size do the same, so each distinct one runs once and is counted as often as it occurs.
     Raises CapacityExceeded at the first step that does not fit.
     """
     setting = plan.setting
-    homes = home_columns(plan.homes)
-    flows = flows_of(plan, homes)
-    occupancy = occupancy_of(plan, homes, flows)
-    sizes = setting.wave_sizes
-    waves = []
-    for sequences in dict.fromkeys(sizes):
-        times = layer_times(layer_prices(cost, setting, sequences), flows, cost)
-        held = (sequences * occupancy.hbm, sequences * occupancy.host)
-        run = _WaveRun(plan, times, ops)
-        waves.append(run.trace(sequences, sizes.count(sequences), *(column.tolist() for column in held)))
+    _, loads = wave_loads(plan, cost, recording)
+    waves = [_WaveRun(plan, load.times, ops).trace(load, setting.wave_sizes.count(load.sequences)) for load in loads]
     return Trace(
         source=f"simulated with profile {cost.profile.name}",
         output_tokens=setting.workload.output_tokens,
@@ -53,8 +50,7 @@ class _WaveRun:
         self.layers = plan.setting.model.layers
         self.depth = plan.setting.prefetch_layers
         self.times = {name: value.tolist() for name, value in _columns(times).items()}
-        self.ops = {name: seconds.tolist() for name, seconds in times.ops.items()}
-        self.head_s = times.head_s
+        self.ops = {name: seconds.tolist() for name, seconds in times.ops.items()} if ops else {}
         self.by_op = ops
         self.env = Environment()
         self.spans: list[Span] = []
@@ -63,12 +59,14 @@ class _WaveRun:
             Stream(self.env, which, self.spans) for which in (Resource.GPU, Resource.H2D, Resource.D2H, Resource.CPU)
         )
 
-    def trace(self, sequences: int, repeats: int, hbm_bytes: list[float], host_bytes: list[float]) -> WaveTrace:
+    def trace(self, load: WaveLoad, repeats: int) -> WaveTrace:
         step_end_s: list[float] = []
-        self.env.run(self.env.process(self._steps(step_end_s, hbm_bytes, host_bytes)))
+        held = (load.held.hbm.tolist(), load.held.host.tolist())
+        self.env.run(self.env.process(self._steps(step_end_s, *held)))
         return WaveTrace(
-            sequences=sequences,
+            sequences=load.sequences,
             repeats=repeats,
+            served=load.served,
             spans=tuple(self.spans),
             levels=tuple(self.levels),
             step_end_s=tuple(step_end_s),
@@ -115,7 +113,7 @@ class _WaveRun:
                 yield from self._gpu_ops("attend", ATTEND_OPS, step, layer)
             yield from self._gpu_ops("rest", REST_OPS, step, layer)
             ended.advance()
-        yield from self.gpu.run("head", step, None, self.head_s)
+        yield from self.gpu.run("head", step, None, self.times["head_s"][step])
 
     def _gpu_ops(self, segment: str, names: tuple[str, ...], step: int, layer: int) -> Process:
         if not self.by_op:
@@ -163,5 +161,5 @@ class _WaveRun:
 
 
 def _columns(times: LayerTimes) -> dict[str, Column]:
-    per_step = (column.name for column in fields(times) if column.name not in ("ops", "head_s", "recalls"))
-    return {name: getattr(times, name) for name in per_step}
+    members = {member.name: getattr(times, member.name) for member in fields(times)}
+    return {name: value for name, value in members.items() if isinstance(value, np.ndarray)}

@@ -1,6 +1,7 @@
 """What one decoder layer costs in each step: a setting's prices, and the times that its flows take at those prices."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 
 import numpy as np
@@ -69,7 +70,8 @@ class LayerTimes:
     ``head_s`` ends the step.
     """
 
-    ops: dict[str, Column]
+    decode_ops: dict[str, Column | float]
+    prefill_ops: dict[str, float]
     query_s: Column
     attend_s: Column
     rest_s: Column
@@ -78,18 +80,24 @@ class LayerTimes:
     prefetch_s: Column
     correct_s: Column
     write_s: Column
-    head_s: float
+    head_s: Column
     prefetch_bytes: Column
     correct_bytes: Column
     write_bytes: Column
     recalls: bool
 
+    @property
+    def ops(self) -> dict[str, Column]:
+        """GPU seconds by operation."""
+        return {name: _total(self.decode_ops, self.prefill_ops, (name,), len(self.query_s)) for name in self.decode_ops}
 
+
+@lru_cache(maxsize=256)
 def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPrices:
     """Price ``setting`` for a wave of ``sequences``."""
     model, dtype, formats, profile = setting.model, setting.dtype, setting.kv_format, cost.profile
     gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
-    gemms = _Gemms.of(cost, setting)
+    gemms = LayerGemms.of(cost, setting)
     score_s, score_s_per_cached = _score(cost, setting, sequences)
     select_s, select_s_per_kept = _select(cost, setting, sequences)
     gathers = not setting.attention.is_dense and setting.placement is Placement.RECENT
@@ -135,66 +143,67 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTime
     fetched = prices.bytes_per_kv * flows.fetched_kv + prices.bytes_per_inputs * flows.fetched_inputs
     written = prices.bytes_per_kv * flows.written_kv + prices.bytes_per_inputs * flows.written_inputs
     ahead, exposed = fetched * prices.ahead_share, fetched * prices.exposed_share
-    streamed = prices.weight_bytes * (flows.cached > 0)
     ahead_s, exposed_s = prices.fetch.at(ahead), prices.fetch.at(exposed)
-    ops = _gpu_ops(prices, flows, prices.sm_share * (ahead_s + exposed_s))
-    query_s, attend_s, rest_s = (_total(ops, names) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS))
-    h2d_bytes = streamed + ahead + exposed
-    delay_s = cost.duplex_delay_s(h2d_bytes, written)
+    ops = _decode_ops(prices, flows, prices.sm_share * (ahead_s + exposed_s))
+    query_s, attend_s, rest_s = (
+        _total(ops, prices.prefill, names, len(written)) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS)
+    )
+    prefetch_bytes = prices.weight_bytes + ahead
+    delay_s = cost.duplex_delay_s(prefetch_bytes + exposed, written)
     is_exposed = exposed > 0
     host_attention_s = prices.host_attention.at(flows.host_attended)
     return LayerTimes(
-        ops=ops,
+        decode_ops=ops,
+        prefill_ops=prices.prefill,
         query_s=query_s,
         attend_s=attend_s,
         rest_s=rest_s,
         layer_s=query_s + np.maximum(attend_s, host_attention_s) + rest_s,
         host_attention_s=host_attention_s,
-        prefetch_s=prices.stream.at(streamed) + ahead_s + delay_s * ~is_exposed,
+        prefetch_s=prices.stream.at_one(prices.weight_bytes) + ahead_s + delay_s * ~is_exposed,
         correct_s=exposed_s + delay_s * is_exposed,
-        write_s=prices.stream.at(written) + cost.duplex_delay_s(written, h2d_bytes),
-        head_s=prices.head_s,
-        prefetch_bytes=streamed + ahead,
+        write_s=prices.stream.at(written) + delay_s,
+        head_s=np.full(len(written), prices.head_s),
+        prefetch_bytes=prefetch_bytes,
         correct_bytes=exposed,
         write_bytes=written,
         recalls=prices.recalls,
     )
 
 
-def _gpu_ops(prices: LayerPrices, flows: Flows, gather_sms_s: Column) -> dict[str, Column]:
-    """Seconds by operation. Streamed weights are fetched in the prefill too, so the SM share is kept in its row."""
-    fixed = np.ones_like(flows.cached)
-    moved = flows.fetched_kv + flows.written_kv
-    forward_s = prices.forward.at(flows.forwarded) + prices.forward_s_per_token_squared * flows.forwarded**2
-    ops = {
-        "qkv": prices.qkv_s * fixed,
-        "score": prices.score_s + prices.score_s_per_cached * flows.cached,
-        "gather": prices.gather_s_per_selected * flows.selected,
-        "convert": prices.convert_s + prices.convert_s_per_moved * moved,
+def _decode_ops(prices: LayerPrices, flows: Flows, gather_sms_s: Column) -> dict[str, Column | float]:
+    """Seconds of a decode layer by operation; a plain number where they depend on no token count."""
+    squared = flows.forwarded**2
+    return {
+        "qkv": prices.qkv_s,
+        "score": _affine(prices.score_s, prices.score_s_per_cached, flows.cached),
+        "gather": _affine(0.0, prices.gather_s_per_selected, flows.selected),
+        "convert": _affine(prices.convert_s, prices.convert_s_per_moved, flows.fetched_kv + flows.written_kv),
         "reproject": prices.reproject.at(flows.reprojected),
-        "forward": forward_s,
-        "attention": prices.attention_s_per_kept * (flows.kept - flows.host_attended),
-        "select": prices.select_s + prices.select_s_per_kept * flows.kept,
-        "out": prices.out_s * fixed,
-        "mlp": prices.mlp_s * fixed,
-        "gather_sms": gather_sms_s * fixed,
-        "launch": prices.launch_s * fixed,
+        "forward": prices.forward.at(flows.forwarded) + prices.forward_s_per_token_squared * squared,
+        "attention": _affine(0.0, prices.attention_s_per_kept, flows.kept - flows.host_attended),
+        "select": _affine(prices.select_s, prices.select_s_per_kept, flows.kept),
+        "out": prices.out_s,
+        "mlp": prices.mlp_s,
+        "gather_sms": gather_sms_s,
+        "launch": prices.launch_s,
     }
-    for name, seconds in ops.items():
-        seconds[0] = prices.prefill.get(name, 0.0)
-    return ops
 
 
-def _total(ops: dict[str, Column], names: tuple[str, ...]) -> Column:
-    total = ops[names[0]].copy()
-    for name in names[1:]:
-        total += ops[name]
+def _affine(constant_s: float, per_token_s: float, tokens: Column) -> Column | float:
+    return constant_s + per_token_s * tokens if per_token_s else constant_s
+
+
+def _total(decode: dict[str, Column | float], prefill: dict[str, float], names: tuple[str, ...], steps: int) -> Column:
+    """The operations' sum in each step; row 0 is the prefill, which has seconds of its own."""
+    total = np.full(steps, sum(decode[name] for name in names))
+    total[0] = sum(prefill.get(name, 0.0) for name in names)
     return total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Gemms:
-    """One layer's matrix products by rows."""
+class LayerGemms:
+    """Matrix products by rows: those of a layer, a whole ``layer`` together, and the ``head`` that ends a step."""
 
     qkv: Pieces
     kv: Pieces
@@ -204,7 +213,7 @@ class _Gemms:
     head: Pieces
 
     @classmethod
-    def of(cls, cost: CostModel, setting: Setting) -> "_Gemms":
+    def of(cls, cost: CostModel, setting: Setting) -> "LayerGemms":
         model, dtype, stored = setting.model, setting.dtype, setting.weight_format
         attention_in = model.query_dim + 2 * model.kv_dim
         mlp_weights = (3 if model.gated_mlp else 2) * model.intermediate
@@ -248,7 +257,7 @@ def _select(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, f
     return cost.launch_s(cost.profile.kernels_per_selection), per_kept_s
 
 
-def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: _Gemms) -> dict[str, float]:
+def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemms) -> dict[str, float]:
     """One layer of the prefill, all its passes together; causal attention needs half the square."""
     model, dtype, prompt = setting.model, setting.dtype, setting.workload.prompt_tokens
     rows = prefill_rows(sequences, prompt)

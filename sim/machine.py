@@ -2,6 +2,8 @@
 
 import heapq
 from collections.abc import Generator
+from itertools import count
+from math import ceil
 from typing import Any, TypeAlias
 
 from simpy import Environment, Event
@@ -45,9 +47,9 @@ class Pool:
         Raises CapacityExceeded if there is not so much.
         """
         if size_bytes > self.capacity_bytes:
-            missing = size_bytes - self.capacity_bytes
+            needed, missing = ceil(size_bytes), ceil(size_bytes - self.capacity_bytes)
             raise CapacityExceeded(
-                f"{self.tier} overflows at step {step}: {size_bytes:,.0f} bytes of KV, {missing:,.0f} more than there is room for"
+                f"{self.tier} overflows at step {step}: {needed:,} bytes of KV, {missing:,} more than there is room for"
             )
         self._record.append(Level(self.tier, step, self.env.now, size_bytes))
 
@@ -58,13 +60,14 @@ class Progress:
     def __init__(self, env: Environment, reached: int = 0) -> None:
         self.env = env
         self.reached = reached
+        self._arrivals = count()  # first come, first served; events themselves have no order
         self._waiting: list[tuple[int, int, Event]] = []
 
     def until(self, value: int) -> Process:
         """Wait until the count is at least ``value``; at once if it is."""
         if self.reached < value:
             event = self.env.event()
-            heapq.heappush(self._waiting, (value, len(self._waiting), event))
+            heapq.heappush(self._waiting, (value, next(self._arrivals), event))
             yield event
 
     def advance(self) -> None:

@@ -1,5 +1,6 @@
 """What a run amounts to, whether it was simulated, priced in closed form or measured."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -30,3 +31,19 @@ class Outcome:
     h2d_bytes: int
     d2h_bytes: int
     utilisation: Utilisation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """Sequences whose first and last tokens come out of the same two steps of a wave."""
+
+    sequences: int
+    first_step: int
+    last_step: int
+
+
+def served_seconds(served: Iterable[Served], step_end_s: Sequence[float]) -> tuple[float, float]:
+    """Summed over sequences: seconds from the wave's start to the first token, and from the first to the last."""
+    first = sum(some.sequences * float(step_end_s[some.first_step]) for some in served)
+    last = sum(some.sequences * float(step_end_s[some.last_step]) for some in served)
+    return first, last - first

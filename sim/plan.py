@@ -11,7 +11,7 @@ from sim.access import AccessProfile
 from sim.attention import Attention, TokenCounts, count_tokens
 from sim.checks import require_one_of, require_share, require_whole
 from sim.homes import Phase, TokenHomes
-from sim.kv import KvFormats, require_kv_format
+from sim.kv import KvFormat, KvFormats, require_kv_format
 from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat
 from sim.workload import Workload
 
@@ -50,9 +50,23 @@ class Mechanism(StrEnum):
     GATHER_KERNEL = "gather_kernel"  # scattered rows, read from pinned memory by a few SMs
 
 
+class Admission(StrEnum):
+    """How sequences enter when not all run at once."""
+
+    WAVES = "waves"  # the next ones start together when those that run have all finished
+    CONTINUOUS = "continuous"  # one by one as pages fall free (``sim.admission``); all KV in HBM
+
+
+class Preemption(StrEnum):
+    """What becomes of the KV of a sequence that must step back under continuous admission."""
+
+    RECOMPUTE = "recompute"  # dropped; prompt and tokens so far are prefilled again
+    SWAP = "swap"  # copied to host memory and back
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """How ``model`` serves ``workload`` on ``machine``; ``concurrency`` sequences run at once, in waves.
+    """How ``model`` serves ``workload`` on ``machine``; at most ``concurrency`` sequences run at once.
 
     ``prefetch_layers`` is how many layers' fetches may be ahead of the layer that computes; the last of a step fetch
     for the first layers of the next one. ``guess_hits`` is the share of right guesses with which a selector that
@@ -67,6 +81,8 @@ class Setting:
     weight_format: WeightFormat = WeightFormat.NATIVE
     weights_on_host: float = 0.0
     concurrency: int
+    admission: Admission = Admission.WAVES
+    preemption: Preemption = Preemption.RECOMPUTE
     attention: Attention
     access: AccessProfile
     drop_dead: bool = True
@@ -86,7 +102,9 @@ class Setting:
 
     @property
     def wave_sizes(self) -> tuple[int, ...]:
-        """Sequences in each wave: full ones, then the rest."""
+        """Sequences in each wave: full ones, then the rest. Continuous admission is one long wave."""
+        if self.admission is Admission.CONTINUOUS:
+            return (self.workload.batch,)
         full, rest = divmod(self.workload.batch, self.concurrency)
         return (self.concurrency,) * full + ((rest,) if rest else ())
 
@@ -142,8 +160,10 @@ class Setting:
             raise ValueError(f"access.selector={self.access.selector}, must be the plan's {self.attention.selector}")
         if dense and self.placement is Placement.RESIDENT:
             raise ValueError("placement=resident, needs a sparse selector: dense attention selects every token")
-        if self.host_attention and not dense:
-            raise ValueError("host_attention=True, needs dense attention")
+        if self.host_attention and not (dense and self.kv_format.host is KvFormat.NATIVE):
+            raise ValueError("host_attention=True, needs dense attention and native KV on the host")
+        if self.admission is Admission.CONTINUOUS and (self.weights_on_host or self.host_attention):
+            raise ValueError("admission=continuous, needs weights, KV and attention on the GPU: use waves")
         if self.recompute is Recompute.TOKENS and not dense:
             raise ValueError("recompute=tokens, is exact only under dense attention: use activations_host")
         if self.attention.selector.recalls and self.prefetch_layers != 1:
@@ -168,6 +188,8 @@ class Plan:
         if self.homes.steps != steps:
             raise ValueError(f"homes, {self.homes.steps} rows, must have one for each of {steps} output tokens")
         self._check_rows()
+        if self.setting.admission is Admission.CONTINUOUS and any(self.homes.host_kv + self.homes.activations):
+            raise ValueError("admission=continuous, needs all living tokens in HBM: use waves")
 
     @property
     def phases(self) -> tuple[Phase, ...]:

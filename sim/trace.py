@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from math import ceil
 from typing import Any, NamedTuple
 
-from sim.outcome import Outcome, Utilisation
+from sim.outcome import Outcome, Served, Utilisation, served_seconds
 from sim.units import MICRO
 
 
@@ -50,11 +51,12 @@ class Level(NamedTuple):
 class WaveTrace:
     """``sequences`` that started together; ``repeats`` such waves ran one after the other, each as recorded.
 
-    ``step_end_s`` has one entry a step, the prefill first.
+    ``step_end_s`` has one entry a step, the prefill first; ``served`` says which steps give whom the first and last token.
     """
 
     sequences: int
     repeats: int
+    served: tuple[Served, ...]
     spans: tuple[Span, ...]
     levels: tuple[Level, ...]
     step_end_s: tuple[float, ...]
@@ -90,9 +92,9 @@ class Trace:
         makespan_s = sum(wave.seconds * wave.repeats for wave in self.waves)
         first_s = decode_s = start_s = 0.0
         for wave in self.waves:
-            mean_start_s = start_s + wave.seconds * (wave.repeats - 1) / 2
-            first_s += wave.sequences * wave.repeats * (mean_start_s + wave.step_end_s[0])
-            decode_s += wave.sequences * wave.repeats * (wave.seconds - wave.step_end_s[0])
+            first, decode = served_seconds(wave.served, wave.step_end_s)
+            first_s += wave.repeats * (wave.sequences * (start_s + wave.seconds * (wave.repeats - 1) / 2) + first)
+            decode_s += wave.repeats * decode
             start_s += wave.seconds * wave.repeats
         busy = {which: self._total(WaveTrace.busy_s, which) / makespan_s for which in Resource}
         steps = self.output_tokens - 1
@@ -101,8 +103,8 @@ class Trace:
             tokens_per_s=batch * self.output_tokens / makespan_s,
             ttft_s=first_s / batch,
             tpot_s=decode_s / batch / steps if steps else None,
-            peak_hbm_bytes=self.static_hbm_bytes + round(max(wave.peak_bytes(Tier.HBM) for wave in self.waves)),
-            peak_host_bytes=self.static_host_bytes + round(max(wave.peak_bytes(Tier.HOST) for wave in self.waves)),
+            peak_hbm_bytes=self.static_hbm_bytes + ceil(max(wave.peak_bytes(Tier.HBM) for wave in self.waves)),
+            peak_host_bytes=self.static_host_bytes + ceil(max(wave.peak_bytes(Tier.HOST) for wave in self.waves)),
             h2d_bytes=round(self._total(WaveTrace.moved_bytes, Resource.H2D)),
             d2h_bytes=round(self._total(WaveTrace.moved_bytes, Resource.D2H)),
             utilisation=Utilisation(gpu=busy[Resource.GPU], h2d=busy[Resource.H2D], d2h=busy[Resource.D2H]),

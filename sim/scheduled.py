@@ -1,0 +1,81 @@
+"""Times of machine steps that mix the decoding of many ages with the prefill of newcomers (continuous admission)."""
+
+import numpy as np
+
+from sim.admission import Rules, Schedule, schedule
+from sim.attention import PAGE_TOKENS
+from sim.cost import CostModel
+from sim.flows import Column, Flows, Occupancy
+from sim.footprint import PREFILL_CHUNK_TOKENS
+from sim.kv import kv_layer_bytes
+from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerGemms, LayerTimes, layer_prices
+from sim.plan import Mechanism, Setting
+
+
+def admit(setting: Setting, occupancy: Occupancy) -> Schedule:
+    """Who runs when: ``occupancy`` is what one sequence holds at each of its steps, rounded up here to whole pages."""
+    page_bytes = (
+        PAGE_TOKENS * setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu)
+    )
+    work = setting.workload
+    return schedule(
+        Rules(
+            batch=work.batch,
+            prompt_tokens=work.prompt_tokens,
+            held_bytes=tuple((np.ceil(occupancy.hbm / page_bytes) * page_bytes).tolist()),
+            budget_bytes=setting.kv_budget_bytes,
+            host_bytes=setting.machine.host.usable_bytes,
+            most_sequences=setting.concurrency,
+            prefill_tokens=max(PREFILL_CHUNK_TOKENS, work.prompt_tokens),
+            preemption=setting.preemption,
+        )
+    )
+
+
+def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Schedule) -> LayerTimes:
+    """Seconds of one layer in each machine step; ``flows`` are those of one sequence, by its own steps."""
+    one = layer_prices(cost, setting, 1)
+    gemms = LayerGemms.of(cost, setting)
+    decoding = planned.decoded_at.sum(axis=1)
+    rows = decoding + planned.prefilled_tokens
+    kept, cached = planned.decoded_at @ flows.kept, planned.decoded_at @ flows.cached
+    some, none = decoding > 0, np.zeros_like(rows)
+    prefill_flops = 2.0 * setting.model.query_dim * planned.prefilled_squares
+    quantise_launch_s = cost.launch_s(1) if one.convert_s else 0.0
+    ops: dict[str, Column] = {
+        "qkv": gemms.qkv.at(rows),
+        "score": one.score_s * some + one.score_s_per_cached * cached,
+        "gather": none,
+        "convert": quantise_launch_s + (one.convert_s - quantise_launch_s) * rows,
+        "reproject": none,
+        "forward": none,
+        "attention": one.attention_s_per_kept * kept + prefill_flops / cost.attention_flop_per_s(setting.dtype),
+        "select": one.select_s * some + one.select_s_per_kept * kept,
+        "out": gemms.out.at(rows),
+        "mlp": gemms.mlp.at(rows),
+        "gather_sms": none,
+        "launch": np.full_like(rows, one.launch_s),
+    }
+    query_s, attend_s, rest_s = (
+        np.sum([ops[name] for name in names], axis=0) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS)
+    )
+    swapped_in, swapped_out = (moved / setting.model.layers for moved in (planned.swapped_in, planned.swapped_out))
+    delay_s = cost.duplex_delay_s(swapped_in, swapped_out)
+    link = cost.transfer(Mechanism.COPY_ENGINE)
+    return LayerTimes(
+        decode_ops=dict(ops),
+        prefill_ops={name: float(seconds[0]) for name, seconds in ops.items()},
+        query_s=query_s,
+        attend_s=attend_s,
+        rest_s=rest_s,
+        layer_s=query_s + attend_s + rest_s,
+        host_attention_s=none,
+        prefetch_s=link.at(swapped_in) + delay_s,
+        correct_s=none,
+        write_s=link.at(swapped_out) + delay_s,
+        head_s=gemms.head.at(decoding + planned.prefilled) + cost.profile.step_overhead_s,
+        prefetch_bytes=swapped_in,
+        correct_bytes=none,
+        write_bytes=swapped_out,
+        recalls=False,
+    )

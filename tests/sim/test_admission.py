@@ -1,0 +1,86 @@
+"""Continuous admission: who runs when, by hand and by property."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim.admission import Rules, schedule
+from sim.outcome import Served
+from sim.plan import Preemption
+
+TWO_OF_THREE = Rules(
+    batch=3,
+    prompt_tokens=2,
+    held_bytes=(2.0, 3.0, 4.0),
+    budget_bytes=6.0,
+    host_bytes=100.0,
+    most_sequences=3,
+    prefill_tokens=100,
+    preemption=Preemption.RECOMPUTE,
+)
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> Rules:
+    prompt, tokens = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    most = float(prompt + tokens - 1)
+    return Rules(
+        batch=draw(st.integers(1, 9)),
+        prompt_tokens=prompt,
+        held_bytes=tuple(float(prompt + done) for done in range(tokens)),
+        budget_bytes=most * draw(st.floats(1.0, 6.0)),
+        host_bytes=draw(st.sampled_from((0.0, most, 1e9))),
+        most_sequences=draw(st.integers(1, 9)),
+        prefill_tokens=draw(st.integers(1, 40)),
+        preemption=draw(st.sampled_from(Preemption)),
+    )
+
+
+def test_three_sequences_where_one_must_step_back() -> None:
+    # 2 + 2 + 2 bytes enter at once; growing to 3 each leaves room for two, to 4 for one.
+    # Who stepped back returns with what it has: the second prefills 2 + 2 tokens, the third 2 + 1.
+    planned = schedule(TWO_OF_THREE)
+
+    assert planned.prefilled_tokens.tolist() == [6, 0, 0, 4, 3, 0]
+    assert planned.decoded_at.tolist() == [[0, 0, 0], [0, 2, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert planned.held_bytes.tolist() == [6, 6, 4, 4, 3, 4]
+    assert planned.served == tuple(Served(sequences=1, first_step=0, last_step=last) for last in (2, 3, 5))
+
+
+def test_swapping_moves_out_and_in_the_same_bytes_and_prefills_once() -> None:
+    planned = schedule(replace(TWO_OF_THREE, preemption=Preemption.SWAP))
+
+    assert planned.prefilled.sum() == 3.0
+    assert planned.swapped_out.sum() == planned.swapped_in.sum() > 0.0
+    assert planned.host_bytes[-1] == 0.0
+
+
+def test_with_room_for_all_it_is_one_wave() -> None:
+    planned = schedule(replace(TWO_OF_THREE, budget_bytes=12.0))
+
+    assert planned.served == (Served(sequences=3, first_step=0, last_step=2),)
+
+
+def test_a_budget_below_one_sequence_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"budget_bytes=3, must hold one whole sequence of 4 bytes"):
+        schedule(replace(TWO_OF_THREE, budget_bytes=3.0))
+
+
+@settings(max_examples=200, deadline=None)
+@given(rules())
+def test_everyone_is_served_and_nothing_overflows(given_rules: Rules) -> None:
+    planned = schedule(given_rules)
+    tokens = len(given_rules.held_bytes)
+
+    assert planned.decoded_at.sum() + planned.prefilled.sum() == given_rules.batch * tokens
+    assert sum(some.sequences for some in planned.served) == given_rules.batch
+    assert planned.held_bytes.max() <= given_rules.budget_bytes
+    assert planned.host_bytes.max(initial=0.0) <= given_rules.host_bytes
+    assert np.isclose(planned.swapped_in.sum(), planned.swapped_out.sum())
+    assert (planned.decoded_at.sum(axis=1) + planned.prefilled).max() <= given_rules.most_sequences
+    assert all(some.last_step - some.first_step >= tokens - 1 for some in planned.served)
+    if given_rules.preemption is Preemption.RECOMPUTE:
+        assert planned.swapped_out.sum() == 0.0
