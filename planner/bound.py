@@ -11,8 +11,14 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.coefficients import Coefficients, Timing
+from planner.coefficients import Coefficients, Timing, evenly_attended
+from planner.options import Family
+from planner.request import Objective, Request
+from sim.cost import CostModel
 from sim.flows import Column, counts_of
+from sim.footprint import layer_weight_bytes
+from sim.layer import LayerGemms, layer_prices
+from sim.pipeline import step_seconds
 
 SAVED_CASES = 4  # of how many tokens have their inputs saved, to begin with
 NARROW_SHARE = 0.1  # a case this narrow, relative to its upper end, or narrower than a token, is not halved
@@ -43,8 +49,8 @@ class _Spill:
 def least_bound(problem: Coefficients, judge: Callable[[tuple[Column, ...]], float]) -> float:
     """What no plan of the setting beats, as ``judge`` sums its steps (given for each wave size, [step]); inf if none fits."""
     last = float(counts_of(problem.setting).cached[-1])
-    if not _is_coupled(problem, last):
-        return _case_bound(problem, _Case(fewest=0.0, most=last), judge)
+    if not is_coupled(problem):
+        return rough_bound(problem, judge)
     edges = [last * share / SAVED_CASES for share in range(SAVED_CASES + 1)]
     cases = [_Case(fewest=low, most=high) for low, high in pairwise(edges)]
     queue = [(_case_bound(problem, case, judge), case) for case in cases]
@@ -58,9 +64,15 @@ def least_bound(problem: Coefficients, judge: Callable[[tuple[Column, ...]], flo
         queue[:1] = [(max(bound, _case_bound(problem, case, judge)), case) for case in halves]
 
 
-def _is_coupled(problem: Coefficients, tokens: float) -> bool:
+def rough_bound(problem: Coefficients, judge: Callable[[tuple[Column, ...]], float]) -> float:
+    """The same without what couples the steps: no higher, and quick."""
+    last = float(counts_of(problem.setting).cached[-1])
+    return _case_bound(problem, _Case(fewest=0.0, most=last), judge)
+
+
+def is_coupled(problem: Coefficients) -> bool:
     """Saved inputs take room from birth and so couple the steps; it matters where that room is short."""
-    memory = problem.memory
+    memory, tokens = problem.memory, float(counts_of(problem.setting).cached[-1])
     short_host = memory.host_per_saved * tokens + float(memory.host_by_kv[-1]) * tokens > memory.host_budget
     return problem.uses_inputs and (memory.hbm_per_saved > 0 or short_host)
 
@@ -78,7 +90,7 @@ def _spill(problem: Coefficients, case: _Case) -> _Spill:
     saved = np.maximum(0.0, np.minimum(counts.cached, case.fewest) - counts.dead)
     need_all = memory.hbm_all_in + memory.hbm_per_saved * saved - memory.hbm_budget
     host_all = memory.host_all_in + memory.host_per_saved * saved
-    steps = np.flatnonzero((need_all > 0) | (host_all > memory.host_budget))
+    steps = np.flatnonzero((need_all > 0) | (host_all > memory.host_budget) | problem.setting.host_attention)
     need, kv_frees = np.maximum(need_all[steps], 0.0), memory.freed_by_kv[steps]
     copied = 1 + counts.copy_rate[steps]
     second_frees, most = _second_home(problem, steps)
@@ -110,7 +122,7 @@ def _whole_tokens(
     whole = helps & (count - middle > kv_base + kv_slope * middle)
     kv_base, kv_slope = np.where(whole, count, kv_base), np.where(whole, -np.sign(second_frees), kv_slope)
     enough = np.divide(need, second_frees, out=np.full_like(need, np.inf), where=second_frees > 0)
-    enough = np.where(whole, count, enough) * (need > 0) if len(need) else enough
+    enough = np.where(need > 0, np.where(whole, count, enough), 0.0)
     lowest = np.where(helps, 0.0, enough)
     return kv_base, kv_slope, lowest, np.minimum(most, np.where(need > 0, enough, most))
 
@@ -146,17 +158,16 @@ def fits(problem: Coefficients) -> bool:
 
 
 def _still_s(problem: Coefficients, timing: Timing) -> Column:
-    still, layers = timing.still, problem.setting.model.layers
-    longest: Column = np.maximum(
-        layers * still.layer_s + np.maximum(still.head_s, still.write_s), still.layer_s + layers * still.write_s
-    )
-    return longest
+    setting = problem.setting
+    return step_seconds(timing.still, setting.model.layers, setting.prefetch_layers)
 
 
 def _step_bound(problem: Coefficients, timing: Timing, spill: _Spill) -> Column:
     """The base of every step, raised where HBM overflows."""
     step_s = _still_s(problem, timing)
     steps = spill.steps
+    if problem.setting.host_attention:
+        return _assisted(problem, timing, spill)
     if len(steps):
         lines = _lines(timing, spill)
         if problem.uses_inputs or problem.uses_forward:
@@ -167,6 +178,23 @@ def _step_bound(problem: Coefficients, timing: Timing, spill: _Spill) -> Column:
         if steps[0] == 0:
             step_s[0] = max(step_s[0], _prefill_write_s(problem, timing, spill))
     return step_s
+
+
+def _assisted(problem: Coefficients, timing: Timing, spill: _Spill) -> Column:
+    """The CPU attends to the tokens on the host: at least as many as must be there, more where GPU and CPU then even out."""
+    still, prices, setting = timing.still, timing.prices, problem.setting
+    least = np.maximum(spill.kv_base, 0.0)
+    round_trip_s, per_token_s = prices.host_attention.pieces[-1]
+    cpu_s = still.query_s + still.rest_s + round_trip_s
+    shared = np.clip(evenly_attended(timing), least, np.maximum(least, counts_of(setting).pool))
+    layer_s = np.maximum(still.layer_s + timing.gpu_s_by_kv * shared, cpu_s + per_token_s * shared)
+    layer_s = np.where(least > 0, layer_s, np.minimum(layer_s, still.layer_s))
+    layer_s[0] = still.layer_s[0]
+    layers, depth, streamed_s = setting.model.layers, setting.prefetch_layers, still.prefetch_s
+    after_s = still.rest_s
+    computed_s = np.maximum(layers * layer_s, (layers - depth) * streamed_s + after_s) + still.head_s
+    longest: Column = np.maximum(computed_s, (layers - depth) * np.maximum(layer_s, streamed_s))
+    return longest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,12 +212,13 @@ def _lines(timing: Timing, spill: _Spill) -> _Lines:
     by_kv, by_second = timing.h2d_bytes_by_kv[steps], timing.h2d_bytes_by_inputs[steps]
     bytes_base, bytes_slope = by_kv * spill.kv_base, by_kv * spill.kv_slope + by_second
     surely = (by_second > 0) | (spill.highest <= 0)  # else all tokens may be recomputed without the link
-    fetch_base = setup_s * ((bytes_base > 0) & surely) + per_byte_s * bytes_base
+    streamed_s = timing.still.prefetch_s[steps]
+    fetch_base = streamed_s + setup_s * ((bytes_base > 0) & surely) + per_byte_s * bytes_base
     gpu_by_kv, share = timing.gpu_s_by_kv[steps], timing.prices.sm_share
     return _Lines(
         fetch_base=fetch_base,
         fetch_slope=per_byte_s * bytes_slope,
-        gpu_base=timing.still.layer_s[steps] + gpu_by_kv * spill.kv_base + share * fetch_base,
+        gpu_base=timing.still.layer_s[steps] + gpu_by_kv * spill.kv_base + share * (fetch_base - streamed_s),
         gpu_slope=gpu_by_kv * spill.kv_slope + share * per_byte_s * bytes_slope,
     )
 
@@ -282,3 +311,37 @@ def _prefill_write_s(problem: Coefficients, timing: Timing, spill: _Spill) -> fl
     tokens = [(spill.kv_base[0] + spill.kv_slope[0] * x, x) for x in ends]
     moved = min(timing.d2h_bytes_by_written * max(kv, 0.0) + timing.d2h_bytes_by_saved * x for kv, x in tokens)
     return float(timing.still.layer_s[0] + problem.setting.model.layers * per_byte_s * moved)
+
+
+def family_bound(family: Family, request: Request, cost: CostModel) -> float:
+    """What no setting of the family beats: every step reads the weights, from HBM and over the link."""
+    model, waves = request.model, -(-request.workload.batch // family.concurrency)
+    layer_bytes = layer_weight_bytes(model, request.dtype, request.weight_format)
+    streamed_s = model.layers * family.weights_on_host * layer_bytes / cost.link_bytes_per_s
+    read_s = model.layers * layer_bytes / (cost.hbm_bytes_per_s * cost.profile.gemm_hbm_efficiency)
+    step_s = max(streamed_s, read_s)
+    if request.objective is Objective.THROUGHPUT:
+        return waves * request.workload.output_tokens * step_s
+    return step_s if request.objective is Objective.TTFT or request.workload.decode_steps else 0.0
+
+
+def paged_bound(problem: Coefficients, request: Request, cost: CostModel) -> float:
+    """What continuous admission cannot beat: enough steps to hold every sequence at every age, each with mean rows.
+
+    Matrix products cost the most of several straight lines of their rows, so their mean is at least that of mean rows;
+    attention costs the same whoever runs beside. The last token needs no step more than the others.
+    """
+    setting, memory, timing = problem.setting, problem.memory, problem.timings[0]
+    tokens, batch = problem.steps, setting.workload.batch
+    steps = max(tokens, batch * float(memory.hbm_all_in.sum()) / max(setting.kv_budget_bytes, 1))
+    rows = batch * tokens / steps
+    gemms, layers = LayerGemms.of(cost, setting), setting.model.layers
+    gemm_s = sum(product.at_one(rows) for product in (gemms.qkv, gemms.out, gemms.mlp))
+    step_s = layers * (gemm_s + timing.prices.launch_s) + gemms.head.at_one(rows) + cost.profile.step_overhead_s
+    if request.objective is Objective.TTFT:
+        return 0.0
+    if request.objective is Objective.TPOT:
+        return layers * sum(product.at_one(1.0) for product in (gemms.qkv, gemms.out, gemms.mlp))
+    attended = float((counts_of(setting).local + counts_of(setting).selected)[1:].sum())
+    attention_s = layers * layer_prices(cost, setting, 1).attention_s_per_kept * batch * attended
+    return steps * step_s + attention_s

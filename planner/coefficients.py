@@ -10,6 +10,7 @@ import numpy as np
 
 from sim.cost import CostModel
 from sim.flows import Column, Flows, counts_of, held_state_bytes
+from sim.forecast import static_host_bytes
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
 from sim.layer import LayerPrices, LayerTimes, layer_prices, layer_times
 from sim.plan import Recompute, Setting, WriteBack
@@ -86,6 +87,19 @@ def coefficients_of(setting: Setting, cost: CostModel) -> Coefficients:
     )
 
 
+def fetch_rate(setting: Setting) -> Column:
+    """Share of the tokens off HBM that each step fetches, [step]; none where the CPU attends to them."""
+    rate = counts_of(setting).fetch_rate
+    return np.zeros_like(rate) if setting.host_attention else rate
+
+
+def _gpu_s_by_kv(setting: Setting, prices: LayerPrices) -> Column:
+    """What a token on the host costs the GPU: converting what is fetched; less attention where the CPU does it."""
+    if setting.host_attention:
+        return -prices.attention_s_per_kept * counts_of(setting).decoding
+    return fetch_rate(setting) * prices.convert_s_per_moved
+
+
 def _still_flows(setting: Setting) -> Flows:
     """Everything in HBM: nothing is fetched; newborn tokens are written where the setting says so."""
     counts = counts_of(setting)
@@ -115,7 +129,7 @@ def _memory(setting: Setting) -> Memory:
     native_kv, inputs = kv_layer_bytes(model, dtype, KvFormat.NATIVE), inputs_layer_bytes(model, dtype)
     from_host = setting.recompute is Recompute.ACTIVATIONS_HOST
     slot = gpu_kv - setting.attention.offloaded_state_bytes_per_token(model, dtype)
-    rate, living = counts.fetch_rate, counts.cached - counts.dead
+    rate, living = fetch_rate(setting), counts.cached - counts.dead
     spilled = np.zeros_like(rate)
     spilled[0] = 2 * native_kv  # two layers of what the prefill spills
     hbm_all_in = layers * (living * gpu_kv + held_state_bytes(setting))
@@ -135,13 +149,13 @@ def _memory(setting: Setting) -> Memory:
         host_per_written=0.0 if at_birth else float(layers * host_kv),
         host_per_saved=float(layers * inputs) if from_host else 0.0,
         hbm_per_saved=float(layers * inputs) if setting.recompute is Recompute.ACTIVATIONS_HBM else 0.0,
-        host_budget=setting.machine.host.usable_bytes / setting.concurrency,
+        host_budget=(setting.machine.host.usable_bytes - static_host_bytes(setting)) / setting.concurrency,
     )
 
 
 def _timing(setting: Setting, cost: CostModel, sequences: int, still: Flows) -> Timing:
     prices = layer_prices(cost, setting, sequences)
-    rate = counts_of(setting).fetch_rate
+    rate = fetch_rate(setting)
     from_host = setting.recompute is Recompute.ACTIVATIONS_HOST
     h2d_by_kv = rate * prices.bytes_per_kv
     h2d_by_inputs = rate * prices.bytes_per_inputs if from_host else np.zeros_like(rate)
@@ -153,9 +167,18 @@ def _timing(setting: Setting, cost: CostModel, sequences: int, still: Flows) -> 
         h2d_bytes_by_kv=h2d_by_kv,
         h2d_bytes_by_inputs=h2d_by_inputs,
         rows_by_inputs=rate,
-        gpu_s_by_kv=rate * prices.convert_s_per_moved,
+        gpu_s_by_kv=_gpu_s_by_kv(setting, prices),
         gpu_s_by_written=prices.convert_s_per_moved,
         d2h_bytes_by_written=prices.bytes_per_kv,
         d2h_bytes_by_saved=prices.bytes_per_inputs if from_host else 0.0,
         duplex_s_per_byte=(1 - kept) / (cost.link_bytes_per_s * kept),
     )
+
+
+def evenly_attended(timing: Timing) -> Column:
+    """Tokens of one sequence on the host with which its CPU attends as long as the GPU does with the rest, [step]."""
+    still, (round_trip_s, per_token_s) = timing.still, timing.prices.host_attention.pieces[-1]
+    gap = per_token_s - timing.gpu_s_by_kv
+    slack_s = still.layer_s - still.query_s - still.rest_s - round_trip_s
+    even: Column = np.divide(slack_s, gap, out=np.zeros_like(gap), where=gap > 0)
+    return np.maximum(0.0, even)

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from planner.request import Objective
+from planner.request import Objective, Request
 from sim.flows import Column
+from sim.outcome import Outcome
 from sim.plan import Setting
 
 
@@ -34,6 +35,13 @@ def objective_weights(objective: Objective, setting: Setting) -> Weights:
     waits = tuple(_sequences_behind(sizes, size) / batch for size in distinct)
     own = tuple(sizes.count(size) * size / batch for size in distinct)
     return Weights(prefill=tuple(wait + first for wait, first in zip(waits, own, strict=True)), decode=waits)
+
+
+def objective_of(outcome: Outcome, request: Request) -> float:
+    """The same sum, read off what a plan comes to."""
+    if request.objective is Objective.THROUGHPUT:
+        return outcome.makespan_s
+    return outcome.ttft_s if request.objective is Objective.TTFT else outcome.tpot_s or 0.0
 
 
 def latency_weights(setting: Setting) -> Weights:

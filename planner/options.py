@@ -1,7 +1,7 @@
 """The discrete choices of a request: which settings there are to compare."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 from planner.request import Request
@@ -9,7 +9,9 @@ from sim.access import measured_access
 from sim.attention import Attention, Selector
 from sim.footprint import kv_budget_bytes
 from sim.kv import KvFormat, KvFormats
-from sim.plan import Mechanism, Placement, Recompute, Setting
+from sim.plan import Admission, Mechanism, Placement, Preemption, Recompute, Setting
+
+STREAMED_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the weights, that may be fetched at every step
 
 
 def concurrencies(request: Request) -> tuple[int, ...]:
@@ -20,27 +22,57 @@ def concurrencies(request: Request) -> tuple[int, ...]:
     return tuple(sorted({-(-batch // waves) for waves in range(1, batch + 1)}, reverse=True))
 
 
-def resident_settings(request: Request) -> Iterator[Setting]:
-    """One for each choice that matters while everything fits HBM: concurrency, attention, format in HBM."""
-    for concurrency, attention, kv_format in product(concurrencies(request), _attentions(request), _formats(request)):
-        budget = kv_budget(request, concurrency)
-        if budget < 0:
-            continue
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Settings that run as many sequences at once and stream the same share of their weights."""
+
+    concurrency: int
+    weights_on_host: float
+
+
+def families(request: Request) -> Iterator[Family]:
+    """Every concurrency with all weights in HBM, and with shares of them streamed."""
+    for concurrency, share in product(concurrencies(request), STREAMED_SHARES):
+        if kv_budget(request, concurrency, share) >= 0:
+            yield Family(concurrency=concurrency, weights_on_host=share)
+
+
+def resident_settings(family: Family, request: Request) -> Iterator[Setting]:
+    """One for each choice that matters while everything fits HBM: attention and the format of KV in HBM."""
+    for attention, kv_format in product(_attentions(request), _formats(request)):
         dense = attention.is_dense
+        if family.weights_on_host and attention.selector.recalls:
+            continue  # its fetches wait for the query, behind the weights
         yield Setting(
             machine=request.machine,
             model=request.model,
             workload=request.workload,
             dtype=request.dtype,
             weight_format=request.weight_format,
-            concurrency=concurrency,
+            weights_on_host=family.weights_on_host,
+            concurrency=family.concurrency,
             attention=attention,
             access=measured_access(attention.selector),
             kv_format=KvFormats(gpu=kv_format, host=kv_format),
             placement=Placement.RECENT if dense else Placement.RESIDENT,
             fetch_by=Mechanism.COPY_ENGINE if dense else Mechanism.GATHER_KERNEL,
-            kv_budget_bytes=budget,
+            kv_budget_bytes=kv_budget(request, family.concurrency, family.weights_on_host),
         )
+
+
+def paged_settings(setting: Setting) -> Iterator[Setting]:
+    """The same, with sequences admitted as pages fall free instead of in waves."""
+    if setting.weights_on_host:
+        return
+    for preemption in Preemption:
+        yield replace(setting, admission=Admission.CONTINUOUS, preemption=preemption)
+
+
+def assisted_settings(setting: Setting) -> Iterator[Setting]:
+    """The same, with the CPU attending to what lies in host memory; it may pay even where all would fit HBM."""
+    if setting.attention.is_dense:
+        formats = KvFormats(gpu=setting.kv_format.gpu, host=KvFormat.NATIVE)
+        yield replace(setting, kv_format=formats, host_attention=True)
 
 
 def spilling_settings(setting: Setting, request: Request) -> Iterator[Setting]:

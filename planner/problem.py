@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pulp
 
-from planner.coefficients import Coefficients, Timing
+from planner.coefficients import Coefficients, Timing, evenly_attended
 from planner.objective import Weights, latency_weights, objective_weights
 from planner.request import Objective
 from sim.flows import Column, counts_of
@@ -81,6 +81,7 @@ def build(problem: Coefficients, knots: tuple[int, ...], objective: Objective, m
     define_phase_constraints(program)
     define_fetch_time_constraints(program)
     define_layer_time_constraints(program)
+    define_host_attention_constraints(program)
     define_write_time_constraints(program)
     define_step_time_constraints(program)
     define_latency_constraint(program)
@@ -224,7 +225,9 @@ def define_fetch_time_constraints(program: Program) -> None:
     """Fetch >= constant + seconds a byte x bytes fetched, for each piece of the transfer's price, once the link is on."""
     for timing, fetch_s in zip(program.problem.timings, program.fetch_s, strict=True):
         for place, knot in enumerate(program.knots):
-            if knot == 0:
+            streamed_s = float(timing.still.prefetch_s[knot])
+            if knot == 0 or program.problem.setting.host_attention:
+                program.at_most(f"streamed_wave_{timing.sequences}_step_{knot}", [(fetch_s[place], -1.0)], -streamed_s)
                 continue
             for number, (constant_s, per_byte_s) in enumerate(timing.prices.fetch.pieces):
                 terms = [
@@ -233,7 +236,7 @@ def define_fetch_time_constraints(program: Program) -> None:
                     (program.linked[place], constant_s + _duplex_s(timing, knot)),
                     (fetch_s[place], -1.0),
                 ]
-                program.at_most(f"fetch_{number}_wave_{timing.sequences}_step_{knot}", terms, 0.0)
+                program.at_most(f"fetch_{number}_wave_{timing.sequences}_step_{knot}", terms, -streamed_s)
 
 
 def define_layer_time_constraints(program: Program) -> None:
@@ -251,6 +254,22 @@ def define_layer_time_constraints(program: Program) -> None:
                 terms = [*common, (second, per_token_s), (program.recomputing[place], constant_s)]
                 name = f"layer_{number}_wave_{timing.sequences}_step_{knot}"
                 program.at_most(name, terms, -float(timing.still.layer_s[knot]))
+
+
+def define_host_attention_constraints(program: Program) -> None:
+    """Layer >= query + round trip + seconds a token x kv + rest, where the CPU attends to what is on the host."""
+    if not program.problem.setting.host_attention:
+        return
+    for timing, layer_s in zip(program.problem.timings, program.layer_s, strict=True):
+        for number, (round_trip_s, per_token_s) in enumerate(timing.prices.host_attention.pieces):
+            for place, knot in enumerate(program.knots[1:], 1):
+                terms = [
+                    (program.kv[place], per_token_s),
+                    (program.linked[place], round_trip_s),
+                    (layer_s[place], -1.0),
+                ]
+                beside_s = float(timing.still.query_s[knot] + timing.still.rest_s[knot])
+                program.at_most(f"host_attention_{number}_wave_{timing.sequences}_step_{knot}", terms, -beside_s)
 
 
 def define_write_time_constraints(program: Program) -> None:
@@ -316,6 +335,9 @@ def _most_off(problem: Coefficients) -> tuple[Column, Column]:
         np.minimum(counts.pool, np.maximum.accumulate(need / np.maximum(frees, 1e-9)) + (need > 0))
         for frees in (memory.freed_by_kv, second)
     )
+    for timing in problem.timings if problem.setting.host_attention else ():
+        even = np.maximum.accumulate(evenly_attended(timing)) + 1
+        most_kv = np.minimum(counts.pool, np.maximum(most_kv, even))
     return most_kv, most_second
 
 

@@ -2,17 +2,17 @@
 
 import heapq
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from functools import partial
-from itertools import count
 
 import numpy as np
 
-from planner.bound import fits, least_bound, still_bound
+from planner.bound import family_bound, fits, is_coupled, least_bound, paged_bound, rough_bound, still_bound
 from planner.coefficients import Coefficients, coefficients_of
-from planner.objective import latency_weights, objective_weights
-from planner.options import resident_settings, spilling_settings
+from planner.objective import latency_weights, objective_of, objective_weights
+from planner.options import Family, assisted_settings, families, paged_settings, resident_settings, spilling_settings
 from planner.problem import Program, build
 from planner.request import Request
 from planner.rounding import Shape, round_homes
@@ -25,7 +25,7 @@ from sim.homes import TokenHomes
 from sim.pipeline import step_seconds
 from sim.plan import Plan, Setting, WriteBack
 
-PRUNE_SHARE = 2e-4  # a choice that could gain no more than this is not solved; the certificate's gap counts it
+PRUNE_SHARE = 5e-4  # a choice that could gain no more than this is not solved; the certificate's gap counts it
 KNOTS = 20  # sampled steps after the first one that overflows
 ALL_KNOTS = 40  # so few steps are all sampled
 REFINE_SHARE = 3e-3  # knots are doubled while a plan is further than this from its bound and still gets nearer
@@ -60,36 +60,61 @@ class Search:
         self._problems: dict[Setting, Coefficients] = {}
         self._found: dict[Setting, Found | None] = {}
 
-    def best(self, *, lossless_only: bool) -> Best | None:
-        """The best plan, and a bound below which no plan of the request lies; None if none fits."""
-        started, ticket = time.perf_counter(), count()
-        queue: list[tuple[float, int, Setting, bool]] = []
-        for setting in resident_settings(self.request):
-            if setting.is_lossless or not lossless_only:
-                heapq.heappush(queue, (self._still_s(setting), next(ticket), setting, False))
-        options, solved, floor_s = len(queue), 0, float("inf")
+    def best(self, *, lossless_only: bool, sparse_only: bool = False) -> Best | None:
+        """The best plan, and a bound below which no plan of the request lies; None if none fits.
+
+        ``lossless_only`` and ``sparse_only`` leave out what changes the output, and dense attention.
+        """
+
+        def wanted(setting: Setting) -> bool:
+            return (setting.is_lossless or not lossless_only) and not (sparse_only and setting.attention.is_dense)
+
+        started, queue = time.perf_counter(), _Queue(wanted)
+        for family in families(self.request):
+            queue.push(_Stage.FAMILY, family_bound(family, self.request, self.cost), family)
+        solved, floor_s = 0, float("inf")
         best: Found | None = None
-        while queue and not (best and queue[0][0] >= best.objective_s * (1 - PRUNE_SHARE)):
-            bound_s, _, setting, is_leaf = heapq.heappop(queue)
-            if not is_leaf and not fits(self._problem(setting)):
-                leaves = list(self._leaves(setting, lossless_only))
-                options += len(leaves) - 1
-                for leaf_s, leaf in leaves:
-                    heapq.heappush(queue, (max(leaf_s, bound_s), next(ticket), leaf, True))
-                continue
-            found = self._solved(setting, bound_s) if is_leaf else self._fitted(setting)
-            solved += is_leaf
-            if found and is_leaf and waits_for_writes(found.priced):
-                for sibling_s, sibling in self._bounded([replace(setting, write_back=WriteBack.AT_BIRTH)]):
-                    heapq.heappush(queue, (max(sibling_s, bound_s), next(ticket), sibling, True))
-            if found:
-                floor_s = min(floor_s, bound_s)
+        while queue.least_s < (best.objective_s * (1 - PRUNE_SHARE) if best else float("inf")):
+            bound_s, stage, choice = queue.pop()
+            found = self._open(queue, stage, choice, bound_s)
+            solved += stage is _Stage.SPILLING
+            if found:  # where all fits HBM, or pages decide, a setting has one plan and that is its bound
+                floor_s = min(floor_s, bound_s if stage is _Stage.SPILLING else found.objective_s)
             if found and (best is None or found.objective_s < best.objective_s):
                 best = found
         if best is None:
             return None
-        bound_s = min([floor_s, best.objective_s] + [queue[0][0]] * bool(queue))
-        return Best(found=best, certificate=self._certificate(best, bound_s, started, options, solved))
+        bound_s = min(floor_s, best.objective_s, queue.least_s)
+        return Best(found=best, certificate=self._certificate(best, bound_s, started, queue.pushed, solved))
+
+    def _open(self, queue: "_Queue", stage: "_Stage", choice: Family | Setting, bound_s: float) -> Found | None:
+        """Look into the choice with the least bound: queue what it falls into, or find its best plan."""
+        if isinstance(choice, Family):
+            for setting in resident_settings(choice, self.request):
+                queue.push(_Stage.RESIDENT, max(bound_s, self._still_s(setting)), setting)
+                for assisted in assisted_settings(setting):
+                    queue.push(_Stage.SPILLING, max(bound_s, self._rough_s(assisted)), assisted)
+            return None
+        if stage is _Stage.RESIDENT and not fits(self._problem(choice)):
+            for leaf in spilling_settings(choice, self.request):
+                stage = _Stage.COUPLED if is_coupled(self._problem(leaf)) else _Stage.SPILLING
+                queue.push(stage, max(bound_s, self._rough_s(leaf)), leaf)
+            if choice.concurrency == self.request.workload.batch and self.request.concurrency is None:
+                for paged in paged_settings(choice):
+                    queue.push(_Stage.PAGED, max(bound_s, self._paged_s(choice)), paged)
+            return None
+        if stage is _Stage.COUPLED:
+            queue.push(_Stage.SPILLING, max(bound_s, self._least_s(choice)), choice)
+            return None
+        if stage is not _Stage.SPILLING:
+            if choice not in self._found:
+                self._found[choice] = self._fitted(choice)
+            return self._found[choice]
+        found = self._solved(choice, bound_s)
+        if found and waits_for_writes(found.priced):
+            sibling = replace(choice, write_back=WriteBack.AT_BIRTH)
+            queue.push(_Stage.SPILLING, max(bound_s, self._least_s(sibling)), sibling)
+        return found
 
     def _problem(self, setting: Setting) -> Coefficients:
         if setting not in self._problems:
@@ -99,17 +124,17 @@ class Search:
     def _still_s(self, setting: Setting) -> float:
         return self._judge(setting, still_bound(self._problem(setting)))
 
-    def _leaves(self, setting: Setting, lossless_only: bool) -> Iterator[tuple[float, Setting]]:
-        """Every way to spill, with its bound."""
-        leaves = spilling_settings(setting, self.request)
-        return self._bounded(leaf for leaf in leaves if leaf.is_lossless or not lossless_only)
+    def _rough_s(self, setting: Setting) -> float:
+        """What no plan of ``setting`` that spills beats, whatever couples its steps; infinite if none fits."""
+        return rough_bound(self._problem(setting), partial(self._judge, setting))
 
-    def _bounded(self, settings: Iterable[Setting]) -> Iterator[tuple[float, Setting]]:
-        """Each setting with its bound; those that cannot fit are left out."""
-        for setting in settings:
-            bound_s = least_bound(self._problem(setting), partial(self._judge, setting))
-            if bound_s < float("inf"):
-                yield bound_s, setting
+    def _least_s(self, setting: Setting) -> float:
+        """The same with the coupling."""
+        return least_bound(self._problem(setting), partial(self._judge, setting))
+
+    def _paged_s(self, setting: Setting) -> float:
+        """What continuous admission of ``setting`` cannot beat."""
+        return paged_bound(self._problem(setting), self.request, self.cost)
 
     def _judge(self, setting: Setting, step_s: tuple[Column, ...]) -> float:
         """The objective of waves whose steps take ``step_s``; infinite if the mean time between tokens is over the limit."""
@@ -122,12 +147,15 @@ class Search:
         return limit_s is not None and latency_weights(setting).of(step_s) > limit_s * (1 + 1e-9)
 
     def _fitted(self, setting: Setting) -> Found | None:
-        """Everything in HBM."""
+        """Everything in HBM; None if not even one sequence fits."""
         counts = setting.token_counts
         none = (0,) * len(counts.cached)
         living = tuple(tokens - gone for tokens, gone in zip(counts.cached, counts.dead, strict=True))
         homes = TokenHomes(hbm=living, host_kv=none, activations=none, dropped=counts.dead, copies=none)
-        return self._judged(forecast(Plan(setting=setting, homes=homes), self.cost), None, ())
+        try:
+            return self._judged(forecast(Plan(setting=setting, homes=homes), self.cost), None, ())
+        except ValueError:
+            return None
 
     def _solved(self, setting: Setting, bound_s: float) -> Found | None:
         if setting not in self._found:
@@ -156,10 +184,10 @@ class Search:
         return best
 
     def _judged(self, priced: Forecast, run: SolverRun | None, binding: tuple[str, ...]) -> Found | None:
-        objective_s = self._judge(priced.plan.setting, tuple(wave.step_s for wave in priced.waves))
-        if objective_s == float("inf"):
+        outcome, limit_s = priced.outcome, self.request.max_tpot_s
+        if limit_s is not None and (outcome.tpot_s or 0.0) > limit_s * (1 + 1e-9):
             return None
-        return Found(priced=priced, objective_s=objective_s, run=run, binding=binding)
+        return Found(priced=priced, objective_s=objective_of(outcome, self.request), run=run, binding=binding)
 
     def _certificate(self, best: Found, bound_s: float, started: float, options: int, solved: int) -> Certificate:
         run = best.run
@@ -180,13 +208,45 @@ class Search:
         )
 
 
+class _Stage(Enum):
+    """How much of a choice is settled: each falls into choices of the next, or is a plan's setting."""
+
+    FAMILY = auto()  # concurrency and streamed weights
+    RESIDENT = auto()  # attention and format in HBM; a plan if all fits
+    PAGED = auto()  # a plan: continuous admission
+    COUPLED = auto()  # a program over token homes whose bound can still be raised
+    SPILLING = auto()  # a program over token homes
+
+
+class _Queue:
+    """Choices by their bounds, least first; those that are not wanted or cannot fit are left out."""
+
+    def __init__(self, wanted: Callable[[Setting], bool]) -> None:
+        self._wanted = wanted
+        self._heap: list[tuple[float, int, _Stage, Family | Setting]] = []
+        self.pushed = 0
+
+    @property
+    def least_s(self) -> float:
+        return self._heap[0][0] if self._heap else float("inf")
+
+    def push(self, stage: _Stage, bound_s: float, choice: Family | Setting) -> None:
+        if bound_s < float("inf") and (isinstance(choice, Family) or self._wanted(choice)):
+            heapq.heappush(self._heap, (bound_s, self.pushed, stage, choice))
+            self.pushed += 1
+
+    def pop(self) -> tuple[float, _Stage, Family | Setting]:
+        bound_s, _, stage, choice = heapq.heappop(self._heap)
+        return bound_s, stage, choice
+
+
 def choose_knots(problem: Coefficients, wanted: int) -> tuple[int, ...]:
     """Steps to sample: the prefill, both sides of the step that first overflows HBM, and evenly from there to the end."""
     last = problem.steps - 1
     if last < max(ALL_KNOTS, wanted):
         return tuple(range(problem.steps))
     over = np.flatnonzero(problem.memory.hbm_all_in > problem.memory.hbm_budget)
-    first = max(1, int(over[0])) if len(over) else 1
+    first = max(1, int(over[0])) if len(over) and not problem.setting.host_attention else 1
     spread = np.linspace(first, last, wanted)
     return tuple(sorted({0, 1, max(1, first - 1), *(round(step) for step in spread)}))
 
@@ -201,11 +261,12 @@ def shape_of(program: Program) -> Shape:
     saved = program.saved_at_birth.value() if program.saved_at_birth is not None else 0.0
     off = kv + inputs
     none = np.zeros(len(steps))
+    assisted = program.problem.setting.host_attention
     return Shape(
         share_inputs=np.divide(inputs, off, out=none.copy(), where=off > 1e-6),
         forward=forward,
         saved_at_birth=int(np.ceil((saved or 0.0) - 1e-6)),
-        least_off=none,
+        least_off=np.rint(kv) if assisted else none,
         least_inputs=none,
         round_up=none,
     )

@@ -6,7 +6,8 @@ back from host memory. Nothing here knows how long a step takes.
 """
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -44,14 +45,23 @@ class Rules:
             )
 
 
+class Run(NamedTuple):
+    """A sequence that decodes without a break: its steps from ``sequence_step`` on, in machine steps from ``machine_step``."""
+
+    machine_step: int
+    sequence_step: int
+    length: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """What each step of the machine does, [machine step] each; ``decoded_at`` is [machine step, sequence step] counts.
+    """What each step of the machine does, [machine step] columns; ``runs`` say who decodes at which age.
 
     ``prefilled_squares`` sums the squared lengths of what is prefilled.
     """
 
-    decoded_at: Column
+    steps: int
+    runs: tuple[Run, ...]
     prefilled: Column
     prefilled_tokens: Column
     prefilled_squares: Column
@@ -61,26 +71,33 @@ class Schedule:
     host_bytes: Column
     served: tuple[Served, ...]
 
+    def decoding(self, per_sequence: Column) -> Column:
+        """Summed over the sequences that decode in each machine step, a quantity given for each of a sequence's steps."""
+        total: Column = np.zeros(self.steps)
+        for run in self.runs:
+            end = run.sequence_step + run.length
+            total[run.machine_step : run.machine_step + run.length] += per_sequence[run.sequence_step : end]
+        return total
+
 
 @dataclass(slots=True)
 class _Sequence:
-    """``done`` tokens have been generated; ``swapped`` ones return by copy."""
+    """``done`` tokens have been generated; ``swapped`` ones return by copy. It runs since ``since`` with ``had`` done."""
 
     number: int
     done: int = 0
     swapped: bool = False
+    since: int = 0
+    had: int = 0
 
 
 @dataclass(slots=True)
-class _Step:
-    """One machine step as it is put together."""
+class _Event:
+    """What happens in a machine step besides decoding."""
 
-    decoded: list[int] = field(default_factory=list)
     prefilled: list[int] = field(default_factory=list)
     swapped_in: float = 0.0
     swapped_out: float = 0.0
-    held_bytes: float = 0.0
-    host_bytes: float = 0.0
 
 
 def schedule(rules: Rules) -> Schedule:
@@ -89,105 +106,138 @@ def schedule(rules: Rules) -> Schedule:
 
 
 class _Scheduler:
+    """Steps in which nobody enters, leaves or steps back are taken together."""
+
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.tokens = len(rules.held_bytes)
         self.waiting = deque(_Sequence(number) for number in range(rules.batch))
         self.running: list[_Sequence] = []
+        self.runs: list[Run] = []
+        self.step = 0
         self.host_bytes = 0.0
+        self.host_levels: list[tuple[int, float]] = []
         self.first_step: dict[int, int] = {}
         self.last_step: dict[int, int] = {}
-        self.steps: list[_Step] = []
+        self.events: dict[int, _Event] = {}
 
     def run(self) -> Schedule:
         while self.waiting or self.running:
-            step = _Step()
-            held = self._make_room(step)
-            self._decode(step)
-            step.held_bytes, step.host_bytes = self._admit(step, held), self.host_bytes
+            event = _Event()
+            self._make_room(event)
+            for sequence in self.running:
+                sequence.done += 1
+            self._admit(event)
             self._finish()
-            self.steps.append(step)
+            if event != _Event():
+                self.events[self.step] = event
+                self.host_levels.append((self.step, self.host_bytes))
+            self.step += 1
+            self._skip_quiet_steps()
         return self._collected()
 
-    def _needed(self, sequence: _Sequence) -> float:
-        """Bytes that ``sequence`` holds once its next token's predecessor is cached."""
-        return self.rules.held_bytes[sequence.done]
+    def _held(self, ahead: int = 0) -> float:
+        """Bytes that all that run hold, ``ahead`` steps from now."""
+        held = self.rules.held_bytes
+        return sum(held[sequence.done + ahead] for sequence in self.running)
 
-    def _make_room(self, step: _Step) -> float:
-        """Let the youngest step back until all that run can grow; what they then hold."""
-        held = sum(self._needed(sequence) for sequence in self.running)
-        while held > self.rules.budget_bytes:
-            youngest = self.running.pop()
-            held -= self._needed(youngest)
-            self._step_back(youngest, step)
-        return held
+    def _make_room(self, event: _Event) -> None:
+        """Let the youngest step back until all that run can grow."""
+        while self._held() > self.rules.budget_bytes:
+            self._step_back(self.running.pop(), event)
 
-    def _step_back(self, sequence: _Sequence, step: _Step) -> None:
+    def _step_back(self, sequence: _Sequence, event: _Event) -> None:
+        self._close(sequence)
         kept = self.rules.held_bytes[sequence.done - 1]
-        fits_host = self.host_bytes + kept <= self.rules.host_bytes
-        if self.rules.preemption is Preemption.SWAP and fits_host:
+        if self.rules.preemption is Preemption.SWAP and self.host_bytes + kept <= self.rules.host_bytes:
             sequence.swapped = True
             self.host_bytes += kept
-            step.swapped_out += kept
+            event.swapped_out += kept
         self.waiting.appendleft(sequence)
 
-    def _decode(self, step: _Step) -> None:
-        for sequence in self.running:
-            step.decoded.append(sequence.done)
-            sequence.done += 1
-
-    def _admit(self, step: _Step, held: float) -> float:
+    def _admit(self, event: _Event) -> None:
         """Take in who waits while pages, places and the step's prefill last."""
-        rules, prefilled = self.rules, 0
+        rules = self.rules
         limit = rules.budget_bytes * (1 - FREE_SHARE) if self.running else rules.budget_bytes
+        held = sum(rules.held_bytes[sequence.done - 1] for sequence in self.running)
         while self.waiting and len(self.running) < rules.most_sequences:
             sequence = self.waiting[0]
             tokens = 0 if sequence.swapped else rules.prompt_tokens + sequence.done
-            too_long = prefilled and prefilled + tokens > rules.prefill_tokens
-            if too_long or held + self._needed(sequence) > (limit if self.running else rules.budget_bytes):
+            too_long = event.prefilled and sum(event.prefilled) + tokens > rules.prefill_tokens
+            if too_long or held + rules.held_bytes[sequence.done] > limit:
                 break
+            held += rules.held_bytes[sequence.done]
             self.running.append(self.waiting.popleft())
-            held += self._needed(sequence)
-            prefilled += tokens
-            self._enter(sequence, step)
-        return held
+            self._enter(sequence, event)
 
-    def _enter(self, sequence: _Sequence, step: _Step) -> None:
+    def _enter(self, sequence: _Sequence, event: _Event) -> None:
+        sequence.since, sequence.had = self.step, sequence.done
         if sequence.swapped:
             moved = self.rules.held_bytes[sequence.done - 1]
             self.host_bytes -= moved
-            step.swapped_in += moved
-            step.decoded.append(sequence.done)
+            event.swapped_in += moved
             sequence.swapped = False
         else:
-            step.prefilled.append(self.rules.prompt_tokens + sequence.done)
-        if sequence.done == 0:
-            self.first_step[sequence.number] = len(self.steps)
+            event.prefilled.append(self.rules.prompt_tokens + sequence.done)
+            sequence.since, sequence.had = self.step + 1, sequence.done + 1
+        self.first_step.setdefault(sequence.number, self.step)
         sequence.done += 1
 
     def _finish(self) -> None:
         for sequence in self.running:
             if sequence.done == self.tokens:
-                self.last_step[sequence.number] = len(self.steps)
+                self.last_step[sequence.number] = self.step
+                self._close(sequence)
         self.running = [sequence for sequence in self.running if sequence.done < self.tokens]
+
+    def _close(self, sequence: _Sequence) -> None:
+        if sequence.done > sequence.had:
+            self.runs.append(Run(sequence.since, sequence.had, sequence.done - sequence.had))
+
+    def _skip_quiet_steps(self) -> None:
+        """Decode on while all that run fit and none is about to finish; until one leaves nobody can enter."""
+        if not self.running or (self.waiting and self._someone_fits()):
+            return
+        quiet = self.tokens - 1 - max(sequence.done for sequence in self.running)
+        low, high = 0, quiet
+        while low < high:  # held bytes never shrink as sequences grow
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self._held(middle - 1) <= self.rules.budget_bytes else (low, middle - 1)
+        for sequence in self.running:
+            sequence.done += low
+        self.step += low
+
+    def _someone_fits(self) -> bool:
+        """The next in line could enter now (a step's prefill was full, say)."""
+        if len(self.running) >= self.rules.most_sequences:
+            return False
+        return self._held() + self.rules.held_bytes[self.waiting[0].done] <= self.rules.budget_bytes
 
     def _served(self) -> tuple[Served, ...]:
         ends = Counter((self.first_step[number], self.last_step[number]) for number in range(self.rules.batch))
         return tuple(Served(sequences=many, first_step=a, last_step=b) for (a, b), many in sorted(ends.items()))
 
     def _collected(self) -> Schedule:
-        decoded_at = np.zeros((len(self.steps), self.tokens))
-        for number, step in enumerate(self.steps):
-            np.add.at(decoded_at[number], step.decoded, 1.0)
-        column = {
-            name: np.array([getattr(step, name) for step in self.steps])
-            for name in ("swapped_in", "swapped_out", "held_bytes", "host_bytes")
-        }
-        return Schedule(
-            decoded_at=decoded_at,
-            prefilled=np.array([float(len(step.prefilled)) for step in self.steps]),
-            prefilled_tokens=np.array([float(sum(step.prefilled)) for step in self.steps]),
-            prefilled_squares=np.array([float(sum(n * n for n in step.prefilled)) for step in self.steps]),
+        column = {name: np.zeros(self.step) for name in ("prefilled", "prefilled_tokens", "prefilled_squares")}
+        swaps = {name: np.zeros(self.step) for name in ("swapped_in", "swapped_out")}
+        held = np.array(self.rules.held_bytes)
+        entered: Column = np.zeros(self.step)
+        for step, event in self.events.items():
+            column["prefilled"][step] = len(event.prefilled)
+            column["prefilled_tokens"][step] = sum(event.prefilled)
+            column["prefilled_squares"][step] = sum(tokens * tokens for tokens in event.prefilled)
+            swaps["swapped_in"][step], swaps["swapped_out"][step] = event.swapped_in, event.swapped_out
+            entered[step] = sum(held[tokens - self.rules.prompt_tokens] for tokens in event.prefilled)
+        host: Column = np.zeros(self.step)
+        for step, level in self.host_levels:
+            host[step:] = level
+        planned = Schedule(
+            steps=self.step,
+            runs=tuple(self.runs),
+            held_bytes=entered,
+            host_bytes=host,
             served=self._served(),
             **column,
+            **swaps,
         )
+        return replace(planned, held_bytes=entered + planned.decoding(held))

@@ -36,9 +36,9 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     """Seconds of one layer in each machine step; ``flows`` are those of one sequence, by its own steps."""
     one = layer_prices(cost, setting, 1)
     gemms = LayerGemms.of(cost, setting)
-    decoding = planned.decoded_at.sum(axis=1)
+    decoding = planned.decoding(np.ones_like(flows.kept))
     rows = decoding + planned.prefilled_tokens
-    kept, cached = planned.decoded_at @ flows.kept, planned.decoded_at @ flows.cached
+    kept, cached = planned.decoding(flows.kept), planned.decoding(flows.cached)
     some, none = decoding > 0, np.zeros_like(rows)
     prefill_flops = 2.0 * setting.model.query_dim * planned.prefilled_squares
     quantise_launch_s = cost.launch_s(1) if one.convert_s else 0.0

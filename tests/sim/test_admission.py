@@ -45,7 +45,7 @@ def test_three_sequences_where_one_must_step_back() -> None:
     planned = schedule(TWO_OF_THREE)
 
     assert planned.prefilled_tokens.tolist() == [6, 0, 0, 4, 3, 0]
-    assert planned.decoded_at.tolist() == [[0, 0, 0], [0, 2, 0], [0, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 1]]
+    assert sorted(planned.runs) == [(1, 1, 1), (1, 1, 2), (5, 2, 1)]
     assert planned.held_bytes.tolist() == [6, 6, 4, 4, 3, 4]
     assert planned.served == tuple(Served(sequences=1, first_step=0, last_step=last) for last in (2, 3, 5))
 
@@ -75,12 +75,12 @@ def test_everyone_is_served_and_nothing_overflows(given_rules: Rules) -> None:
     planned = schedule(given_rules)
     tokens = len(given_rules.held_bytes)
 
-    assert planned.decoded_at.sum() + planned.prefilled.sum() == given_rules.batch * tokens
+    assert planned.decoding(np.ones(tokens)).sum() + planned.prefilled.sum() == given_rules.batch * tokens
     assert sum(some.sequences for some in planned.served) == given_rules.batch
     assert planned.held_bytes.max() <= given_rules.budget_bytes
     assert planned.host_bytes.max(initial=0.0) <= given_rules.host_bytes
     assert np.isclose(planned.swapped_in.sum(), planned.swapped_out.sum())
-    assert (planned.decoded_at.sum(axis=1) + planned.prefilled).max() <= given_rules.most_sequences
+    assert (planned.decoding(np.ones(tokens)) + planned.prefilled).max() <= given_rules.most_sequences
     assert all(some.last_step - some.first_step >= tokens - 1 for some in planned.served)
     if given_rules.preemption is Preemption.RECOMPUTE:
         assert planned.swapped_out.sum() == 0.0
