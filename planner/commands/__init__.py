@@ -1,0 +1,1 @@
+"""One module for each command of ``planner``, loaded when it is called."""

@@ -1,0 +1,60 @@
+"""``planner simulate``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from planner.commands import options
+from planner.terminal import patiently, show, show_json, write_answer
+from sim.codec import to_plain
+from sim.cost import CostModel
+from sim.engine import simulate as run
+from sim.files import load_plan
+from sim.plan import Plan
+from sim.profile import Profile
+from sim.trace import chrome_events
+
+EPILOG = """\
+[bold]Examples[/bold]
+
+  planner solve -o plan.json
+
+  planner simulate plan.json
+
+  planner simulate plan.json --trace run.json
+
+Open the trace in https://ui.perfetto.dev or in chrome://tracing.
+"""
+
+
+def simulate(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="Plan file, as `planner solve -o` writes it.")],
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write every span of the run to this file (Perfetto, chrome://tracing)."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Run a plan layer by layer on a simulated GPU stream and copy engines, with its machine's nominal profile."""
+    loaded = _load(Path(plan))
+    machine = loaded.setting.machine
+    with patiently("simulating"):
+        ran = run(loaded, CostModel(machine=machine, profile=Profile.nominal(machine)))
+        if trace is not None:
+            write_answer(Path(trace), json.dumps({"traceEvents": list(chrome_events(ran)), "displayTimeUnit": "ms"}))
+    if as_json:
+        show_json(to_plain(ran.outcome))
+        return
+    from planner.summary import simulation_summary
+
+    show(simulation_summary(loaded, ran.outcome, ran.source))
+
+
+def _load(path: Path) -> Plan:
+    """The plan in ``path``; every error names the file."""
+    try:
+        return load_plan(path)
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None
