@@ -1,5 +1,9 @@
-"""Nouns to plain JSON values and back, exactly; a value that does not fit is refused with its place in the document."""
+"""Nouns to plain JSON values and back, exactly; a value that does not fit is refused with its place in the document.
 
+Many named tuples of one kind are written as columns, an object of arrays: names once, and checked a column at a time.
+"""
+
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import StrEnum
 from functools import cache
@@ -17,8 +21,16 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, StrEnum):
         return value.value
     if isinstance(value, (tuple, list)):
-        return [to_plain(item) for item in value]
+        return _columns(value) if value and hasattr(value[0], "_fields") else [to_plain(item) for item in value]
     return value
+
+
+def _columns(rows: Sequence[Any]) -> dict[str, list[Any]]:
+    """Named tuples, one array a field."""
+    return {
+        name: [cell.value if isinstance(cell, StrEnum) else cell for cell in column]
+        for name, column in zip(rows[0]._fields, zip(*rows, strict=True), strict=True)
+    }
 
 
 def from_plain(kind: type[T], data: object, where: str) -> T:
@@ -56,6 +68,8 @@ def _build_scalar(kind: type, data: Any, where: str) -> Any:
 
 
 def _build_tuple(kinds: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ...]:
+    if hasattr(kinds[0], "_fields") and isinstance(data, dict):
+        return _build_rows(kinds[0], data, where)
     if not isinstance(data, list):
         raise ValueError(f"{where}={_brief(data)}, must be an array")
     if len(kinds) == 2 and kinds[1] is Ellipsis:
@@ -65,6 +79,33 @@ def _build_tuple(kinds: tuple[Any, ...], data: Any, where: str) -> tuple[Any, ..
     return tuple(
         _build(kind, item, f"{where}[{place}]") for place, (kind, item) in enumerate(zip(kinds, data, strict=True))
     )
+
+
+def _build_rows(kind: Any, data: dict[str, Any], where: str) -> tuple[Any, ...]:
+    """Named tuples from their columns."""
+    if set(data) != set(kind._fields):
+        raise ValueError(f"{where}, columns {', '.join(data) or 'none'}, must be {', '.join(kind._fields)}")
+    hints = _hints(kind)
+    columns = [_build_column(hints[name], data[name], f"{where}.{name}") for name in kind._fields]
+    if len({len(column) for column in columns}) != 1:
+        raise ValueError(
+            f"{where}, columns of {', '.join(str(len(column)) for column in columns)} rows, must be as long"
+        )
+    return tuple(map(kind._make, zip(*columns, strict=True)))
+
+
+def _build_column(kind: Any, data: Any, where: str) -> list[Any]:
+    """Each distinct value is built once, and floats not at all: a column may have a hundred thousand cells."""
+    if not isinstance(data, list):
+        raise ValueError(f"{where}={_brief(data)}, must be an array")
+    if kind is float and set(map(type, data)) == {float} and all(map(isfinite, data)):
+        return data
+    try:
+        built = {(type(cell), cell): cell for cell in data}
+    except TypeError:
+        raise ValueError(f"{where}, must be an array of plain values") from None
+    built = {key: _build(kind, cell, where) for key, cell in built.items()}
+    return [built[type(cell), cell] for cell in data]
 
 
 def _build_dataclass(kind: Any, data: Any, where: str) -> Any:

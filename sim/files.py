@@ -3,12 +3,14 @@
 import json
 import os
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from sim.codec import from_plain, to_plain
 from sim.homes import TokenHomes
 from sim.plan import Plan, Setting
+from sim.trace import Trace
 
 SCHEMA_VERSION = 1
 
@@ -87,6 +89,45 @@ def plan_from_json(data: dict[str, Any], where: str) -> Plan:
 def load_plan(path: Path) -> Plan:
     """Read the plan that ``planner solve -o`` wrote."""
     return plan_from_json(read_json_object(path), str(path))
+
+
+def save_trace(path: Path, trace: Trace) -> None:
+    """Write a run, simulated or measured, so that ``load_trace`` gives it back exactly."""
+    write_atomically(path, trace_text(trace))
+
+
+def trace_text(trace: Trace) -> str:
+    """A run as one JSON document without spaces: there may be a hundred thousand spans."""
+    whole = {"schema_version": SCHEMA_VERSION, **to_plain(trace)}
+    return json.dumps(whole, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def load_trace(path: Path) -> Trace:
+    """Read what ``save_trace`` wrote.
+
+    Raises ValueError for another schema version, a missing key, a value that does not fit or a run that never ends.
+    """
+    data = read_json_object(path)
+    if data.get("schema_version") != SCHEMA_VERSION or "waves" not in data:
+        raise ValueError(
+            f"{path}: no trace of schema version {SCHEMA_VERSION}: write one by `planner simulate --save-trace`"
+        )
+    trace = from_plain(Trace, {name: value for name, value in data.items() if name != "schema_version"}, str(path))
+    _require_a_run(trace, path)
+    return trace
+
+
+def _require_a_run(trace: Trace, path: Path) -> None:
+    if not trace.waves:
+        raise ValueError(f"{path}: waves, must have at least one")
+    for number, wave in enumerate(trace.waves):
+        ends = wave.step_end_s
+        if not ends or ends[0] <= 0 or any(end < before for before, end in pairwise(ends)):
+            raise ValueError(f"{path}: waves[{number}].step_end_s, must ascend from above 0, one entry a step")
+        if any(span.end_s < span.start_s for span in wave.spans):
+            raise ValueError(f"{path}: waves[{number}].spans, one ends before it starts")
+        if any(not 0 <= one.first_step <= one.last_step < len(ends) for one in wave.served):
+            raise ValueError(f"{path}: waves[{number}].served, names a step that there is not")
 
 
 def _refuse_constant(name: str) -> float:
