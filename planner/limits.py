@@ -4,20 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sim.breakdown import GPU_WORK, OUTPUT_LAYER
 from sim.cost import CostModel
 from sim.forecast import Forecast, Wave
 from sim.layer import LayerTimes
 from sim.plan import Admission, Setting
-
-_GPU_WORK = {
-    "matrix products": ("qkv", "out", "mlp"),
-    "attention": ("attention", "gather"),
-    "selection": ("score", "select"),
-    "quantisation": ("convert",),
-    "recomputation": ("reproject", "forward"),
-    "kernel launches": ("launch",),
-    "SMs lent to transfers": ("gather_sms",),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +73,8 @@ def _stretch(setting: Setting, cost: CostModel, wave: Wave, name: str, first: in
 def _gpu_limit(setting: Setting, cost: CostModel, times: LayerTimes, span: slice, gpu_s: float, sequences: int) -> str:
     """The kind of GPU work that takes most of its time, and what that work waits for."""
     layers, ops = setting.model.layers, times.ops
-    work_s = {kind: layers * float(sum(ops[name][span].sum() for name in names)) for kind, names in _GPU_WORK.items()}
-    work_s["output layer"] = float(times.head_s[span].sum())
+    work_s = {kind: layers * float(sum(ops[name][span].sum() for name in names)) for kind, names in GPU_WORK.items()}
+    work_s[OUTPUT_LAYER] = float(times.head_s[span].sum())
     most = max(work_s, key=lambda kind: work_s[kind])
     share = f"{100 * work_s[most] / gpu_s:.0f} %"
     if most != "matrix products":
