@@ -44,17 +44,25 @@ def wanted_text(request: Request) -> str:
 
 def plan_rows(solution: Solution) -> list[tuple[str, str]]:
     """A plan line by line: what it is, and what it is predicted to do."""
-    setting, predicted = solution.plan.setting, solution.predicted
+    predicted = solution.predicted
     return [
         *speed_rows(predicted),
-        ("at once", _at_once(setting)),
-        ("attention", _attention(setting)),
-        ("KV stored as", _kv_formats(solution.plan)),
-        ("outside HBM", _outside(solution.plan)),
-        ("weights", _weights(setting)),
+        *choice_rows(solution.plan),
         ("peak in HBM", format_bytes(predicted.peak_hbm_bytes)),
         ("peak in host memory", format_bytes(predicted.peak_host_bytes)),
         ("moved to GPU, to host", f"{format_bytes(predicted.h2d_bytes)}, {format_bytes(predicted.d2h_bytes)}"),
+    ]
+
+
+def choice_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What a plan does with sequences, attention, cache and weights."""
+    setting = plan.setting
+    return [
+        ("at once", _at_once(setting)),
+        ("attention", _attention(setting)),
+        ("KV stored as", _kv_formats(plan)),
+        ("outside HBM", _outside(plan)),
+        ("weights", _weights(setting)),
     ]
 
 
