@@ -11,7 +11,7 @@ from planner.terminal import patiently, show, show_json, write_answer
 from sim.codec import to_plain
 from sim.cost import CostModel
 from sim.engine import simulate as run
-from sim.files import load_plan
+from sim.files import load_plan, trace_text
 from sim.plan import Plan
 from sim.profile import Profile
 from sim.trace import chrome_events
@@ -35,6 +35,10 @@ def simulate(
         str | None,
         typer.Option(metavar="FILE", help="Write every span of the run to this file (Perfetto, chrome://tracing)."),
     ] = None,
+    save_trace: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write the run to this file, exactly, for `planner report`."),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Run a plan layer by layer on a simulated GPU stream and copy engines, with its machine's nominal profile."""
@@ -44,6 +48,8 @@ def simulate(
         ran = run(loaded, CostModel(machine=machine, profile=Profile.nominal(machine)))
         if trace is not None:
             write_answer(Path(trace), json.dumps({"traceEvents": list(chrome_events(ran)), "displayTimeUnit": "ms"}))
+        if save_trace is not None:
+            write_answer(Path(save_trace), trace_text(ran))
     if as_json:
         show_json(to_plain(ran.outcome))
         return
