@@ -68,6 +68,29 @@ class Question:
         return shlex.join(["planner", "solve", *(word for name, value in options for word in _words(name, value))])
 
 
+def question_of(command_line: str) -> Question:
+    """The question that ``Question.command_line`` wrote, a plan's provenance.
+
+    Raises ValueError for anything else.
+    """
+    words = shlex.split(command_line)
+    known = {f"--{field.name.replace('_', '-')}": field for field in fields(Question)}
+    answers: dict[str, str | tuple[str, ...] | bool] = {}
+    if words[:2] != ["planner", "solve"]:
+        raise ValueError(f"command {_brief(command_line)}, must be one of `planner solve`")
+    rest = iter(words[2:])
+    for word in rest:
+        if word not in known:
+            raise ValueError(
+                f"command {_brief(command_line)}, {_brief(word)} is no option of this version: solve again"
+            )
+        name = known[word].name
+        answers[name] = True if name == "lossless" else next(rest, "")
+    for name in ("selector", "kv_formats"):
+        answers[name] = tuple(_split([str(answers[name])])) if name in answers else ()
+    return Question(**answers)  # type: ignore[arg-type]
+
+
 def request_of(question: Question) -> Request:
     """The planning problem that ``question`` poses.
 
