@@ -10,15 +10,13 @@ from planner.layout import grid, percent, sections, table
 from planner.limits import Stretch, stretches
 from planner.request import Request
 from planner.solution import Certificate, Solution
-from planner.wording import loss_texts, plan_rows, question_text, speed_rows, wanted_text, waves_text
+from planner.wording import certificate_texts, loss_texts, plan_rows, question_text, speed_rows, wanted_text, waves_text
 from sim.cost import CostModel
 from sim.footprint import resident_weight_bytes, workspace_bytes
 from sim.forecast import forecast, static_host_bytes
 from sim.outcome import Outcome
 from sim.plan import Plan
 from sim.units import format_bytes, format_rate, format_seconds
-
-_SHOWN_CONSTRAINTS = 4
 
 
 def summary(solution: Solution, request: Request) -> RenderableType:
@@ -96,19 +94,7 @@ def _memory_table(solution: Solution, request: Request) -> Table:
 
 
 def _certificate(certificate: Certificate, request: Request) -> Iterable[str]:
-    yield (
-        f"{certificate.status}: at most {percent(certificate.gap, 2)} from the best possible (solver "
-        f"{percent(certificate.solver_gap, 2)}, discretisation {percent(certificate.discretisation_gap, 2)})"
-    )
-    spent = f"{certificate.options:,} options in {format_seconds(certificate.solve_s)}"
-    if certificate.solved:
-        yield f"{certificate.name} solved {certificate.solved:,} of {spent}; bounds ruled out the others"
-    else:
-        yield f"bounds settled all of {spent}; {certificate.name} had none to solve"
-    if certificate.binding:
-        more = len(certificate.binding) - _SHOWN_CONSTRAINTS
-        names = ", ".join(certificate.binding[:_SHOWN_CONSTRAINTS])
-        yield f"held back by {names}" + (f" and {more} more" if more > 0 else "")
+    yield from certificate_texts(certificate)
     yield f"profile {request.profile.name}: {request.profile.basis}"
 
 

@@ -5,12 +5,14 @@ from math import isclose
 
 from planner.layout import percent
 from planner.request import Objective, Request
-from planner.solution import Solution
+from planner.solution import Certificate, Solution
 from sim.kv import KvFormat
 from sim.outcome import Outcome
 from sim.plan import Admission, Placement, Plan, Preemption, Recompute, Setting
 from sim.spec import WeightFormat
 from sim.units import format_bytes, format_seconds
+
+_SHOWN_CONSTRAINTS = 4
 
 
 def question_text(setting: Setting | Request) -> str:
@@ -143,6 +145,14 @@ def _weights(setting: Setting) -> str:
 def loss_texts(solution: Solution) -> Iterable[str]:
     """Whether the output changes, by what, and by how much as far as that has been measured."""
     setting = solution.plan.setting
+    yield from change_texts(setting)
+    if solution.lossless is None:
+        native = setting.weight_format is WeightFormat.NATIVE
+        yield "No lossless plan fits." if native else f"No plan is lossless with {setting.weight_format} weights."
+
+
+def change_texts(setting: Setting) -> Iterable[str]:
+    """What changes the output."""
     if setting.is_lossless:
         yield f"Lossless: the output is that of dense attention in {setting.dtype}."
         return
@@ -155,9 +165,23 @@ def loss_texts(solution: Solution) -> Iterable[str]:
     if rounded:
         verb = "are" if len(rounded) > 1 else "is"
         yield f"{' and '.join(rounded)} {verb} rounded: that changes the output too, how much is not measured here."
-    if solution.lossless is None:
-        native = setting.weight_format is WeightFormat.NATIVE
-        yield "No lossless plan fits." if native else f"No plan is lossless with {setting.weight_format} weights."
+
+
+def certificate_texts(certificate: Certificate) -> Iterable[str]:
+    """How far from the best the plan can be, and what was done to know that."""
+    yield (
+        f"{certificate.status}: at most {percent(certificate.gap, 2)} from the best possible (solver "
+        f"{percent(certificate.solver_gap, 2)}, discretisation {percent(certificate.discretisation_gap, 2)})"
+    )
+    spent = f"{certificate.options:,} options in {format_seconds(certificate.solve_s)}"
+    if certificate.solved:
+        yield f"{certificate.name} solved {certificate.solved:,} of {spent}; bounds ruled out the others"
+    else:
+        yield f"bounds settled all of {spent}; {certificate.name} had none to solve"
+    if certificate.binding:
+        more = len(certificate.binding) - _SHOWN_CONSTRAINTS
+        names = ", ".join(certificate.binding[:_SHOWN_CONSTRAINTS])
+        yield f"held back by {names}" + (f" and {more} more" if more > 0 else "")
 
 
 def given_up(setting: Setting) -> str:
