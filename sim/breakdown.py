@@ -19,7 +19,7 @@ GPU_WORK = {
     "SMs lent to transfers": ("gather_sms",),
 }
 OUTPUT_LAYER = "output layer"
-CPU_WAIT, FETCH_WAIT, WRITE_WAIT = "wait for the CPU", "wait for fetch", "wait for write-back"
+CPU_WAIT, FETCH_WAIT, WRITE_WAIT = "waiting for the CPU", "waiting for fetch", "waiting for write-back"
 
 
 def breakdown(setting: Setting, wave: Wave) -> dict[str, Column]:
