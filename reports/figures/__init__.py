@@ -1,0 +1,1 @@
+"""Nouns to charts, one module for each question that a page answers."""

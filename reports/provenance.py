@@ -1,0 +1,51 @@
+"""Where every constant of a page comes from."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
+
+from reports.study import Study
+from sim.profile import Profile
+from sim.spec import MachineSpec, ModelSpec
+
+
+def constants(profile: Profile) -> list[tuple[str, str, str]]:
+    """Name, value and reason of what the cost model assumes."""
+    reasons = Profile.reasons()
+    return [(name, number(getattr(profile, name)), reason) for name, reason in reasons.items()]
+
+
+def datasheets(machine: MachineSpec, model: ModelSpec) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What is known about GPU, host and model in SI units, each under a line that names its source and what was changed."""
+    changed = f" Changed by hand: {', '.join(machine.overrides)}." if machine.overrides else ""
+    nouns = (("GPU", machine.gpu, changed), ("Host", machine.host, changed), ("Model", model, ""))
+    return [(f"{title} in SI units, from: {noun.source}.{more}", list(_members(noun))) for title, noun, more in nouns]
+
+
+def access_rows(study: Study) -> list[tuple[str, str, str]]:
+    """What a sparse selector's picks were measured to do."""
+    access = study.plan.setting.access
+    return [
+        (
+            f"{access.selector}, {number(share)} kept",
+            f"{number(new)} new each step, {number(ratio)} x perplexity",
+            access.source,
+        )
+        for share, new, ratio in zip(access.keep_shares, access.turnovers, access.perplexity_ratios, strict=True)
+    ]
+
+
+def number(value: Any) -> str:
+    """Digits enough to tell values apart: no figure is made of these."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.6g}"
+
+
+def _members(noun: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    for member in fields(noun):
+        value = getattr(noun, member.name)
+        if member.name == "link":
+            yield from _members(value, "link.")
+        elif member.name != "source" and value is not None:
+            yield f"{prefix}{member.name}", number(value)
