@@ -1,0 +1,89 @@
+"""``planner report``."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from planner.commands import options
+from planner.terminal import patiently, show_json, write_answer
+from sim.units import format_bytes
+
+EPILOG = """\
+[bold]Examples[/bold]
+
+  planner solve -o plan.json
+
+  planner report plan.json -o report.html
+
+  planner report plan.json --compare --steps 100-140
+
+  planner report plan.json measured.json -o report.html
+
+The page opens from disk in any browser, prints, and needs no network.
+"""
+
+
+def report(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="Plan file, as `planner solve -o` writes it.")],
+    traces: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[TRACE]...", help="Recorded runs of the plan, set beside the simulated one."),
+    ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Solve again and show the published systems beside the plan.")
+    ] = False,
+    steps: Annotated[
+        str | None,
+        typer.Option(metavar="FIRST-LAST", help="Steps that the timeline holds; by default all that fit the page."),
+    ] = None,
+    out: Annotated[str, typer.Option("--out", "-o", metavar="FILE", help="The page.")] = "report.html",
+    as_json: options.Json = False,
+) -> None:
+    """Write a page that shows a plan: the answer, where the KV lives, where the time goes, a timeline, and the sources."""
+    from planner.reporting import study_of
+
+    pages = load_reports()
+    with patiently("reporting"):
+        command = _command(plan, traces or [], compare, steps, out)
+        study = study_of(pages, Path(plan), [Path(trace) for trace in traces or ()], compare, _range(steps), command)
+        page = pages.plan_page(study)
+        write_answer(Path(out), page)
+    size_bytes = len(page.encode())
+    if as_json:
+        show_json({"file": out, "size_bytes": size_bytes})
+        return
+    print(f"{out}: {format_bytes(size_bytes)}, opens in any browser")
+
+
+def load_reports() -> Any:
+    """The package that makes pages. It needs plotly, which planning does not.
+
+    Raises ValueError where plotly is missing.
+    """
+    try:
+        return import_module("reports")
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("plotly"):
+            raise
+        raise ValueError("plotly is not installed, pages are made with it: pip install 'kvplan[reports]'") from None
+
+
+def _range(steps: str | None) -> tuple[int, int] | None:
+    if steps is None:
+        return None
+    first, dash, last = steps.partition("-")
+    if not (first.isdecimal() and (last.isdecimal() if dash else True)):
+        raise ValueError(f"--steps={steps!r}, must be a step or two with a dash between, as 100-140")
+    ends = int(first), int(last or first)
+    if ends[0] > ends[1]:
+        raise ValueError(f"--steps={steps!r}, must begin before it ends")
+    return ends
+
+
+def _command(plan: str, traces: list[str], compare: bool, steps: str | None, out: str) -> str:
+    import shlex
+
+    chosen = [*(["--compare"] if compare else []), *(["--steps", steps] if steps else [])]
+    return shlex.join(["planner", "report", plan, *traces, *chosen, "-o", out])
