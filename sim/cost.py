@@ -24,10 +24,10 @@ class Pieces:
     def at(self, counts: Column) -> Column:
         """Seconds for each of ``counts``."""
         if self.free_at_zero and not counts.any():
-            return np.zeros_like(counts)  # most plans leave most operations unused
-        seconds: Column = self.pieces[0][0] + self.pieces[0][1] * counts
-        for constant_s, per_unit_s in self.pieces[1:]:
-            seconds = np.maximum(seconds, constant_s + per_unit_s * counts)
+            return np.zeros(len(counts))  # most plans leave most operations unused
+        seconds: Column = self.pieces[-1][0] + self.pieces[-1][1] * counts
+        for constant_s, per_unit_s in self.pieces[:-1]:
+            seconds = np.maximum(seconds, constant_s + per_unit_s * counts if per_unit_s else constant_s)
         return seconds * (counts > 0) if self.free_at_zero else seconds
 
     def at_one(self, count: float) -> float:

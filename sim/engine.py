@@ -52,6 +52,7 @@ class _WaveRun:
         self.times = {name: value.tolist() for name, value in _columns(times).items()}
         self.ops = {name: seconds.tolist() for name, seconds in times.ops.items()} if ops else {}
         self.by_op = ops
+        self.recalls = times.recalls
         self.env = Environment()
         self.spans: list[Span] = []
         self.levels: list[Level] = []
@@ -86,11 +87,10 @@ class _WaveRun:
 
     def _drivers(self, step: int) -> list[Process]:
         """A process for each stream that has something to do in ``step``, sharing its progress marks."""
-        recalls = self.setting.attention.selector.recalls
         asked, ended = Progress(self.env), Progress(self.env)
-        arrived = Progress(self.env, reached=0 if recalls else self.depth)
+        arrived = Progress(self.env, reached=0 if self.recalls else self.depth)
         drivers = [self._gpu_step(step, asked, arrived, ended)]
-        if recalls:
+        if self.recalls:
             drivers.append(self._recall_step(step, asked, arrived))
         elif self.times["prefetch_s"][step] or self._following(step):
             drivers.append(self._ring_step(step, arrived, ended))

@@ -1,6 +1,6 @@
 """What a plan moves and holds at each step, in tokens and bytes of one sequence."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -41,6 +41,10 @@ class Counts:
     death_rate: Column
     copy_rate: Column
 
+    def at(self, steps: NDArray[np.intp]) -> "Counts":
+        """Rows of the given steps, in any order and as often as they are named."""
+        return Counts(**{column.name: getattr(self, column.name)[steps] for column in fields(self)})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Homes:
@@ -51,6 +55,22 @@ class Homes:
     activations: Column
     dropped: Column
     copies: Column
+
+    def following(self, counts: Counts) -> "Following":
+        """What comes after each row; the last one stays as it is."""
+        return Following(host_kv=_shifted(self.host_kv), beyond=_shifted(self.beyond(counts)))
+
+    def beyond(self, counts: Counts) -> Column:
+        """Living tokens whose KV is neither in HBM nor on the host."""
+        return self.activations + self.dropped - counts.dead
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """Of the row that follows: tokens whose KV the host holds, and living ones whose KV is nowhere."""
+
+    host_kv: Column
+    beyond: Column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,9 +103,16 @@ class Occupancy:
 
 def flows_of(plan: Plan, homes: Homes) -> Flows:
     """Traffic of ``plan``, whose homes are given as columns, that its access profile leads to expect."""
-    setting, counts = plan.setting, counts_of(plan.setting)
+    counts = counts_of(plan.setting)
+    return flows_between(plan.setting, counts, homes, homes.following(counts), plan.saved_inputs_tokens)
+
+
+def flows_between(
+    setting: Setting, counts: Counts, homes: Homes, following: Following, saved_inputs_tokens: int
+) -> Flows:
+    """Traffic of rows of any plans of ``setting``, each with its step's counts and with what follows it."""
     fetched = _fetched_tokens(setting, homes, counts)
-    none = np.zeros_like(fetched)
+    none = np.zeros(len(fetched))
     reprojected = none
     if setting.recompute.from_activations:
         reprojected = fetched * _ratio(homes.activations, homes.host_kv + homes.activations)
@@ -99,8 +126,8 @@ def flows_of(plan: Plan, homes: Homes) -> Flows:
         reprojected=reprojected,
         forwarded=homes.dropped * counts.decoding if setting.recompute is Recompute.TOKENS else none,
         host_attended=host_kv if setting.host_attention else none,
-        written_kv=_written_kv(setting, homes, counts),
-        written_inputs=_written_inputs(plan, counts),
+        written_kv=_written_kv(setting, counts, homes, following),
+        written_inputs=_written_inputs(setting, counts, saved_inputs_tokens),
     )
 
 
@@ -111,7 +138,8 @@ def occupancy_of(plan: Plan, homes: Homes, flows: Flows) -> Occupancy:
     gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
     slots = homes.hbm + homes.copies
     hbm = slots * gpu_kv + held_state_bytes(setting)
-    hbm += (counts.cached - counts.dead - slots) * setting.attention.offloaded_state_bytes_per_token(model, dtype)
+    if offloaded_bytes := setting.attention.offloaded_state_bytes_per_token(model, dtype):
+        hbm += (counts.cached - counts.dead - slots) * offloaded_bytes
     host = _host_tokens(setting, homes, flows) * host_kv
     if setting.recompute.from_activations:
         holder = hbm if setting.recompute is Recompute.ACTIVATIONS_HBM else host
@@ -188,38 +216,38 @@ def _fetched_tokens(setting: Setting, homes: Homes, counts: Counts) -> Column:
     return counts.pool * counts.fetch_rate * picked
 
 
+def _shifted(column: Column) -> Column:
+    shifted = np.empty(len(column))
+    shifted[:-1], shifted[-1] = column[1:], column[-1]
+    return shifted
+
+
 def _ratio(part: Column, whole: Column) -> Column:
-    return np.divide(part, whole, out=np.zeros_like(whole), where=whole > 0)
+    return np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
 
 
-def _written_kv(setting: Setting, homes: Homes, counts: Counts) -> Column:
+def _written_kv(setting: Setting, counts: Counts, homes: Homes, following: Following) -> Column:
     """KV that crosses to the host during each step: newborn tokens, or those whose home is the host from the next row on.
 
     Where a token on the host dies or moves further out, another one that has just left HBM takes its place.
     """
-    written: Column = counts.decoding.copy()
+    prefill = 1 - counts.decoding
     if setting.write_back is WriteBack.AT_BIRTH:
-        written[0] = homes.hbm[0] + homes.host_kv[0]
-        return written
+        return counts.decoding + prefill * (homes.hbm + homes.host_kv)
     dying = counts.death_rate * (1 - _ratio(homes.copies, homes.host_kv + homes.activations))
     staying = homes.host_kv * (1 - dying)
     if setting.recompute is not Recompute.NONE:
-        beyond = homes.activations + homes.dropped - counts.dead
-        moved_on = np.maximum(0.0, beyond[1:] - (beyond - homes.activations * dying)[:-1])
-        staying[:-1] = np.maximum(0.0, staying[:-1] - moved_on)
-    written[:-1] = np.maximum(0.0, homes.host_kv[1:] - staying[:-1])
-    written[0] += homes.host_kv[0]
-    written[-1] = homes.host_kv[0] if len(written) == 1 else 0.0
+        moved_on = following.beyond - (homes.beyond(counts) - homes.activations * dying)
+        staying = np.maximum(0.0, staying - np.maximum(0.0, moved_on))
+    written: Column = np.maximum(0.0, following.host_kv - staying) + prefill * homes.host_kv
     return written
 
 
-def _written_inputs(plan: Plan, counts: Counts) -> Column:
-    if plan.setting.recompute is not Recompute.ACTIVATIONS_HOST:
-        return np.zeros_like(counts.cached)
-    saved = plan.saved_inputs_tokens
-    written = (counts.cached <= saved) * counts.decoding  # the newborn of step j is the token numbered prompt + j
-    written[0] = min(saved, plan.setting.workload.prompt_tokens)
-    return written
+def _written_inputs(setting: Setting, counts: Counts, saved_inputs_tokens: int) -> Column:
+    if setting.recompute is not Recompute.ACTIVATIONS_HOST:
+        return np.zeros(len(counts.cached))
+    newborn = (counts.cached <= saved_inputs_tokens) * counts.decoding  # of step j: the token numbered prompt + j
+    return newborn + (1 - counts.decoding) * min(saved_inputs_tokens, setting.workload.prompt_tokens)
 
 
 def _host_tokens(setting: Setting, homes: Homes, flows: Flows) -> Column:
@@ -237,10 +265,11 @@ def _staging_bytes(setting: Setting, homes: Homes, flows: Flows) -> Column:
     gpu_kv = kv_layer_bytes(model, dtype, setting.kv_format.gpu)
     native_kv = kv_layer_bytes(model, dtype, KvFormat.NATIVE)
     inputs = inputs_layer_bytes(model, dtype)
-    ring = flows.fetched_kv * gpu_kv + flows.fetched_inputs * inputs
-    staged = (
-        (setting.prefetch_layers + 1) * ring + flows.reprojected * gpu_kv + flows.forwarded * (native_kv + 2 * inputs)
-    )
+    buffers = setting.prefetch_layers + 1
+    staged = flows.fetched_kv * (buffers * gpu_kv)
+    if setting.recompute is not Recompute.NONE:
+        staged += flows.fetched_inputs * (buffers * inputs) + flows.reprojected * gpu_kv
+        staged += flows.forwarded * (native_kv + 2 * inputs)
     staged[0] += 2 * (setting.workload.prompt_tokens - homes.hbm[0]) * native_kv
     return staged
 

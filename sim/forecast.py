@@ -16,11 +16,12 @@ from sim.waves import WaveLoad, wave_loads
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wave:
-    """A wave's load, how long each step takes, [step], and what passes before the first one."""
+    """A wave's load, what passes before its first step, and how long each step takes and when it has ended, [step]."""
 
     load: WaveLoad
     fill_s: float
     step_s: Column
+    step_end_s: Column
 
     @property
     def sequences(self) -> int:
@@ -32,7 +33,7 @@ class Wave:
 
     @property
     def seconds(self) -> float:
-        return self.fill_s + float(self.step_s.sum())
+        return float(self.step_end_s[-1])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +71,9 @@ def static_host_bytes(setting: Setting) -> int:
 
 
 def _priced(setting: Setting, load: WaveLoad) -> Wave:
-    layers, depth = setting.model.layers, setting.prefetch_layers
-    return Wave(load=load, fill_s=fill_seconds(load.times, depth), step_s=step_seconds(load.times, layers, depth))
+    fill_s = fill_seconds(load.times, setting.prefetch_layers)
+    step_s = step_seconds(load.times, setting.model.layers, setting.prefetch_layers)
+    return Wave(load=load, fill_s=fill_s, step_s=step_s, step_end_s=fill_s + step_s.cumsum())
 
 
 def _outcome(priced: Forecast) -> Outcome:
@@ -87,7 +89,7 @@ def _outcome(priced: Forecast) -> Outcome:
         busy_d2h_s += count * layers * float(times.write_s.sum())
         h2d_bytes += count * layers * float((times.prefetch_bytes + times.correct_bytes).sum())
         d2h_bytes += count * layers * float(times.write_bytes.sum())
-        first, decode = served_seconds(load.served, (wave.fill_s + wave.step_s.cumsum()).tolist())
+        first, decode = served_seconds(load.served, wave.step_end_s)
         first_s += count * (load.sequences * (start_s + wave.seconds * (count - 1) / 2) + first)
         decode_s += count * decode
         start_s += wave.seconds * count

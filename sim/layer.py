@@ -12,6 +12,7 @@ from sim.flows import Column, Flows
 from sim.footprint import layer_weight_bytes, prefill_rows
 from sim.kv import inputs_layer_bytes, kv_layer_bytes
 from sim.plan import Mechanism, Placement, Setting
+from sim.spec import DType, ModelSpec, WeightFormat
 
 # A layer's GPU operations in order: until its queries are known, attention and what must precede it, the rest.
 QUERY_OPS = ("qkv", "score")
@@ -144,13 +145,13 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTime
     written = prices.bytes_per_kv * flows.written_kv + prices.bytes_per_inputs * flows.written_inputs
     ahead, exposed = fetched * prices.ahead_share, fetched * prices.exposed_share
     ahead_s, exposed_s = prices.fetch.at(ahead), prices.fetch.at(exposed)
-    ops = _decode_ops(prices, flows, prices.sm_share * (ahead_s + exposed_s))
+    ops = _decode_ops(prices, flows, _affine(0.0, prices.sm_share, ahead_s + exposed_s))
     query_s, attend_s, rest_s = (
         _total(ops, prices.prefill, names, len(written)) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS)
     )
     prefetch_bytes = prices.weight_bytes + ahead
     delay_s = cost.duplex_delay_s(prefetch_bytes + exposed, written)
-    is_exposed = exposed > 0
+    exposed_delay_s = delay_s * (exposed > 0)
     host_attention_s = prices.host_attention.at(flows.host_attended)
     return LayerTimes(
         decode_ops=ops,
@@ -160,8 +161,8 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTime
         rest_s=rest_s,
         layer_s=query_s + np.maximum(attend_s, host_attention_s) + rest_s,
         host_attention_s=host_attention_s,
-        prefetch_s=prices.stream.at_one(prices.weight_bytes) + ahead_s + delay_s * ~is_exposed,
-        correct_s=exposed_s + delay_s * is_exposed,
+        prefetch_s=prices.stream.at_one(prices.weight_bytes) + ahead_s + (delay_s - exposed_delay_s),
+        correct_s=exposed_s + exposed_delay_s,
         write_s=prices.stream.at(written) + delay_s,
         head_s=np.full(len(written), prices.head_s),
         prefetch_bytes=prefetch_bytes,
@@ -171,16 +172,15 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTime
     )
 
 
-def _decode_ops(prices: LayerPrices, flows: Flows, gather_sms_s: Column) -> dict[str, Column | float]:
+def _decode_ops(prices: LayerPrices, flows: Flows, gather_sms_s: Column | float) -> dict[str, Column | float]:
     """Seconds of a decode layer by operation; a plain number where they depend on no token count."""
-    squared = flows.forwarded**2
     return {
         "qkv": prices.qkv_s,
         "score": _affine(prices.score_s, prices.score_s_per_cached, flows.cached),
         "gather": _affine(0.0, prices.gather_s_per_selected, flows.selected),
         "convert": _affine(prices.convert_s, prices.convert_s_per_moved, flows.fetched_kv + flows.written_kv),
         "reproject": prices.reproject.at(flows.reprojected),
-        "forward": prices.forward.at(flows.forwarded) + prices.forward_s_per_token_squared * squared,
+        "forward": _forward(prices, flows.forwarded),
         "attention": _affine(0.0, prices.attention_s_per_kept, flows.kept - flows.host_attended),
         "select": _affine(prices.select_s, prices.select_s_per_kept, flows.kept),
         "out": prices.out_s,
@@ -188,6 +188,11 @@ def _decode_ops(prices: LayerPrices, flows: Flows, gather_sms_s: Column) -> dict
         "gather_sms": gather_sms_s,
         "launch": prices.launch_s,
     }
+
+
+def _forward(prices: LayerPrices, tokens: Column) -> Column | float:
+    """A dropped prefix through one layer: its matrices by rows, its causal attention by the square."""
+    return prices.forward.at(tokens) + prices.forward_s_per_token_squared * tokens**2 if tokens.any() else 0.0
 
 
 def _affine(constant_s: float, per_token_s: float, tokens: Column) -> Column | float:
@@ -214,18 +219,22 @@ class LayerGemms:
 
     @classmethod
     def of(cls, cost: CostModel, setting: Setting) -> "LayerGemms":
-        model, dtype, stored = setting.model, setting.dtype, setting.weight_format
-        attention_in = model.query_dim + 2 * model.kv_dim
-        mlp_weights = (3 if model.gated_mlp else 2) * model.intermediate
-        layer_columns = attention_in + model.query_dim + mlp_weights
-        return cls(
-            qkv=cost.gemm(model.hidden, attention_in, dtype, stored),
-            kv=_free_at_zero(cost.gemm(model.hidden, 2 * model.kv_dim, dtype, stored)),
-            out=cost.gemm(model.query_dim, model.hidden, dtype, stored),
-            mlp=cost.gemm(model.hidden, mlp_weights, dtype, stored),
-            layer=_free_at_zero(cost.gemm(model.hidden, layer_columns, dtype, stored)),
-            head=cost.gemm(model.embedding_dim, model.vocab, dtype, type(stored).NATIVE),
-        )
+        return _gemms(cost, setting.model, setting.dtype, setting.weight_format)
+
+
+@lru_cache(maxsize=64)
+def _gemms(cost: CostModel, model: ModelSpec, dtype: DType, stored: WeightFormat) -> LayerGemms:
+    attention_in = model.query_dim + 2 * model.kv_dim
+    mlp_weights = (3 if model.gated_mlp else 2) * model.intermediate
+    layer_columns = attention_in + model.query_dim + mlp_weights
+    return LayerGemms(
+        qkv=cost.gemm(model.hidden, attention_in, dtype, stored),
+        kv=_free_at_zero(cost.gemm(model.hidden, 2 * model.kv_dim, dtype, stored)),
+        out=cost.gemm(model.query_dim, model.hidden, dtype, stored),
+        mlp=cost.gemm(model.hidden, mlp_weights, dtype, stored),
+        layer=_free_at_zero(cost.gemm(model.hidden, layer_columns, dtype, stored)),
+        head=cost.gemm(model.embedding_dim, model.vocab, dtype, type(stored).NATIVE),
+    )
 
 
 def _free_at_zero(pieces: Pieces) -> Pieces:

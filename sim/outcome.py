@@ -1,7 +1,8 @@
 """What a run amounts to, whether it was simulated, priced in closed form or measured."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +43,13 @@ class Served:
     last_step: int
 
 
-def served_seconds(served: Iterable[Served], step_end_s: Sequence[float]) -> tuple[float, float]:
+class ByStep(Protocol):
+    """Numbers by step: a tuple or a column."""
+
+    def __getitem__(self, step: int, /) -> Any: ...
+
+
+def served_seconds(served: Iterable[Served], step_end_s: ByStep) -> tuple[float, float]:
     """Summed over sequences: seconds from the wave's start to the first token, and from the first to the last."""
     first = sum(some.sequences * float(step_end_s[some.first_step]) for some in served)
     last = sum(some.sequences * float(step_end_s[some.last_step]) for some in served)

@@ -14,7 +14,12 @@ from sim.layer import LayerTimes
 
 
 def step_seconds(times: LayerTimes, layers: int, depth: int) -> Column:
-    """Duration of each step, [step].
+    """Duration of each step, [step]."""
+    return seconds_before(times, _next_step(times.prefetch_s), layers, depth)
+
+
+def seconds_before(times: LayerTimes, ahead_s: Column, layers: int, depth: int) -> Column:
+    """Duration of steps, each followed by one that fetches for ``ahead_s`` a layer.
 
     With c GPU seconds of a layer, f of its fetch, f' of the next step's, w of its write-back, L layers and depth D,
     identical layers leave these paths through a step, the longest of which it takes:
@@ -25,7 +30,6 @@ def step_seconds(times: LayerTimes, layers: int, depth: int) -> Column:
     - this step's fetches, as fast as fetch or buffers allow, then the next step's first: (L - D) max(c, f) + D f'
     """
     after_fetch_s = times.layer_s - times.query_s
-    ahead_s = _next_step(times.prefetch_s)
     slower_s = np.maximum(times.layer_s, times.prefetch_s)
     if times.recalls:
         return _with_recall(times, layers, slower_s, ahead_s)

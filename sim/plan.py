@@ -188,7 +188,7 @@ class Plan:
         if self.homes.steps != steps:
             raise ValueError(f"homes, {self.homes.steps} rows, must have one for each of {steps} output tokens")
         self._check_rows()
-        if self.setting.admission is Admission.CONTINUOUS and any(self.homes.host_kv + self.homes.activations):
+        if self.setting.admission is Admission.CONTINUOUS and not self._all_living_in_hbm:
             raise ValueError("admission=continuous, needs all living tokens in HBM: use waves")
 
     @property
@@ -198,10 +198,17 @@ class Plan:
     @property
     def saved_inputs_tokens(self) -> int:
         """The first tokens of a sequence whose layer inputs are saved at birth: all that are ever homed there."""
+        if not self.setting.recompute.from_activations:
+            return 0
         homes = self.homes
         return max(
             (lost + kept for lost, kept in zip(homes.dropped, homes.activations, strict=True) if kept), default=0
         )
+
+    @property
+    def _all_living_in_hbm(self) -> bool:
+        homes = self.homes
+        return homes.dropped == self.setting.token_counts.dead and not any(homes.host_kv + homes.activations)
 
     def _check_rows(self) -> None:
         setting, homes, counts = self.setting, self.homes, self.setting.token_counts

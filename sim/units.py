@@ -27,3 +27,8 @@ def format_seconds(seconds: float) -> str:
 def format_rate(bytes_per_s: float) -> str:
     """Decimal gigabytes a second, as link and memory makers state them: ``54.6 GB/s``."""
     return f"{bytes_per_s / GB:,.3g} GB/s" if bytes_per_s < 1000 * GB else f"{bytes_per_s / GB:,.0f} GB/s"
+
+
+def format_per_s(count_per_s: float) -> str:
+    """Tokens or anything else that is counted, a second, three significant digits below 100: ``2,445``, ``0.62``."""
+    return f"{count_per_s:,.0f}" if abs(count_per_s) >= 100 else f"{count_per_s:.3g}"

@@ -1,0 +1,106 @@
+"""Access profiles: straight lines between measured points, the nearest one outside."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import refuses
+from sim.access import AccessProfile, measured_access
+from sim.attention import Selector
+from strategies import accesses
+
+POINTS: dict[str, Any] = {
+    "selector": Selector.TOPK,
+    "keep_shares": (0.1, 0.3),
+    "turnovers": (0.4, 0.2),
+    "perplexity_ratios": (1.4, 1.2),
+    "source": "test",
+}
+
+
+@pytest.mark.parametrize(
+    ("keep_share", "turnover", "perplexity_ratio"),
+    [
+        (0.0, 0.4, 1.4),
+        (0.1, 0.4, 1.4),
+        (0.15, 0.35, 1.35),
+        (0.2, 0.3, 1.3),
+        (0.3, 0.2, 1.2),
+        (0.65, 0.2, 1.1),  # halfway to keeping all, which changes nothing
+        (1.0, 0.2, 1.0),
+    ],
+)
+def test_between_two_points(keep_share: float, turnover: float, perplexity_ratio: float) -> None:
+    access = AccessProfile(**POINTS)
+
+    assert access.turnover(keep_share) == pytest.approx(turnover)
+    assert access.perplexity_ratio(keep_share) == pytest.approx(perplexity_ratio)
+
+
+def test_picks_by_age() -> None:
+    """The oldest half of the older tokens gets a fifth of the picks."""
+    access = AccessProfile(**POINTS, age_shares=((0, 0), (0.5, 0.2), (1, 1)))
+
+    assert [access.picks_among_oldest(share) for share in (0.0, 0.25, 0.5, 0.75, 1.0)] == pytest.approx(
+        [0, 0.1, 0.2, 0.6, 1]
+    )
+    assert not access.picks_every_age_alike
+    assert AccessProfile(**POINTS).picks_every_age_alike
+    assert AccessProfile(**POINTS).picks_among_oldest(0.3) == pytest.approx(0.3)
+
+
+def test_one_point_holds_everywhere() -> None:
+    dense = measured_access(Selector.DENSE)
+
+    assert (dense.turnover(0.2), dense.perplexity_ratio(1.0)) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("selector", Selector)
+def test_every_selector_has_measured_defaults(selector: Selector) -> None:
+    """The facts: recall renews a fifth to a third of its picks at every step, the others next to nothing."""
+    access = measured_access(selector)
+
+    assert access.selector is selector
+    assert (0.2 < access.turnover(0.2) < 0.35) if selector.recalls else (access.turnover(0.2) < 0.01)
+    assert access.perplexity_ratio(0.05) >= access.perplexity_ratio(0.1) >= access.perplexity_ratio(0.2) >= 1
+
+
+def test_the_measured_figures_of_swa_and_of_top_k() -> None:
+    swa, topk = measured_access(Selector.SWA), measured_access(Selector.TOPK)
+
+    assert (swa.turnover(0.2), swa.perplexity_ratio(0.2)) == pytest.approx((0.0006, 1.190))
+    assert (topk.turnover(0.05), topk.perplexity_ratio(0.05)) == pytest.approx((0.33, 1.042))
+
+
+@given(accesses(Selector.PAGES), st.floats(0, 1), st.floats(0, 1))
+def test_older_shares_never_get_fewer_picks(access: AccessProfile, one: float, other: float) -> None:
+    fewer, more = sorted((one, other))
+
+    assert 0 <= access.picks_among_oldest(fewer) <= access.picks_among_oldest(more) + 1e-12 <= 1 + 2e-12
+    assert min(access.turnovers) - 1e-12 <= access.turnover(one) <= max(access.turnovers) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"turnovers": (0.4,)}, "access.keep_shares=(0.1, 0.3), needs one turnover and one perplexity ratio for each"),
+        (
+            {"keep_shares": (), "turnovers": (), "perplexity_ratios": ()},
+            "access.keep_shares=(), needs one turnover and one perplexity ratio for each",
+        ),
+        ({"keep_shares": (0.3, 0.1)}, "access.keep_shares=(0.3, 0.1), must ascend"),
+        ({"keep_shares": (0.1, 0.1)}, "access.keep_shares=(0.1, 0.1), must ascend"),
+        ({"turnovers": (0.4, 1.5)}, "access share=1.5, must lie in [0, 1]"),
+        ({"age_shares": ((0, 0),)}, "access.age_shares=((0, 0),), must ascend from (0, 0) to (1, 1)"),
+        (
+            {"age_shares": ((0, 0), (0.5, 0.6), (0.4, 0.7), (1, 1))},
+            "access.age_shares=((0, 0), (0.5, 0.6), (0.4, 0.7), (1, 1)), must ascend from (0, 0) to (1, 1)",
+        ),
+        ({"age_shares": ((0, 0.1), (1, 1))}, "access.age_shares=((0, 0.1), (1, 1)), must ascend from (0, 0) to (1, 1)"),
+    ],
+)
+def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
+    with refuses(message):
+        AccessProfile(**(POINTS | changes))

@@ -1,0 +1,248 @@
+"""The engine against arithmetic: cases whose time can be written down from datasheet numbers alone.
+
+Nothing here asks ``sim`` for a price. One card: 1.5 TB/s of HBM, 300 TFLOP/s, 2 us a launch; 4 layers, hidden 1024,
+8 heads of 128 that share 2 heads of keys and values, gated feed-forward of 4096; the nominal profile.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from builders import in_hbm, make_machine, make_model, make_setting, newest_in_hbm
+from sim.attention import Selector
+from sim.cost import CostModel
+from sim.engine import simulate
+from sim.outcome import Outcome
+from sim.plan import Plan, Setting, WriteBack
+from sim.profile import Profile
+
+LAYERS, HIDDEN, QUERY, KV, MLP, VOCAB = 4, 1024, 1024, 256, 4096, 2000
+SEQUENCES, PROMPT, OUTPUT = 8, 64, 16
+HBM, FLOPS, DRAM = 1.5e12, 3e14, 150e9
+KV_BYTES = 2 * KV * 2  # key and value of one token in one layer, fp16
+LAYER_WEIGHTS = HIDDEN * (QUERY + 2 * KV) + QUERY * HIDDEN + 3 * HIDDEN * MLP
+DECODE = range(1, OUTPUT)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """GPU seconds of a layer until its query is known, of its attention, and after it."""
+
+    query_s: float
+    attend_s: float
+    rest_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.query_s + self.attend_s + self.rest_s
+
+
+def gemm_s(rows: float, inputs: int, outputs: int) -> float:
+    """Streaming the weights at 85 % of HBM's rate, or arithmetic at rows / (rows + 128) of 78 % of the peak."""
+    return max(
+        inputs * outputs * 2 / (HBM * 0.85),
+        2 * inputs * outputs * rows / (FLOPS * 0.78 * rows / (rows + 128)),
+    )
+
+
+def layer_of(rows: int, attend_s: float) -> Layer:
+    return Layer(
+        query_s=gemm_s(rows, HIDDEN, QUERY + 2 * KV),
+        attend_s=attend_s,
+        rest_s=gemm_s(rows, QUERY, HIDDEN) + gemm_s(rows, HIDDEN, 3 * MLP) + 10 * 2e-6,
+    )
+
+
+def prefill_layer(sequences: int = SEQUENCES) -> Layer:
+    """One pass over all prompts; causal attention needs half the square, at half the peak."""
+    return layer_of(sequences * PROMPT, 2 * sequences * QUERY * PROMPT**2 / (FLOPS * 0.5))
+
+
+def attention_s(tokens: float, sequences: int = SEQUENCES) -> float:
+    """Reading keys and values at 80 % of HBM's rate; 4 heads share them, which is not yet work for the arithmetic."""
+    by_reading, by_arithmetic = (
+        sequences * tokens * KV_BYTES / (HBM * 0.8),
+        4 * sequences * tokens * QUERY / FLOPS / 0.5,
+    )
+    assert by_reading > by_arithmetic
+    return by_reading
+
+
+def decode_layer(step: int, sequences: int = SEQUENCES) -> Layer:
+    return layer_of(sequences, attention_s(PROMPT + step, sequences))
+
+
+def head_s(sequences: int = SEQUENCES) -> float:
+    return gemm_s(sequences, HIDDEN, VOCAB) + 60e-6
+
+
+def all_computed_s(sequences: int = SEQUENCES) -> tuple[float, float]:
+    """Prefill and decode seconds when the GPU never waits."""
+    prefill_s = LAYERS * prefill_layer(sequences).seconds + head_s(sequences)
+    decode_s = sum(LAYERS * decode_layer(step, sequences).seconds + head_s(sequences) for step in DECODE)
+    return prefill_s, decode_s
+
+
+def setting_of(selector: Selector = Selector.DENSE, link_bytes_per_s: float = 30e9, **changes: Any) -> Setting:
+    machine = make_machine(
+        hbm_bytes_per_s=HBM,
+        flop_per_s=FLOPS,
+        launch_s=2e-6,
+        link_bytes_per_s=link_bytes_per_s,
+        dram_bytes_per_s=DRAM,
+        host_flop_per_s=1e12,
+    )
+    model = make_model(
+        layers=LAYERS,
+        hidden=HIDDEN,
+        intermediate=MLP,
+        heads=8,
+        kv_heads=2,
+        head_dim=128,
+        gated_mlp=True,
+        vocab=VOCAB,
+        embedding_dim=HIDDEN,
+    )
+    shape = {"batch": SEQUENCES, "prompt": PROMPT, "output": OUTPUT}
+    return make_setting(selector, machine=machine, model=model, **(shape | changes))
+
+
+def run(plan: Plan) -> Outcome:
+    machine = plan.setting.machine
+    return simulate(plan, CostModel(machine=machine, profile=Profile.nominal(machine))).outcome
+
+
+def close(seconds: float) -> Any:
+    return pytest.approx(seconds, rel=1e-9)
+
+
+def test_all_in_hbm_takes_every_layer_in_turn() -> None:
+    prefill_s, decode_s = all_computed_s()
+
+    outcome = run(in_hbm(setting_of()))
+
+    assert outcome.makespan_s == close(prefill_s + decode_s)
+    assert outcome.ttft_s == close(prefill_s)
+    assert outcome.tpot_s == close(decode_s / (OUTPUT - 1))
+    assert outcome.tokens_per_s == close(SEQUENCES * OUTPUT / (prefill_s + decode_s))
+    assert (outcome.h2d_bytes, outcome.d2h_bytes) == (0, 0)
+    assert (outcome.utilisation.gpu, outcome.utilisation.h2d, outcome.utilisation.d2h) == (close(1), 0, 0)
+
+
+def test_waves_add_up_and_later_ones_wait_for_earlier_ones() -> None:
+    """Eight sequences, three at once: two full waves and one of two."""
+    full, rest = all_computed_s(3), all_computed_s(2)
+
+    outcome = run(in_hbm(setting_of(concurrency=3)))
+
+    assert outcome.makespan_s == close(2 * sum(full) + sum(rest))
+    first_tokens_s = 3 * full[0] + 3 * (sum(full) + full[0]) + 2 * (2 * sum(full) + rest[0])
+    assert outcome.ttft_s == close(first_tokens_s / 8)
+    assert outcome.tpot_s == close((6 * full[1] + 2 * rest[1]) / 8 / (OUTPUT - 1))
+
+
+def test_a_fast_link_hides_all_fetches() -> None:
+    """Purely bound by the GPU: what is fetched and written back costs nothing beside it."""
+    prefill_s, decode_s = all_computed_s()
+
+    outcome = run(newest_in_hbm(setting_of(link_bytes_per_s=1e12), slots=60))
+
+    assert outcome.makespan_s == close(prefill_s + decode_s)
+    fetched = sum(PROMPT + step - 60 for step in DECODE)
+    assert outcome.h2d_bytes == SEQUENCES * LAYERS * KV_BYTES * fetched
+    assert outcome.d2h_bytes == SEQUENCES * LAYERS * KV_BYTES * (PROMPT - 60 + OUTPUT - 1)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_slow_link_is_busy_from_the_first_write_back_to_the_last_fetch(depth: int) -> None:
+    """Purely bound by the link: the prompt is written back as it arises, then every step fetches 4 to 18 tokens.
+
+    Each way keeps 88 % of its rate while both run, for as many bytes as the lesser of them moves.
+    """
+    link = 1e8
+    rate = link * 0.86
+
+    def copy_s(tokens: float, opposite: float) -> float:
+        slowed = min(tokens, opposite) * SEQUENCES * KV_BYTES * (0.12 / 0.88) / rate
+        return 8e-6 + tokens * SEQUENCES * KV_BYTES / rate + slowed
+
+    fetch_s = [copy_s(PROMPT + step - 60, 1) for step in DECODE]
+    last = decode_layer(OUTPUT - 1)
+    spill_s = prefill_layer().seconds + LAYERS * copy_s(PROMPT, 0)  # behind them the first step's first layers arrive
+    fetches_s = LAYERS * sum(fetch_s) - depth * fetch_s[0]
+    end_s = copy_s(1, PROMPT + OUTPUT - 1 - 60)  # the last token is written back too, longer than the head takes
+    assert end_s > head_s()
+
+    plan = newest_in_hbm(
+        setting_of(link_bytes_per_s=link, write_back=WriteBack.AT_BIRTH, prefetch_layers=depth), slots=60
+    )
+    outcome = run(plan)
+
+    assert outcome.makespan_s == close(spill_s + fetches_s + last.attend_s + last.rest_s + end_s)
+    assert outcome.ttft_s == close(spill_s)
+
+
+def test_recall_waits_for_every_layers_query() -> None:
+    """Exact top-k, nothing guessed: score all keys, fetch the picks that are on the host, gather and attend, in turn."""
+    setting = setting_of(Selector.TOPK, sparsity=0.75)
+    counts = setting.token_counts
+    seconds = LAYERS * prefill_layer().seconds + head_s()
+    spilled = 30  # slots for 34 of the 64 prompt tokens: 30 are on the host at first, one more at every step
+    for step in DECODE:
+        local, selected, older = counts.local[step], counts.selected[step], PROMPT + step - counts.local[step]
+        fetched = selected * (spilled + step) / older
+        exposed_s = max(10e-6, 8e-6 + fetched * SEQUENCES * KV_BYTES / (30e9 * 0.86))
+        written = 1 if step < OUTPUT - 1 else 0
+        exposed_s += min(fetched, written) * SEQUENCES * KV_BYTES * (0.12 / 0.88) / (30e9 * 0.86)
+        score_s = 4 * 2e-6 + SEQUENCES * (PROMPT + step) * (KV * 2 + 16) / (HBM * 0.6)
+        gather_s = 2 * selected * SEQUENCES * KV_BYTES / (HBM * 0.6)
+        layer = layer_of(SEQUENCES, gather_s + attention_s(local + selected))
+        seconds += LAYERS * (score_s + exposed_s + layer.seconds) + head_s()
+
+    outcome = run(newest_in_hbm(setting, slots=34))
+
+    assert outcome.makespan_s == close(seconds)
+
+
+def test_the_cpu_attends_beside_the_gpu() -> None:
+    """A layer ends when both have attended; 30 us for queries and results, KV read at half of DRAM's rate."""
+    seconds = LAYERS * prefill_layer().seconds + head_s()
+    for step in DECODE:
+        on_host = PROMPT + step - 20
+        cpu_s = 30e-6 + SEQUENCES * on_host * KV_BYTES / (DRAM * 0.5)
+        gpu_s = attention_s(20)
+        assert cpu_s > gpu_s
+        layer = layer_of(SEQUENCES, max(gpu_s, cpu_s))
+        seconds += LAYERS * layer.seconds + head_s()
+
+    outcome = run(newest_in_hbm(setting_of(host_attention=True), slots=20))
+
+    assert outcome.makespan_s == close(seconds)
+    assert outcome.h2d_bytes == 0
+
+
+def test_streamed_weights_bound_every_step() -> None:
+    """Half of each layer's weights cross the link at every step, the prefill too; its first layer's wait for nothing."""
+    stream_s = 8e-6 + 0.5 * LAYER_WEIGHTS * 2 / (30e9 * 0.86)
+    last = decode_layer(OUTPUT - 1)
+    assert stream_s > prefill_layer().seconds + head_s()
+
+    outcome = run(in_hbm(setting_of(weights_on_host=0.5)))
+
+    assert outcome.makespan_s == close(OUTPUT * LAYERS * stream_s + last.attend_s + last.rest_s + head_s())
+    assert outcome.h2d_bytes == OUTPUT * LAYERS * LAYER_WEIGHTS
+
+
+def test_write_backs_trail_where_they_are_the_slowest() -> None:
+    """At birth every token is written, all stay in HBM: a step is its first layer, then all write-backs."""
+    link = 1e6
+    prompt_s = 8e-6 + PROMPT * SEQUENCES * KV_BYTES / (link * 0.86)
+    token_s = 8e-6 + SEQUENCES * KV_BYTES / (link * 0.86)
+    seconds = prefill_layer().seconds + LAYERS * prompt_s
+    seconds += sum(decode_layer(step).seconds + LAYERS * token_s for step in DECODE)
+
+    outcome = run(in_hbm(setting_of(link_bytes_per_s=link, write_back=WriteBack.AT_BIRTH)))
+
+    assert outcome.makespan_s == close(seconds)
+    assert outcome.d2h_bytes == SEQUENCES * LAYERS * KV_BYTES * (PROMPT + OUTPUT - 1)

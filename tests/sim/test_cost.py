@@ -1,0 +1,158 @@
+"""The cost model's pieces: by hand at round numbers, and monotone and convex everywhere."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import make_cost, make_machine
+from sim.cost import CostModel, Pieces
+from sim.kv import KvFormat
+from sim.plan import Mechanism
+from sim.profile import Profile
+from sim.spec import DType, WeightFormat
+from strategies import costs, machines
+
+FP16 = DType.FP16
+NATIVE = WeightFormat.NATIVE
+
+
+@st.composite
+def any_pieces(draw: st.DrawFn) -> Pieces:
+    """A price of any operation by count, on any machine."""
+    cost: CostModel = draw(costs(draw(machines())))
+    inputs, outputs = draw(st.integers(1, 8192)), draw(st.integers(1, 8192))
+    return draw(
+        st.sampled_from(
+            (
+                cost.gemm(inputs, outputs, draw(st.sampled_from(DType)), draw(st.sampled_from(WeightFormat))),
+                cost.host_attention(float(inputs), float(outputs)),
+                cost.transfer(Mechanism.COPY_ENGINE),
+                cost.transfer(Mechanism.GATHER_KERNEL),
+            )
+        )
+    )
+
+
+def test_the_largest_piece_counts() -> None:
+    pieces = Pieces(pieces=((10.0, 0.0), (8.0, 1.0)))
+
+    assert pieces.at(np.array([0.0, 1.0, 2.0, 5.0])).tolist() == [10, 10, 10, 13]
+    assert [pieces.at_one(count) for count in (0, 1, 2, 5)] == [10, 10, 10, 13]
+
+
+def test_nothing_to_do_is_free_where_it_may_be() -> None:
+    pieces = Pieces(pieces=((10.0, 0.0), (8.0, 1.0)), free_at_zero=True)
+
+    assert pieces.at(np.array([0.0, 1.0, 0.0])).tolist() == [0, 10, 0]
+    assert pieces.at(np.zeros(3)).tolist() == [0, 0, 0]
+    assert (pieces.at_one(0), pieces.at_one(0.5)) == (0, 10)
+
+
+def test_a_count_may_stand_for_several() -> None:
+    pieces = Pieces(pieces=((1.0, 2.0), (0.0, 3.0)), free_at_zero=True).scaled(4)
+
+    assert pieces == Pieces(pieces=((1.0, 8.0), (0.0, 12.0)), free_at_zero=True)
+
+
+@given(any_pieces(), st.floats(0, 1e12), st.floats(0, 1e12))
+def test_more_takes_no_less_time(pieces: Pieces, one: float, other: float) -> None:
+    fewer, more = sorted((one, other))
+
+    assert 0 <= pieces.at_one(fewer) <= pieces.at_one(more)
+
+
+@given(any_pieces(), st.floats(1e-3, 1e12), st.floats(1e-3, 1e12), st.floats(0, 1))
+def test_prices_are_convex_so_that_a_linear_program_may_read_them(
+    pieces: Pieces, one: float, other: float, share: float
+) -> None:
+    between = share * one + (1 - share) * other
+
+    line_s = share * pieces.at_one(one) + (1 - share) * pieces.at_one(other)
+    assert pieces.at_one(between) <= line_s * (1 + 1e-9)
+
+
+@given(any_pieces(), st.lists(st.one_of(st.just(0.0), st.floats(0, 1e12)), min_size=1, max_size=5))
+def test_a_column_is_priced_as_its_entries_are(pieces: Pieces, counts: list[float]) -> None:
+    assert pieces.at(np.array(counts)).tolist() == [pieces.at_one(count) for count in counts]
+
+
+def test_a_gemm_streams_its_weights_or_is_bound_by_arithmetic() -> None:
+    """[rows, 100] x [100, 50]: 10,000 bytes at 80 % of 1,000 B/s; 10,000 FLOP a row at half of 2,000, 3 rows lost."""
+    machine = make_machine(hbm_bytes_per_s=1000.0, flop_per_s=2000.0)
+    cost = make_cost(machine, gemm_hbm_efficiency=0.8, gemm_peak_efficiency=0.5, gemm_half_rows=3.0)
+
+    gemm = cost.gemm(100, 50, FP16, NATIVE)
+
+    assert [gemm.at_one(rows) for rows in (0, 1, 2)] == [30, 40, 50]
+    assert replace(cost, machine=make_machine(hbm_bytes_per_s=1000.0)).gemm(100, 50, FP16, NATIVE).at_one(9) == 12.5
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "weight_bytes"),
+    [(WeightFormat.NATIVE, 2.0), (WeightFormat.INT8, 1 + 4 / 64), (WeightFormat.INT4, 0.5 + 4 / 64)],
+)
+def test_smaller_weights_stream_faster(weight_format: WeightFormat, weight_bytes: float) -> None:
+    assert make_cost().gemm(64, 8, FP16, weight_format).at_one(1) == pytest.approx(64 * 8 * weight_bytes / 512)
+
+
+def test_passes_over_hbm() -> None:
+    cost = make_cost(elementwise_efficiency=0.5, gather_efficiency=0.25)
+
+    assert cost.elementwise_s(256) == 256 / 256
+    assert cost.gather_s(256) == 2 * 256 / 128  # read and written
+
+
+def test_attention_reads_its_keys_or_is_bound_by_arithmetic() -> None:
+    machine = make_machine(flop_per_s=1000.0)
+    cost = make_cost(machine, attention_efficiency=0.5, quantised_attention_efficiency=0.25)
+
+    assert cost.attention_s(1024, 100, FP16, KvFormat.NATIVE) == 1024 / 256
+    assert cost.attention_s(1024, 100, FP16, KvFormat.INT8) == 1024 / 128
+    assert cost.attention_s(1024, 8000, FP16, KvFormat.NATIVE) == 8
+    assert cost.attention_s(1024, 8000, DType.FP32, KvFormat.NATIVE) == 16
+
+
+def test_launches() -> None:
+    assert make_cost(make_machine(launch_s=2.0)).launch_s(3) == 6
+
+
+def test_the_cpu_reads_dram_or_is_bound_by_arithmetic_after_a_round_trip() -> None:
+    machine = make_machine(dram_bytes_per_s=64.0, host_flop_per_s=10.0)
+    cost = make_cost(machine, host_attention_efficiency=0.5, host_round_trip_s=3.0)
+
+    assert [cost.host_attention(64, 1).at_one(tokens) for tokens in (0, 1, 2)] == [0, 5, 7]
+    assert cost.host_attention(64, 50).at_one(1) == 13
+
+
+def test_a_copy_has_a_start_and_a_floor() -> None:
+    """64 B/s at 50 %: 32 bytes a second behind 2 s of set-up, and nothing under 5 s."""
+    copy = make_cost(link_efficiency=0.5, copy_setup_s=2.0, copy_floor_s=5.0).transfer(Mechanism.COPY_ENGINE)
+
+    assert [copy.at_one(size) for size in (0, 1, 96, 128)] == [0, 5, 5, 6]
+
+
+def test_a_gather_kernel_starts_sooner_and_moves_slower() -> None:
+    cost = make_cost(link_efficiency=0.5, gather_link_efficiency=0.5, gather_setup_s=1.0, copy_floor_s=5.0)
+
+    assert [cost.transfer(Mechanism.GATHER_KERNEL).at_one(size) for size in (0, 16, 64)] == [0, 2, 5]
+
+
+def test_both_directions_at_once_slow_each_other_down() -> None:
+    """64 bytes against 32: while those 32 pass, at 80 % of 64 B/s, each direction loses 0.5 / 0.8 - 0.5 s."""
+    cost = make_cost(link_duplex_efficiency=0.8)
+
+    sizes, opposite = np.array([64.0, 32.0, 64.0]), np.array([32.0, 64.0, 0.0])
+    assert cost.duplex_delay_s(sizes, opposite).tolist() == pytest.approx([0.125, 0.125, 0])
+
+
+@given(machines(), st.floats(1, 1e9))
+def test_the_nominal_gather_kernel_wins_where_copies_are_small(machine: object, size_bytes: float) -> None:
+    """It has no floor; only its rate is lower, by 8 %."""
+    cost = CostModel(machine=machine, profile=Profile.nominal(machine))  # type: ignore[arg-type]
+    copy_s = cost.transfer(Mechanism.COPY_ENGINE).at_one(size_bytes)
+    gather_s = cost.transfer(Mechanism.GATHER_KERNEL).at_one(size_bytes)
+
+    assert gather_s < copy_s or gather_s <= copy_s / 0.92

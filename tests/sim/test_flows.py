@@ -1,0 +1,249 @@
+"""What a plan moves and holds, counted by hand: 2 layers, 64 bytes of KV and 32 of layer input a token and layer."""
+
+from typing import Any
+
+import pytest
+
+from builders import in_hbm, make_homes, make_model, make_setting, newest_in_hbm
+from sim.access import AccessProfile
+from sim.attention import Selector
+from sim.flows import Flows, Occupancy, counts_of, flows_of, home_columns, occupancy_of
+from sim.kv import KvFormat, KvFormats
+from sim.plan import Placement, Plan, Recompute, WriteBack
+
+
+def traffic(plan: Plan) -> Flows:
+    return flows_of(plan, home_columns(plan.homes))
+
+
+def held(plan: Plan) -> Occupancy:
+    homes = home_columns(plan.homes)
+    return occupancy_of(plan, homes, flows_of(plan, homes))
+
+
+def half_new(selector: Selector, **changes: Any) -> AccessProfile:
+    """Half of the picks are new at every step."""
+    return AccessProfile(
+        selector=selector, keep_shares=(0.5,), turnovers=(0.5,), perplexity_ratios=(1.0,), source="test", **changes
+    )
+
+
+def test_dense_attention_fetches_all_that_is_on_the_host() -> None:
+    """4 to 7 tokens, 2 slots: each step evicts one, the prefill also what it has no slot for."""
+    flows = traffic(newest_in_hbm(make_setting(), slots=2))
+
+    assert flows.cached.tolist() == flows.kept.tolist() == [4, 5, 6, 7]
+    assert flows.fetched_kv.tolist() == [0, 3, 4, 5]
+    assert flows.written_kv.tolist() == [2 + 1, 1, 1, 0]
+    for unused in (flows.selected, flows.fetched_inputs, flows.reprojected, flows.forwarded, flows.host_attended):
+        assert not unused.any()
+
+
+def test_with_host_attention_nothing_is_fetched() -> None:
+    flows = traffic(newest_in_hbm(make_setting(host_attention=True), slots=2))
+
+    assert flows.host_attended.tolist() == [0, 3, 4, 5]
+    assert not flows.fetched_kv.any()
+
+
+def test_recent_placement_fetches_the_selected_share_of_the_older_tokens() -> None:
+    """8, 9, 10 tokens: 2, 2, 3 newest and as many picks among the 6, 7, 7 older ones, of which 4, 5, 6 are on the host."""
+    setting = make_setting(Selector.TOPK, prompt=8, output=3, sparsity=0.5)
+    assert setting.token_counts.local == setting.token_counts.selected == (2, 2, 3)
+
+    flows = traffic(newest_in_hbm(setting, slots=4))
+
+    assert flows.kept.tolist() == [4, 4, 6]
+    assert flows.fetched_kv.tolist() == pytest.approx([0, 5 * 2 / 7, 6 * 3 / 7])
+
+
+def test_resident_placement_fetches_the_new_picks_among_the_tokens_left_out() -> None:
+    """4, 5, 4 tokens are left out; half of the picks are new; of the host's tokens 0, 1, 2 have a copy."""
+    setting = make_setting(
+        Selector.TOPK,
+        prompt=8,
+        output=3,
+        sparsity=0.5,
+        placement=Placement.RESIDENT,
+        access=half_new(Selector.TOPK),
+    )
+    homes = make_homes((4, 4, 4), host_kv=(4, 5, 6), copies=(0, 1, 2))
+
+    flows = traffic(Plan(setting=setting, homes=homes))
+
+    assert flows.fetched_kv.tolist() == pytest.approx([0, 4 * (2 / 2) / 5, 4 * (3 / 2) / 4])
+
+
+def test_copies_stay_until_they_are_deselected() -> None:
+    """Half of the picks are new: after one step half of them have been fetched, after two all."""
+    setting = make_setting(
+        Selector.TOPK,
+        prompt=8,
+        output=4,
+        sparsity=0.5,
+        placement=Placement.RESIDENT,
+        access=half_new(Selector.TOPK),
+    )
+    assert setting.token_counts.selected == (2, 2, 3, 3)
+
+    assert counts_of(setting).copy_rate.tolist() == pytest.approx([0, 1 / 5, 3 / 4, 3 / 5])
+
+
+def test_the_oldest_tokens_are_fetched_as_often_as_they_are_picked() -> None:
+    """11 tokens, 3 newest, 3 picks among 8: the oldest 4 of them, on the host, get a fifth of the picks."""
+    older = half_new(Selector.TOPK, age_shares=((0.0, 0.0), (0.5, 0.2), (1.0, 1.0)))
+    setting = make_setting(Selector.TOPK, prompt=10, output=2, sparsity=0.5, access=older)
+
+    flows = traffic(newest_in_hbm(setting, slots=7))
+
+    assert flows.fetched_kv.tolist() == pytest.approx([0, 3 * 0.2])
+
+
+@pytest.mark.parametrize(
+    ("source", "fetched_inputs"), [(Recompute.ACTIVATIONS_HOST, [0, 1, 2]), (Recompute.ACTIVATIONS_HBM, [0, 0, 0])]
+)
+def test_tokens_kept_as_inputs_are_projected_again(source: Recompute, fetched_inputs: list[float]) -> None:
+    setting = make_setting(output=3, recompute=source)
+
+    flows = traffic(Plan(setting=setting, homes=make_homes((2, 2, 2), host_kv=(2, 2, 2), activations=(0, 1, 2))))
+
+    assert flows.fetched_kv.tolist() == [0, 2, 2]
+    assert flows.reprojected.tolist() == [0, 1, 2]
+    assert flows.fetched_inputs.tolist() == fetched_inputs
+
+
+def test_inputs_cross_the_link_at_birth() -> None:
+    """5 tokens are ever kept as inputs: the 4 of the prompt, and the first one generated."""
+    setting = make_setting(recompute=Recompute.ACTIVATIONS_HOST)
+
+    flows = traffic(Plan(setting=setting, homes=make_homes((1, 1, 1, 2), activations=(3, 4, 5, 5))))
+
+    assert flows.written_inputs.tolist() == [4, 1, 0, 0]
+    assert not flows.written_kv.any()
+
+
+def test_a_dropped_prefix_is_forwarded_whole() -> None:
+    setting = make_setting(recompute=Recompute.TOKENS)
+
+    flows = traffic(Plan(setting=setting, homes=make_homes((4, 4, 4, 3), dropped=(0, 1, 2, 4))))
+
+    assert flows.forwarded.tolist() == [0, 1, 2, 4]
+    assert not flows.written_kv.any()
+
+
+def test_where_a_token_on_the_host_dies_another_one_takes_its_place() -> None:
+    """SWA at 80 % of 10 to 13 tokens: newest, pick and leaver live; one of pick and leaver dies at each step."""
+    setting = make_setting(Selector.SWA, prompt=10, sparsity=0.8)
+
+    flows = traffic(newest_in_hbm(setting, slots=2))  # one of the two is on the host: it dies every other time
+
+    assert flows.fetched_kv.tolist() == [0, 0.5, 0.5, 0.5]
+    assert flows.written_kv.tolist() == [1 + 0.5, 0.5, 0.5, 0]
+
+
+def test_at_birth_every_token_crosses_the_link_once() -> None:
+    setting = make_setting(write_back=WriteBack.AT_BIRTH)
+
+    assert traffic(newest_in_hbm(setting, slots=2)).written_kv.tolist() == [4, 1, 1, 1]
+    assert traffic(in_hbm(setting)).written_kv.tolist() == [4, 1, 1, 1]
+
+
+@pytest.mark.parametrize("write_back", WriteBack)
+def test_with_one_output_token_only_the_prefill_spills(write_back: WriteBack) -> None:
+    setting = make_setting(output=1, write_back=write_back)
+
+    flows = traffic(newest_in_hbm(setting, slots=1))
+
+    assert flows.written_kv.tolist() == [3 if write_back is WriteBack.AT_EVICTION else 4]
+    assert not flows.fetched_kv.any()
+
+
+def test_pools_of_a_dense_plan_in_hbm() -> None:
+    occupancy = held(in_hbm(make_setting()))
+
+    assert occupancy.hbm.tolist() == [2 * tokens * 64 for tokens in (4, 5, 6, 7)]
+    assert occupancy.host.tolist() == [0, 0, 0, 0]
+
+
+def test_host_memory_is_taken_when_a_token_leaves_or_at_its_birth() -> None:
+    """At eviction a token has its place on the host from the step that writes it."""
+    late = newest_in_hbm(make_setting(), slots=2)
+    early = newest_in_hbm(make_setting(write_back=WriteBack.AT_BIRTH), slots=2)
+
+    assert held(late).host.tolist() == [2 * tokens * 64 for tokens in (3, 4, 5, 5)]
+    assert held(early).host.tolist() == [2 * tokens * 64 for tokens in (4, 5, 6, 7)]
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_staging_is_a_ring_of_fetched_layers(depth: int) -> None:
+    """Beside 2 slots in 3 layers; while the prefill runs, two layers of what it has no slot for."""
+    setting = make_setting(model=make_model(layers=3), prefetch_layers=depth)
+
+    occupancy = held(newest_in_hbm(setting, slots=2))
+
+    ring = [(depth + 1) * fetched * 64 for fetched in (3, 4, 5)]
+    assert occupancy.hbm.tolist() == [3 * 2 * 64 + staged for staged in (2 * 2 * 64, *ring)]
+
+
+def test_saved_inputs_are_held_where_they_are_saved() -> None:
+    """The first 2 tokens' inputs, 32 bytes each, from the prefill on; what is projected again needs a layer's room."""
+    homes = make_homes((3, 3), activations=(1, 2))
+    on_host = held(Plan(setting=make_setting(output=2, recompute=Recompute.ACTIVATIONS_HOST), homes=homes))
+    in_card = held(Plan(setting=make_setting(output=2, recompute=Recompute.ACTIVATIONS_HBM), homes=homes))
+
+    assert on_host.host.tolist() == [2 * 2 * 32, 2 * 2 * 32]
+    assert on_host.hbm.tolist() == [2 * 3 * 64 + 2 * 64, 2 * 3 * 64 + 2 * 2 * 32 + 2 * 64]
+    assert in_card.host.tolist() == [0, 0]
+    assert in_card.hbm.tolist() == [2 * (3 * 64 + 2 * 32) + 2 * 64, 2 * (3 * 64 + 2 * 32) + 2 * 64]
+
+
+def test_a_forwarded_prefix_needs_room_for_a_layer_of_it() -> None:
+    setting = make_setting(output=2, recompute=Recompute.TOKENS)
+
+    occupancy = held(Plan(setting=setting, homes=make_homes((4, 3), dropped=(0, 2))))
+
+    assert occupancy.hbm.tolist() == [2 * 4 * 64, 2 * 3 * 64 + 2 * (64 + 2 * 32)]
+
+
+@pytest.mark.parametrize(
+    ("selector", "state"),
+    [
+        (Selector.LOCAL, 0),
+        (Selector.H2O, 4 * 4),  # a float32 sum for each of 2 + 2 kept tokens
+        (Selector.SWA, 2 * 4 * 2),  # the last 2 queries' fp16 weights of them
+        (Selector.PAGES, 8 * 2 * 16 * 2 / 16),  # minimum and maximum of 16 key channels for 16 tokens
+        (Selector.TOPK, 0),  # all keys are in HBM as it is
+    ],
+)
+def test_selection_state_is_part_of_the_pool(selector: Selector, state: float) -> None:
+    """8 tokens, 2 newest and 2 older ones kept; each layer and sequence has its own."""
+    setting = make_setting(selector, prompt=8, output=1, sparsity=0.5, drop_dead=False)
+
+    assert held(in_hbm(setting)).hbm.tolist() == [2 * (8 * 64 + state)]
+
+
+def test_exact_top_k_keeps_the_keys_of_what_is_off_hbm() -> None:
+    setting = make_setting(Selector.TOPK, prompt=8, output=1, sparsity=0.5)
+
+    assert held(newest_in_hbm(setting, slots=3)).hbm.tolist() == [2 * (3 * 64 + 5 * 32) + 2 * 5 * 64]
+
+
+def test_formats_are_per_tier() -> None:
+    """int8 in HBM: 32 + 1 + 4 bytes a token and 64 keys of 32 bytes that wait; int4 on the host: 16 + 1 + 4."""
+    formats = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT4)
+    plan = newest_in_hbm(make_setting(output=2, kv_format=formats), slots=3)
+
+    assert held(plan).hbm.tolist() == [
+        2 * (3 * 37 + 64 * 32) + 2 * 1 * 64,
+        2 * (3 * 37 + 64 * 32) + 2 * 2 * 37,
+    ]
+    assert held(plan).host.tolist() == [2 * 2 * 21, 2 * 2 * 21]
+
+
+def test_columns_of_zeros_are_columns_too() -> None:
+    columns = home_columns(make_homes((3, 0), host_kv=(0, 4)))
+
+    assert columns.hbm.tolist() == [3, 0]
+    assert columns.host_kv.tolist() == [0, 4]
+    assert columns.copies.tolist() == [0, 0]
+    assert columns.copies.dtype == columns.hbm.dtype == float

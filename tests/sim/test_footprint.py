@@ -1,0 +1,76 @@
+"""What HBM holds besides the KV cache, added up by hand."""
+
+import pytest
+
+from builders import make_machine, make_model
+from sim.footprint import (
+    kv_budget_bytes,
+    layer_weight_bytes,
+    prefill_rows,
+    resident_weight_bytes,
+    workspace_bytes,
+)
+from sim.spec import DType, WeightFormat
+
+FP16, NATIVE = DType.FP16, WeightFormat.NATIVE
+LAYER = 3 * 256 + 256 + 2 * 16 * 8  # qkv, out, feed-forward: 1280 parameters of the tiny model
+EMBEDDING = 16 * 16
+MODEL = make_model(layers=5)
+
+
+def test_a_pass_takes_whole_sequences_as_many_as_fit_8192_tokens() -> None:
+    assert prefill_rows(sequences=4, prompt_tokens=128) == 512
+    assert prefill_rows(sequences=100, prompt_tokens=128) == 64 * 128
+    assert prefill_rows(sequences=100, prompt_tokens=3000) == 2 * 3000
+    assert prefill_rows(sequences=100, prompt_tokens=9000) == 9000
+
+
+def test_workspace_of_one_prefill_pass() -> None:
+    """Each of 4 x 8 rows: two hidden states, query and attention output, key, value, and 8 of feed-forward; logits in fp32."""
+    rows, sequences = 32, 4
+
+    expected = rows * (2 * 16 + 2 * 16 + 2 * 16 + 8) * 2 + sequences * 16 * 4
+
+    assert workspace_bytes(MODEL, FP16, sequences, prompt_tokens=8) == expected
+
+
+def test_a_gated_feed_forward_holds_two_columns_and_long_prompts_run_it_in_chunks() -> None:
+    rows = 10_000
+
+    expected = rows * 96 * 4 + 8192 * 2 * 8 * 4 + 1 * 16 * 4
+
+    assert workspace_bytes(make_model(gated_mlp=True), DType.FP32, 1, prompt_tokens=rows) == expected
+
+
+def test_many_short_prompts_need_room_for_a_row_each() -> None:
+    """One token each, 9,000 at once: decode is wider than a prefill pass."""
+    assert workspace_bytes(MODEL, FP16, 9000, prompt_tokens=1) == (9000 * 96 + 8192 * 8) * 2 + 9000 * 16 * 4
+
+
+def test_weights() -> None:
+    assert layer_weight_bytes(MODEL, FP16, NATIVE) == 2 * LAYER
+    assert layer_weight_bytes(MODEL, FP16, WeightFormat.INT4) == LAYER * (0.5 + 4 / 64)
+    assert resident_weight_bytes(MODEL, FP16, NATIVE, 0.0) == 2 * (5 * LAYER + EMBEDDING)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_streamed_weights_leave_two_layers_worth_of_buffers(share: float) -> None:
+    kept = 5 * (1 - share) * 2 * LAYER
+    buffers = 2 * share * 2 * LAYER
+
+    assert resident_weight_bytes(MODEL, FP16, NATIVE, share) == kept + buffers + 2 * EMBEDDING
+
+
+def test_a_single_layer_needs_one_buffer() -> None:
+    assert resident_weight_bytes(make_model(layers=1), FP16, NATIVE, 1.0) == 2 * LAYER + 2 * EMBEDDING
+
+
+def test_the_kv_budget_is_what_is_left_or_what_is_missing() -> None:
+    machine = make_machine(hbm_bytes=100_000)
+    weights, workspace = 2 * (5 * LAYER + EMBEDDING), workspace_bytes(MODEL, FP16, 4, 8)
+
+    def budget(reserve_bytes: int) -> int:
+        return kv_budget_bytes(machine, MODEL, FP16, sequences=4, prompt_tokens=8, reserve_bytes=reserve_bytes)
+
+    assert budget(1000) == 100_000 - 1000 - weights - workspace
+    assert budget(100_000) == -weights - workspace

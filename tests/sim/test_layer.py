@@ -1,0 +1,175 @@
+"""What one layer's operations take, by hand: HBM 512 B/s, link 64 B/s, arithmetic in no time unless a test slows it.
+
+The tiny model's layer has 768 + 256 + 256 parameters; its key and value take 64 bytes a token, 37 in int8.
+"""
+
+from typing import Any
+
+import pytest
+
+from builders import in_hbm, make_cost, make_homes, make_machine, make_setting, newest_in_hbm
+from sim.attention import Selector
+from sim.cost import CostModel
+from sim.flows import flows_of, home_columns
+from sim.kv import KvFormat, KvFormats
+from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices, layer_times
+from sim.plan import Mechanism, Plan, Recompute
+from sim.spec import WeightFormat
+
+
+def times_of(plan: Plan, cost: CostModel | None = None) -> LayerTimes:
+    setting = plan.setting
+    cost = cost or make_cost(setting.machine)
+    return layer_times(layer_prices(cost, setting, setting.concurrency), flows_of(plan, home_columns(plan.homes)), cost)
+
+
+def op(plan: Plan, name: str, **constants: float) -> list[float]:
+    """Seconds of one operation in each step."""
+    column = times_of(plan, make_cost(plan.setting.machine, **constants)).ops[name]
+    return [float(seconds) for seconds in column]
+
+
+def slow_arithmetic(**changes: Any) -> Any:
+    return make_machine(flop_per_s=64.0, **changes)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_inputs_are_projected_to_keys_and_values(batch: int) -> None:
+    """1024 bytes of weights take 2 s; 2 x 16 x 32 FLOP a row at 1024 a second, 1 s for each token of each sequence."""
+    setting = make_setting(batch=batch, machine=make_machine(flop_per_s=1024.0), recompute=Recompute.ACTIVATIONS_HOST)
+    plan = Plan(setting=setting, homes=make_homes((4, 4, 3, 2), activations=(0, 1, 3, 5)))
+
+    assert op(plan, "reproject") == [0] + [max(2, batch * tokens) for tokens in (1, 3, 5)]
+
+
+def test_a_prefix_is_forwarded_through_all_of_a_layer() -> None:
+    """2560 FLOP a token through its matrices, 2 x 16 x tokens^2 for causal attention, at 64 a second."""
+    setting = make_setting(machine=slow_arithmetic(), recompute=Recompute.TOKENS)
+    plan = Plan(setting=setting, homes=make_homes((4, 5, 4, 4), dropped=(0, 0, 2, 3)))
+
+    assert op(plan, "forward") == [0, 0, 2 * 40 + 4 / 2, 3 * 40 + 9 / 2]
+
+
+def test_conversion_takes_a_pass_over_the_newborn_and_two_over_what_moves() -> None:
+    """int8 in HBM (37 bytes), fp16 on the host (64): a launch of 1 s, then 101 bytes for each token that crosses."""
+    formats = KvFormats(gpu=KvFormat.INT8)
+    setting = make_setting(machine=make_machine(launch_s=1.0), kv_format=formats)
+
+    ops = op(newest_in_hbm(setting, slots=2), "convert")
+
+    crossing = [3 + 1, 4 + 1, 5 + 0]  # fetched and written
+    assert ops == [4 * 3 * 37 / 512] + [1 + (3 * 37 + 101 * tokens) / 512 for tokens in crossing]
+
+
+def test_the_same_format_on_both_tiers_crosses_as_it_is() -> None:
+    both = make_setting(kv_format=KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8))
+
+    assert op(newest_in_hbm(both, slots=2), "convert") == [12 * 37 / 512] + 3 * [3 * 37 / 512]
+    assert not any(op(newest_in_hbm(make_setting(), slots=2), "convert"))
+
+
+def test_a_gather_kernel_holds_a_share_of_the_sms_while_it_fetches() -> None:
+    """3, 4 and 5 tokens at a token a second; a quarter of that is lost to the GPU stream."""
+    setting = make_setting(fetch_by=Mechanism.GATHER_KERNEL)
+    plan = newest_in_hbm(setting, slots=2)
+
+    assert op(plan, "gather_sms", gather_sm_share=0.25) == [0, 3 / 4, 4 / 4, 5 / 4]
+    copied = newest_in_hbm(make_setting(), slots=2)
+    assert op(copied, "gather_sms", gather_sm_share=0.25) == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("selector", "bytes_per_kept"),
+    [
+        (Selector.SWA, 4 + 4 + 16),  # weights written and read, newest row in and oldest out, top-k over fp32 scores
+        (Selector.H2O, 4 + 8 + 16),  # instead of rows a running sum, read and written
+        (Selector.LOCAL, 0),
+        (Selector.STRIDED, 0),
+        (Selector.PAGES, 0),
+    ],
+)
+def test_the_next_selection_is_made_from_this_steps_weights(selector: Selector, bytes_per_kept: float) -> None:
+    """Four kernels of 1 s, then a pass over the kept tokens: 2 newest and 2 older ones, or 4 newest."""
+    setting = make_setting(selector, prompt=8, output=2, sparsity=0.5, machine=make_machine(launch_s=1.0))
+
+    launches = 4 if bytes_per_kept else 0
+    kept = setting.token_counts.local[1] + setting.token_counts.selected[1]
+    assert op(in_hbm(setting), "select", kernels_per_selection=4) == [0, launches + bytes_per_kept * kept / 512]
+
+
+@pytest.mark.parametrize(
+    ("selector", "bytes_per_cached"),
+    [(Selector.PAGES, 4 + 16), (Selector.TOPK, 32 + 16), (Selector.SWA, 0)],  # digests, or keys; and top-k
+)
+def test_recall_scores_every_token_before_it_attends(selector: Selector, bytes_per_cached: float) -> None:
+    setting = make_setting(selector, prompt=8, output=2, sparsity=0.5, machine=make_machine(launch_s=1.0))
+
+    launches = 4 if bytes_per_cached else 0
+    assert op(in_hbm(setting), "score", kernels_per_selection=4) == [0, launches + bytes_per_cached * 9 / 512]
+
+
+def test_selected_tokens_are_gathered_unless_they_stay_in_place() -> None:
+    setting = make_setting(Selector.TOPK, prompt=8, output=2, sparsity=0.5)
+
+    assert op(in_hbm(setting), "gather") == [0, 2 * 2 * 64 / 512]  # two tokens read and written
+    assert op(in_hbm(make_setting(prompt=8, output=2)), "gather") == [0, 0]
+
+
+def test_attention_reads_the_kept_tokens_in_their_format() -> None:
+    setting = make_setting(output=2, kv_format=KvFormats(gpu=KvFormat.INT8))
+
+    assert op(in_hbm(make_setting(output=2)), "attention", attention_efficiency=0.5)[1] == 5 * 64 / 256
+    assert op(in_hbm(setting), "attention", quantised_attention_efficiency=0.25)[1] == 5 * 37 / 128
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "bytes_per_weight"),
+    [(WeightFormat.NATIVE, 2), (WeightFormat.INT8, 1.0625), (WeightFormat.INT4, 0.5625)],
+)
+def test_matrices_stream_their_stored_weights(weight_format: WeightFormat, bytes_per_weight: float) -> None:
+    plan = in_hbm(make_setting(output=2, weight_format=weight_format))
+
+    assert op(plan, "qkv") == pytest.approx([768 * bytes_per_weight / 512] * 2)
+    assert op(plan, "out") == op(plan, "mlp") == pytest.approx([256 * bytes_per_weight / 512] * 2)
+
+
+def test_prefill_takes_long_batches_in_several_passes() -> None:
+    """100 prompts of 128 tokens: 64 fit a pass, so two passes of 6400 rows; 512 FLOP a row of the output matrix."""
+    machine = make_machine(flop_per_s=512.0, launch_s=1.0)
+    setting = make_setting(batch=100, prompt=128, output=1, machine=machine)
+
+    assert op(in_hbm(setting), "out", gemm_half_rows=10) == [2 * (6400 + 10)]
+    assert op(in_hbm(setting), "launch", kernels_per_layer=3) == [2 * 3]
+    assert op(in_hbm(setting), "attention") == [2 * 100 * 16 * 128**2 / 512]
+
+
+def test_the_head_ends_every_step() -> None:
+    """512 bytes of it in 1 s, or 512 FLOP a sequence at 64 a second; and what a step costs besides."""
+    one = times_of(in_hbm(make_setting(output=2)), make_cost(step_overhead_s=5.0))
+    four = times_of(in_hbm(make_setting(batch=4, output=2, machine=slow_arithmetic())))
+
+    assert one.head_s.tolist() == [6, 6]
+    assert four.head_s.tolist() == [32, 32]
+
+
+def test_operations_belong_to_one_segment_each_and_add_up() -> None:
+    plan = newest_in_hbm(make_setting(Selector.TOPK, prompt=8, sparsity=0.5, machine=slow_arithmetic()), slots=4)
+    times = times_of(plan)
+
+    assert sorted(times.ops) == sorted((*QUERY_OPS, *ATTEND_OPS, *REST_OPS))
+    for names, total in ((QUERY_OPS, times.query_s), (ATTEND_OPS, times.attend_s), (REST_OPS, times.rest_s)):
+        assert total.tolist() == pytest.approx(sum(times.ops[name] for name in names).tolist())
+    assert times.layer_s.tolist() == pytest.approx((times.query_s + times.attend_s + times.rest_s).tolist())
+
+
+@pytest.mark.parametrize(
+    ("guess_hits", "ahead", "exposed"), [(None, 0.0, 1.0), (0.75, 1.0, 0.25), (1.0, 1.0, 0.0), (0.0, 1.0, 1.0)]
+)
+def test_a_wrong_guess_is_fetched_in_vain_and_corrected(guess_hits: float | None, ahead: float, exposed: float) -> None:
+    setting = make_setting(Selector.TOPK, prompt=8, output=2, sparsity=0.5, guess_hits=guess_hits)
+    times = times_of(newest_in_hbm(setting, slots=2))
+
+    picks_bytes = 2 * 64  # all older tokens are on the host
+    assert times.prefetch_bytes.tolist() == [0, ahead * picks_bytes]
+    assert times.correct_bytes.tolist() == [0, exposed * picks_bytes]
+    assert (times.prefetch_s[1], times.correct_s[1]) == (ahead * 2, exposed * 2)

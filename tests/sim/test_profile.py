@@ -1,0 +1,51 @@
+"""Profiles: constants within their range, each with a reason."""
+
+from dataclasses import fields
+
+import pytest
+
+from builders import make_machine, refuses
+from sim.profile import Profile
+
+CONSTANTS = [member for member in fields(Profile) if member.name not in ("name", "basis")]
+SHARES = [member.name for member in CONSTANTS if member.metadata["kind"] == "share"]
+AMOUNTS = [member.name for member in CONSTANTS if member.metadata["kind"] == "amount"]
+
+
+def test_every_constant_is_a_share_or_an_amount_with_a_reason() -> None:
+    reasons = Profile.reasons()
+
+    assert sorted(SHARES + AMOUNTS) == sorted(reasons) == sorted(member.name for member in CONSTANTS)
+    assert all(len(reason) > 20 for reason in reasons.values())
+
+
+def test_the_nominal_profile_says_on_what_it_rests() -> None:
+    profile = Profile.nominal(make_machine())
+
+    assert profile.name == "nominal-card"
+    assert profile.basis.startswith("nominal: datasheet rates")
+    assert all(0 < getattr(profile, name) < 1 for name in SHARES)
+
+
+@pytest.mark.parametrize("name", SHARES)
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_share_lies_between_0_and_1(name: str, value: float) -> None:
+    with refuses(f"profile.{name}={value}, must lie in [0, 1]"):
+        Profile(name="p", basis="test", **{name: value})
+
+
+@pytest.mark.parametrize("name", [name for name in SHARES if name != "gather_sm_share"])
+def test_nothing_works_at_an_efficiency_of_0(name: str) -> None:
+    with refuses(f"profile.{name}=0, must be a finite number above 0"):
+        Profile(name="p", basis="test", **{name: 0})
+
+
+def test_a_gather_may_hold_no_sm_at_all() -> None:
+    assert Profile(name="p", basis="test", gather_sm_share=0.0).gather_sm_share == 0.0
+
+
+@pytest.mark.parametrize("name", AMOUNTS)
+@pytest.mark.parametrize("value", [-1e-9, float("nan"), float("inf")])
+def test_an_amount_is_finite_and_not_negative(name: str, value: float) -> None:
+    with refuses(f"profile.{name}={value}, must be a finite number of at least 0"):
+        Profile(name="p", basis="test", **{name: value})
