@@ -6,6 +6,18 @@ from typing import Any, TypeAlias
 
 Row: TypeAlias = Mapping[str, Any]
 
+FIELD_WORDS = {
+    "gpu": "GPU",
+    "hbm_gib": "HBM (GiB)",
+    "host_gib": "host memory (GiB)",
+    "link_gb_s": "link (GB/s)",
+    "kv_budget_gib": "KV budget (GiB)",
+    "prompt": "prompt tokens",
+    "output": "output tokens",
+    "kv_formats": "KV formats",
+    "max_tpot_ms": "longest TPOT (ms)",
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
@@ -58,6 +70,11 @@ def as_number(value: Any) -> float:
     return float(value)
 
 
+def field_words(name: str) -> str:
+    """A field as people call it, its unit behind it."""
+    return FIELD_WORDS.get(name, name.replace("_", " "))
+
+
 def point_name(row: Row, fields: Sequence[str]) -> str:
     """``batch 16, gpu l40s``."""
-    return ", ".join(f"{name} {row[name]}" for name in fields)
+    return ", ".join(f"{field_words(name)} {row[name]}" for name in fields)

@@ -6,7 +6,7 @@ from typing import Any
 from reports import html
 from reports.figures.sweep import base_row, frontier, heat_maps, pareto_charts, sensitivities, sensitivity
 from reports.page import Section, document
-from reports.sweep import Row, Sweep, point_name
+from reports.sweep import Row, Sweep, field_words, point_name
 from sim.units import GIB, format_bytes, format_seconds
 
 MOST_ROWS = 200
@@ -34,7 +34,7 @@ def _answer(sweep: Sweep) -> Section:
 
 def _missing(sweep: Sweep) -> str:
     misfits = len(sweep.rows) - len(sweep.feasible)
-    return "every point has a plan" if not misfits else f"{misfits:,} have no plan"
+    return "every point has a plan" if not misfits else f"{misfits:,} {'has' if misfits == 1 else 'have'} no plan"
 
 
 def _figures(row: Row) -> list[tuple[str, str]]:
@@ -75,14 +75,14 @@ def _sensitivity(sweep: Sweep) -> Section:
     name, rows = sensitivities(sweep)[0]
     speeds = [row["tokens_per_s"] for row in rows]
     says = (
-        f"From the fastest point, {name} matters most: alone it moves throughput between {min(speeds):,.0f} and "
+        f"From the fastest point, {field_words(name)} matters most: alone it moves throughput between {min(speeds):,.0f} and "
         f"{max(speeds):,.0f} tokens/s."
     )
     return Section(name="sensitivity-section", title="What one field changes", says=says, parts=(sensitivity(sweep),))
 
 
 def _points(sweep: Sweep) -> Section:
-    headings = (*sweep.fields, "tokens/s", "TTFT", "TPOT", "HBM GiB", "plan or reason")
+    headings = (*map(field_words, sweep.fields), "tokens/s", "TTFT", "TPOT", "HBM GiB", "plan or reason")
     words = (*(place for place in range(len(sweep.fields))), len(headings) - 1)
     rows = [_cells(sweep, row) for row in sweep.rows[:MOST_ROWS]]
     left_out = len(sweep.rows) - len(rows)

@@ -76,6 +76,13 @@ def tier_bytes(study: Study) -> tuple[Chart, ...]:
     return tuple(charts)
 
 
+def whose(plan: Plan) -> str:
+    """Whose steps a figure shows, where that must be said."""
+    if plan.setting.admission is Admission.CONTINUOUS:
+        return " of the machine"
+    return " of a full wave" if len(plan.setting.wave_sizes) > 1 else ""
+
+
 def step_title(plan: Plan, *, of_machine: bool = False) -> str:
     """What the horizontal axis counts."""
     if plan.setting.admission is Admission.CONTINUOUS:
@@ -101,7 +108,7 @@ def _tier(plan: Plan, name: str, memory: str, bands: dict[str, Column], limits: 
         figure=figure(stacked(shown, drawn, BYTE_COLOURS, "GiB"), 300, **layout),
         key=tuple((kind, BYTE_COLOURS[kind]) for kind in reversed(drawn)),
         table=Table.of({"step": shown} | {f"{kind}, bytes": values[shown] for kind, values in bands.items()}),
-        about=f"Bytes in {memory} over the steps of a full wave",
+        about=f"Bytes in {memory} over the steps{whose(plan)}",
     )
 
 

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from reports.chart import Chart, Table
 from reports.figures.shared import figure
 from reports.look import BLUE, GREY, ORANGE, SCALE, VERMILION, axis, plain
-from reports.sweep import Row, Sweep, is_number, point_name
+from reports.sweep import Row, Sweep, field_words, is_number, point_name
 from sim.units import GIB, MILLI
 
 MOST_MAPS = 6
@@ -59,8 +59,8 @@ def _heat_map(sweep: Sweep, down: str, across: str, number: int) -> Chart:
         if row is None and len(xs) * len(ys) <= MOST_LABELS
     ]
     layout = {
-        "xaxis": axis(plain(across), type="category"),
-        "yaxis": axis(plain(down), type="category"),
+        "xaxis": axis(plain(field_words(across)), type="category"),
+        "yaxis": axis(plain(field_words(down)), type="category"),
         "hovermode": "closest",
         "annotations": blanks,
     }
@@ -71,7 +71,8 @@ def _heat_map(sweep: Sweep, down: str, across: str, number: int) -> Chart:
         figure=figure([heat], 130 + 38 * max(3, len(ys)), **layout),
         key=(),
         table=Table.of(dict(columns)),
-        about=f"Throughput by {down} and {across}" + (", the best over the rest" if len(sweep.varied) > 2 else ""),
+        about=f"Throughput by {field_words(down)} and {field_words(across)}"
+        + (", the best over the rest" if len(sweep.varied) > 2 else ""),
     )
 
 
@@ -86,7 +87,7 @@ def frontier(rows: Sequence[Row], cost: str) -> list[Row]:
 
 def pareto_charts(sweep: Sweep) -> tuple[Chart, ...]:
     """Throughput against time per token, and against memory for KV (or all of HBM that is used)."""
-    wanted = [("pareto-tpot", "tpot_s", "time per output token, ms", 1 / MILLI, "its time per output token")]
+    wanted = [("pareto-tpot", "tpot_s", "time per output token, ms", 1 / MILLI, "time per output token")]
     memory = (
         "kv_budget_bytes" if all(row.get("kv_budget_bytes") is not None for row in sweep.feasible) else "peak_hbm_bytes"
     )
@@ -164,7 +165,7 @@ def sensitivity(sweep: Sweep) -> Chart:
     lines = [
         go.Scatter(
             x=[row["tokens_per_s"] for row in rows],
-            y=[plain(name)] * len(rows),
+            y=[plain(field_words(name))] * len(rows),
             mode="lines+markers+text",
             line={"color": GREY, "width": 5},
             marker={"size": 13, "color": [VERMILION if row is base_row(sweep) else ORANGE for row in rows]},
@@ -178,7 +179,7 @@ def sensitivity(sweep: Sweep) -> Chart:
     ]
     layout = {
         "xaxis": axis("throughput, tokens/s", rangemode="tozero", range=[0, 1.08 * best]),
-        "yaxis": axis("", type="category", autorange="reversed"),
+        "yaxis": axis("", type="category", range=[len(found) - 0.6, -0.7]),
         "hovermode": "closest",
     }
     triples = [(name, row[name], row["tokens_per_s"]) for name, rows in found for row in rows]

@@ -6,13 +6,14 @@ import numpy as np
 import plotly.graph_objects as go
 
 from reports.chart import Chart, Table, thinned
-from reports.figures.homes import step_title
+from reports.figures.homes import step_title, whose
 from reports.figures.shared import band_names, figure, merged, phase_marks, room_for_text, stacked, used
 from reports.look import WORK_COLOURS, axis, plain
 from reports.study import Study
 from sim.breakdown import breakdown, totals
+from sim.flows import Column
 from sim.plan import Admission
-from sim.units import MILLI
+from sim.units import MILLI, format_seconds
 
 
 def step_times(study: Study) -> Chart:
@@ -24,11 +25,11 @@ def step_times(study: Study) -> Chart:
     shown = shown[shown >= first]
     spent = breakdown(plan.setting, wave)
     bands = used({kind: seconds[shown] / MILLI for kind, seconds in spent.items()})
-    top = float(wave.step_s[shown].max()) / MILLI
+    longest, top = float(wave.step_s[shown].max()), _top(wave.step_s[shown])
     names = band_names(shown, bands, WORK_COLOURS, top)
     layout = {
         "xaxis": axis(step_title(plan, of_machine=True)),
-        "yaxis": axis("time of the step, ms", rangemode="tozero"),
+        "yaxis": axis("time of the step, ms", range=[0, top]),
         **merged(phase_marks(plan), names),
     }
     return Chart(
@@ -39,8 +40,15 @@ def step_times(study: Study) -> Chart:
             {"step": shown, "step, s": wave.step_s[shown]}
             | {f"{kind}, s": values[shown] for kind, values in spent.items()}
         ),
-        about="Time of each step of a full wave by what it is spent on",
+        about=f"Time of each step{whose(plan)} by what it is spent on"
+        + (f"; the longest, {format_seconds(longest)}, is cut off" if longest / MILLI > top else ""),
     )
+
+
+def _top(step_s: Column) -> float:
+    """Milliseconds that the axis reaches: the longest step, unless a few prefills would flatten all others."""
+    usual, longest = float(np.quantile(step_s, 0.97)), float(step_s.max())
+    return 1.05 * (longest if longest < 3 * usual else 1.4 * usual) / MILLI
 
 
 def total_seconds(study: Study) -> dict[str, float]:
