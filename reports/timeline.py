@@ -1,7 +1,6 @@
 """Every span of a run, packed for the page: columns of small whole numbers, deflated. The page draws what is in view.
 
-Starts and ends are whole multiples of ``unit_s`` (1 ns unless a span lasts longer than 31 bits of those), so nothing
-adds up to an error.
+Gaps and durations are whole nanoseconds, so that nothing adds up to an error.
 """
 
 import base64
@@ -17,6 +16,7 @@ from reports.study import Study
 from sim.breakdown import GPU_WORK, OUTPUT_LAYER
 from sim.trace import Resource, Span, WaveTrace
 
+UNIT_S = 1e-9
 MOST_BYTES = 700_000  # of all runs together, as text; simulated spans take about one byte each, measured ones eight
 LANES = {
     Resource.GPU: "GPU stream",
@@ -93,24 +93,15 @@ def _packed(name: str, wave: WaveTrace, first: int, last: int) -> dict[str, Any]
 def _lane(spans: list[Span], places: dict[tuple[str, int], int]) -> dict[str, Any]:
     spans = sorted(spans, key=lambda span: (span.start_s, span.end_s))
     start_s, end_s = (np.array([getattr(span, name) for span in spans]) for name in ("start_s", "end_s"))
-    unit_s = _unit(start_s, end_s)
-    starts, ends = np.rint(start_s / unit_s).astype("<i8"), np.rint(end_s / unit_s).astype("<i8")
-    before = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+    starts, ends = np.rint(start_s / UNIT_S), np.rint(end_s / UNIT_S)
+    before = np.concatenate([[0.0], ends[:-1]]) if len(ends) else ends
     columns = (  # widest first, so that each is aligned in the page's buffer
         np.array([span.size_bytes for span in spans], dtype="<f8"),
-        (starts - before).astype("<i4"),
-        (ends - starts).astype("<i4"),
+        (starts - before).astype("<f8"),
+        (ends - starts).astype("<f8"),
         np.array([span.step for span in spans], dtype="<i4"),
         np.array([-1 if span.layer is None else span.layer for span in spans], dtype="<i2"),
         np.array([places[span.name, _KINDS.index(kind_of(span))] for span in spans], dtype="<u2"),
     )
     packed = zlib.compress(b"".join(column.tobytes() for column in columns), 6)
-    return {"spans": len(spans), "unit_s": unit_s, "packed": base64.b64encode(packed).decode("ascii")}
-
-
-def _unit(start_s: Any, end_s: Any) -> float:
-    """The finest decimal unit in which every duration and gap fits 31 bits."""
-    if not len(start_s):
-        return 1e-9
-    longest_s = max(float((end_s - start_s).max()), float(np.abs(np.diff(start_s, prepend=0.0)).max()))
-    return next(unit for unit in (1e-9, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1.0) if longest_s < 2**30 * unit)
+    return {"spans": len(spans), "unit_s": UNIT_S, "packed": base64.b64encode(packed).decode("ascii")}

@@ -23,10 +23,10 @@ window.kvplan.timeline = (() => {
       at += n * Kind.BYTES_PER_ELEMENT;
       return column;
     };
-    const [size, gap, took, step, layer, name] = [Float64Array, Int32Array, Int32Array, Int32Array, Int16Array, Uint16Array].map(take);
+    const [size, gap, took, step, layer, name] = [Float64Array, Float64Array, Float64Array, Int32Array, Int16Array, Uint16Array].map(take);
     const start = new Float64Array(n);
     const end = new Float64Array(n);
-    let now = 0; // whole units: exact
+    let now = 0; // whole nanoseconds: exact
     for (let i = 0; i < n; i += 1) {
       start[i] = (now + gap[i]) * lane.unit_s * 1e3;
       now += gap[i] + took[i];
@@ -194,7 +194,9 @@ window.kvplan.timeline = (() => {
   async function show(range) {
     drawing = true;
     const view = drawn(range);
-    await Plotly.react(plot, traces(view.shapes), layout(range, view), config);
+    const frame = layout(range, view);
+    plot.style.height = `${frame.height}px`;
+    await Plotly.react(plot, traces(view.shapes), frame, config);
     drawing = false;
     plot.dataset.exact = String(view.isExact);
     plot.dataset.spans = String(view.count);

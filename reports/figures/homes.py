@@ -86,8 +86,8 @@ def whose(plan: Plan) -> str:
 def step_title(plan: Plan, *, of_machine: bool = False) -> str:
     """What the horizontal axis counts."""
     if plan.setting.admission is Admission.CONTINUOUS:
-        return "step of the machine" if of_machine else "output token of a sequence (0 is the prefill)"
-    return "decode step (0 is the prefill)"
+        return "step of the machine" if of_machine else "output token (0: the prefill)"
+    return "decode step (0: the prefill)"
 
 
 def _tier(plan: Plan, name: str, memory: str, bands: dict[str, Column], limits: Sequence[tuple[float, str]]) -> Chart:

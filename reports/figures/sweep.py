@@ -64,6 +64,7 @@ def _heat_map(sweep: Sweep, down: str, across: str, number: int) -> Chart:
         "hovermode": "closest",
         "annotations": blanks,
     }
+    rest = ", the best over the rest" if len(sweep.varied) > 2 else ""
     triples = [(y, x, speeds[j][i]) for j, y in enumerate(ys) for i, x in enumerate(xs)]
     columns = zip((down, across, "tokens_per_s"), zip(*triples, strict=True), strict=True)
     return Chart(
@@ -71,8 +72,7 @@ def _heat_map(sweep: Sweep, down: str, across: str, number: int) -> Chart:
         figure=figure([heat], 130 + 38 * max(3, len(ys)), **layout),
         key=(),
         table=Table.of(dict(columns)),
-        about=f"Throughput by {field_words(down)} and {field_words(across)}"
-        + (", the best over the rest" if len(sweep.varied) > 2 else ""),
+        about=f"Throughput by {field_words(down)} and {field_words(across)}{rest}",
     )
 
 
