@@ -5,11 +5,9 @@ weights and the whole KV cache take, so the names of real cards stand for ratios
 """
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from builders import make_machine, make_model
-
 from planner.request import Objective, Request
 from sim.attention import Selector
 from sim.footprint import workspace_bytes
@@ -47,7 +45,9 @@ def draw_request(ratios: Ratios, rng: random.Random) -> Request:
     """One problem of the family that ``ratios`` describe."""
     model = _model(ratios, rng)
     work = Workload(
-        batch=rng.randint(*ratios.batch), prompt_tokens=rng.randint(*ratios.prompt), output_tokens=rng.randint(*ratios.output)
+        batch=rng.randint(*ratios.batch),
+        prompt_tokens=rng.randint(*ratios.prompt),
+        output_tokens=rng.randint(*ratios.output),
     )
     machine = _machine(ratios, rng, model, work)
     return Request(
