@@ -27,6 +27,7 @@ COMMANDS = {
     "solve": Entry("planner.commands.solve:solve", "Find the best KV-caching plan for a GPU, a model and a workload."),
     "simulate": Entry("planner.commands.simulate:simulate", "Run a saved plan event by event and report what happens."),
     "compare": Entry("planner.commands.compare:compare", "Compare the best plan with published systems."),
+    "run": Entry("runtime.cli_run:run", "Generate text as a saved plan says; measured beside predicted."),
     "gpus": Entry("planner.commands.catalogue:gpus", "List the GPUs that --gpu knows by name."),
     "hosts": Entry("planner.commands.catalogue:hosts", "List the hosts that --host knows by name."),
     "models": Entry("planner.commands.catalogue:models", "List the models that --model knows by name."),
