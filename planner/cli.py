@@ -28,6 +28,7 @@ COMMANDS = {
     "simulate": Entry("planner.commands.simulate:simulate", "Run a saved plan event by event and report what happens."),
     "compare": Entry("planner.commands.compare:compare", "Compare the best plan with published systems."),
     "whatif": Entry("planner.commands.whatif:whatif", "Solve at every point of a grid of machines, models and work."),
+    "run": Entry("runtime.cli_run:run", "Generate text as a saved plan says; measured beside predicted."),
     "gpus": Entry("planner.commands.catalogue:gpus", "List the GPUs that --gpu knows by name."),
     "hosts": Entry("planner.commands.catalogue:hosts", "List the hosts that --host knows by name."),
     "models": Entry("planner.commands.catalogue:models", "List the models that --model knows by name."),
