@@ -5,18 +5,20 @@ from typing import Any
 
 from planner.request import Request
 from planner.solution import Solution
+from planner.worth import Worth
 from sim.codec import to_plain
 from sim.files import plan_to_json
 
 _LOSSLESS_KEYS = ("dtype", "weight_format", "weights_on_host", "concurrency", "placement", "write_back", "recompute")
 
 
-def answer_to_json(solution: Solution, request: Request, *, command: str) -> dict[str, Any]:
+def answer_to_json(solution: Solution, request: Request, worth: Worth | None, *, command: str) -> dict[str, Any]:
     """The plan's own keys first, so that the answer can be loaded as a plan, then what is known about it."""
     return {
         **plan_to_json(solution.plan),
         "predicted": to_plain(solution.predicted),
         "solver": to_plain(solution.certificate),
+        "worth": to_plain(worth),
         "lossless": _lossless(solution),
         "provenance": _provenance(solution, request, command),
     }

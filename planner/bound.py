@@ -19,17 +19,23 @@ from sim.flows import Column, counts_of
 from sim.footprint import layer_weight_bytes
 from sim.layer import LayerGemms, layer_prices
 from sim.pipeline import step_seconds
+from sim.plan import Placement
 
 SAVED_CASES = 4  # of how many tokens have their inputs saved, to begin with
-NARROW_SHARE = 0.1  # a case this narrow, relative to its upper end, or narrower than a token, is not halved
+SLACK = 1e-9  # relative, where sums are compared
+NARROW_SHARE = 0.0125  # a case this narrow, relative to its upper end, or narrower than a token, is not halved
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Case:
+class SavedRange:
     """Between ``fewest`` and ``most`` tokens have their inputs saved at birth."""
 
     fewest: float
     most: float
+
+    @property
+    def width(self) -> float:
+        return self.most - self.fewest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,28 +52,35 @@ class _Spill:
     highest: Column
 
 
-def least_bound(problem: Coefficients, judge: Callable[[tuple[Column, ...]], float]) -> float:
-    """What no plan of the setting beats, as ``judge`` sums its steps (given for each wave size, [step]); inf if none fits."""
-    last = float(counts_of(problem.setting).cached[-1])
+def least_bound(problem: Coefficients, judge: Callable[[tuple[Column, ...]], float]) -> tuple[float, SavedRange]:
+    """What no plan of the setting beats, as ``judge`` sums its steps (given for each wave size, [step]); inf if none fits.
+
+    And how many saved inputs that rests on.
+    """
+    everything = any_saved(problem)
     if not is_coupled(problem):
-        return rough_bound(problem, judge)
-    edges = [last * share / SAVED_CASES for share in range(SAVED_CASES + 1)]
-    cases = [_Case(fewest=low, most=high) for low, high in pairwise(edges)]
+        return rough_bound(problem, judge), everything
+    edges = [everything.most * share / SAVED_CASES for share in range(SAVED_CASES + 1)]
+    cases = [SavedRange(fewest=low, most=high) for low, high in pairwise(edges)]
     queue = [(_case_bound(problem, case, judge), case) for case in cases]
     while True:  # halve the case that looks best until it is narrow: how many inputs are saved then hardly matters
         queue.sort(key=lambda entry: entry[0])
         bound, best = queue[0]
-        if bound == float("inf") or best.most - best.fewest <= max(1.0, NARROW_SHARE * best.most):
-            return bound
+        if bound == float("inf") or best.width <= max(1.0, NARROW_SHARE * best.most):
+            return bound, best
         middle = (best.fewest + best.most) / 2
-        halves = (_Case(fewest=best.fewest, most=middle), _Case(fewest=middle, most=best.most))
+        halves = (SavedRange(fewest=best.fewest, most=middle), SavedRange(fewest=middle, most=best.most))
         queue[:1] = [(max(bound, _case_bound(problem, case, judge)), case) for case in halves]
 
 
 def rough_bound(problem: Coefficients, judge: Callable[[tuple[Column, ...]], float]) -> float:
     """The same without what couples the steps: no higher, and quick."""
-    last = float(counts_of(problem.setting).cached[-1])
-    return _case_bound(problem, _Case(fewest=0.0, most=last), judge)
+    return _case_bound(problem, any_saved(problem), judge)
+
+
+def any_saved(problem: Coefficients) -> SavedRange:
+    """From no saved inputs to those of every token."""
+    return SavedRange(fewest=0.0, most=float(counts_of(problem.setting).cached[-1]))
 
 
 def is_coupled(problem: Coefficients) -> bool:
@@ -77,28 +90,37 @@ def is_coupled(problem: Coefficients) -> bool:
     return problem.uses_inputs and (memory.hbm_per_saved > 0 or short_host)
 
 
-def _case_bound(problem: Coefficients, case: _Case, judge: Callable[[tuple[Column, ...]], float]) -> float:
+def _case_bound(problem: Coefficients, case: SavedRange, judge: Callable[[tuple[Column, ...]], float]) -> float:
     spill = _spill(problem, case)
-    if np.any(spill.lowest > spill.highest + 1e-9):
+    if np.any(spill.lowest > spill.highest + SLACK * (1 + spill.lowest)):
         return float("inf")
     return judge(tuple(_step_bound(problem, timing, spill) for timing in problem.timings))
 
 
-def _spill(problem: Coefficients, case: _Case) -> _Spill:
+def _spill(problem: Coefficients, case: SavedRange) -> _Spill:
     """Freeing just what is needed is cheapest, so a step's choice is one number: how many tokens are recomputed."""
     memory, counts = problem.memory, counts_of(problem.setting)
     saved = np.maximum(0.0, np.minimum(counts.cached, case.fewest) - counts.dead)
     need_all = memory.hbm_all_in + memory.hbm_per_saved * saved - memory.hbm_budget
     host_all = memory.host_all_in + memory.host_per_saved * saved
-    steps = np.flatnonzero((need_all > 0) | (host_all > memory.host_budget) | problem.setting.host_attention)
+    steps = _spilling_steps(problem, (need_all > 0) | (host_all > memory.host_budget))
     need, kv_frees = np.maximum(need_all[steps], 0.0), memory.freed_by_kv[steps]
-    copied = 1 + counts.copy_rate[steps]
     second_frees, most = _second_home(problem, steps)
-    most = np.minimum(most, np.maximum(0.0, case.most - counts.dead[steps]) / copied)
-    kv_base, kv_slope, lowest, highest = _whole_tokens(need, kv_frees, second_frees, most)
+    most = np.minimum(most, np.maximum(0.0, case.most - counts.dead[steps]) / (1 + counts.copy_rate[steps]))
+    enough = np.divide(need, second_frees, out=np.full_like(need, np.inf), where=second_frees > 0)
+    enough = np.where(need > 0, enough, 0.0)
+    lowest = np.where((kv_frees > 0) | (need == 0), 0.0, enough)
+    kv_base, kv_slope = _fewest_kv(need, kv_frees, second_frees, most)
+    highest = np.ceil(enough - SLACK)
+    if problem.setting.placement is Placement.RECENT:
+        off = _off_by_then(_Line(kv_base, kv_slope + 1), lowest, highest, counts.dead[steps])
+        kv_base, kv_slope = _higher(_Line(kv_base, kv_slope), _Line(off, -1.0 * (most > 0)), np.minimum(most, off) / 2)
+        highest = np.maximum(highest, off)
     pool = counts.cached[steps] - 1 if problem.uses_forward else counts.pool[steps]
-    host_kv = memory.host_by_kv[steps] + memory.host_per_written * counts.death_rate[steps]
     host_second = memory.host_by_forward[steps] if problem.uses_forward else memory.host_by_inputs[steps]
+    host_kv = memory.host_by_kv[steps]
+    highest = np.maximum(highest, _room_on_host(host_all[steps], host_second, memory.host_budget))
+    highest = np.minimum(most, highest)
     for base, slope, limit in (
         (kv_base, kv_slope + 1, pool),
         (host_all[steps] + host_kv * kv_base, host_kv * kv_slope + host_second, memory.host_budget),
@@ -107,24 +129,45 @@ def _spill(problem: Coefficients, case: _Case) -> _Spill:
     return _Spill(steps=steps, kv_base=kv_base, kv_slope=kv_slope, lowest=lowest, highest=highest)
 
 
-def _whole_tokens(
-    need: Column, kv_frees: Column, second_frees: Column, most: Column
-) -> tuple[Column, Column, Column, Column]:
-    """Base and slope of the kv tokens, and the limits of the recomputed ones, so that ``need`` bytes are freed.
+def _spilling_steps(problem: Coefficients, overflows: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """Steps that may have tokens off HBM of need: those that overflow and, as homes only move outward, all that follow."""
+    setting = problem.setting
+    if setting.host_attention:
+        return np.arange(problem.steps)
+    return np.flatnonzero(np.logical_or.accumulate(overflows) if setting.placement is Placement.RECENT else overflows)
 
-    Tokens are whole, so at least need / (most that one frees), rounded up, must go; of the two lines the higher counts.
+
+def _off_by_then(total: "_Line", lowest: Column, highest: Column, dead: Column) -> Column:
+    """Living tokens off HBM, at least: the most that any step so far could not do without, less those that have died."""
+    ends = (total.at(lowest), np.where(np.isfinite(highest), total.at(np.maximum(lowest, highest)), np.inf))
+    off: Column = np.maximum.accumulate(np.minimum(*ends) + dead) - dead
+    return off
+
+
+def _higher(first: "_Line", second: "_Line", at: Column) -> tuple[Column, Column]:
+    """Base and slope of whichever line is higher there."""
+    better = second.at(at) > first.at(at)
+    return np.where(better, second.base, first.base), np.where(better, second.slope, first.slope)
+
+
+def _fewest_kv(need: Column, kv_frees: Column, second_frees: Column, most: Column) -> tuple[Column, Column]:
+    """Base and slope of the fewest kv tokens with which ``need`` bytes are freed, by recomputed tokens.
+
+    Tokens are whole, so at least need / (most that one frees), rounded up, must go; of the two lines the one that is
+    higher in the middle counts.
     """
-    count = np.ceil(need / np.maximum(np.maximum(kv_frees, second_frees), 1e-9) - 1e-9)
-    helps = (kv_frees > 0) | (need == 0)
-    kv_base = np.divide(need, kv_frees, out=np.zeros_like(need), where=kv_frees > 0)
-    kv_slope = -np.divide(second_frees, kv_frees, out=np.zeros_like(need), where=kv_frees > 0)
-    middle = np.minimum(most, count) / 2
-    whole = helps & (count - middle > kv_base + kv_slope * middle)
-    kv_base, kv_slope = np.where(whole, count, kv_base), np.where(whole, -np.sign(second_frees), kv_slope)
-    enough = np.divide(need, second_frees, out=np.full_like(need, np.inf), where=second_frees > 0)
-    enough = np.where(need > 0, np.where(whole, count, enough), 0.0)
-    lowest = np.where(helps, 0.0, enough)
-    return kv_base, kv_slope, lowest, np.minimum(most, np.where(need > 0, enough, most))
+    helps = kv_frees > 0
+    count = np.ceil(need / np.maximum(np.maximum(kv_frees, second_frees), SLACK) - SLACK) * helps
+    base = np.divide(need, kv_frees, out=np.zeros_like(need), where=helps)
+    slope = -np.divide(second_frees, kv_frees, out=np.zeros_like(need), where=helps & (need > 0))
+    whole = _Line(count, -1.0 * (helps & (second_frees > 0)))
+    return _higher(_Line(base, slope), whole, np.minimum(most, count) / 2)
+
+
+def _room_on_host(held: Column, by_second: Column, budget: float) -> Column:
+    """Recomputed tokens with which the host has room where every token has a place there (written back at birth)."""
+    room: Column = np.divide(held - budget, -by_second, out=np.zeros_like(held), where=by_second < 0)
+    return room
 
 
 def _second_home(problem: Coefficients, steps: NDArray[np.intp]) -> tuple[Column, Column]:
@@ -139,7 +182,7 @@ def _second_home(problem: Coefficients, steps: NDArray[np.intp]) -> tuple[Column
 
 def _within(lowest: Column, highest: Column, base: Column, slope: Column) -> tuple[Column, Column]:
     """Tighten the limits of x so that base + slope * x <= 0; an empty range comes out with lowest > highest."""
-    slack = 1e-9 * np.abs(base)
+    slack = SLACK * np.abs(base)
     at = -np.divide(base, slope, out=np.zeros_like(base), where=slope != 0)
     lowest = np.where(slope < 0, np.maximum(lowest, at), lowest)
     highest = np.where(slope > 0, np.minimum(highest, at), highest)
@@ -164,36 +207,44 @@ def _still_s(problem: Coefficients, timing: Timing) -> Column:
 
 def _step_bound(problem: Coefficients, timing: Timing, spill: _Spill) -> Column:
     """The base of every step, raised where HBM overflows."""
-    step_s = _still_s(problem, timing)
     steps = spill.steps
     if problem.setting.host_attention:
-        return _assisted(problem, timing, spill)
-    if len(steps):
-        lines = _lines(timing, spill)
-        if problem.uses_inputs or problem.uses_forward:
-            spilled_s = _shared(problem, timing, spill, lines)
-        else:
-            spilled_s = _fixed(problem, timing, spill, lines)
-        step_s[steps] = np.maximum(step_s[steps], spilled_s)
-        if steps[0] == 0:
-            step_s[0] = max(step_s[0], _prefill_write_s(problem, timing, spill))
+        step_s = _assisted(problem, timing, spill)
+    else:
+        step_s = _still_s(problem, timing)
+        decoding = steps > 0  # the prefill fetches nothing
+        if decoding.any():
+            step_s[steps[decoding]] = np.maximum(step_s[steps], _spilled_s(problem, timing, spill))[decoding]
+    if len(steps) and steps[0] == 0:
+        step_s[0] = max(step_s[0], _prefill_write_s(problem, timing, spill))
     return step_s
+
+
+def _spilled_s(problem: Coefficients, timing: Timing, spill: _Spill) -> Column:
+    """Seconds of the steps that overflow HBM."""
+    lines = _lines(timing, spill)
+    if problem.uses_inputs or problem.uses_forward:
+        return _shared(problem, timing, spill, lines)
+    return _fixed(problem, timing, spill, lines)
 
 
 def _assisted(problem: Coefficients, timing: Timing, spill: _Spill) -> Column:
     """The CPU attends to the tokens on the host: at least as many as must be there, more where GPU and CPU then even out."""
     still, prices, setting = timing.still, timing.prices, problem.setting
-    least = np.maximum(spill.kv_base, 0.0)
+    least = np.maximum(np.ceil(spill.kv_base - SLACK), 0.0)
     round_trip_s, per_token_s = prices.host_attention.pieces[-1]
     cpu_s = still.query_s + still.rest_s + round_trip_s
-    shared = np.clip(evenly_attended(timing), least, np.maximum(least, counts_of(setting).pool))
-    layer_s = np.maximum(still.layer_s + timing.gpu_s_by_kv * shared, cpu_s + per_token_s * shared)
-    layer_s = np.where(least > 0, layer_s, np.minimum(layer_s, still.layer_s))
+    most, even = np.maximum(least, counts_of(setting).pool), evenly_attended(timing)
+    layer_s = np.where(least > 0, np.inf, still.layer_s)
+    for shared in (np.clip(np.floor(even), least, most), np.clip(np.ceil(even), least, most)):
+        assisted_s = np.maximum(still.layer_s + timing.gpu_s_by_kv * shared, cpu_s + per_token_s * shared)
+        layer_s = np.minimum(layer_s, assisted_s)
     layer_s[0] = still.layer_s[0]
     layers, depth, streamed_s = setting.model.layers, setting.prefetch_layers, still.prefetch_s
-    after_s = still.rest_s
-    computed_s = np.maximum(layers * layer_s, (layers - depth) * streamed_s + after_s) + still.head_s
-    longest: Column = np.maximum(computed_s, (layers - depth) * np.maximum(layer_s, streamed_s))
+    after_s, last_s = still.rest_s, np.maximum(still.head_s, still.write_s)
+    computed_s = np.maximum(layers * layer_s, (layers - depth) * streamed_s + after_s) + last_s
+    fetched_s = (layers - depth) * np.maximum(layer_s, streamed_s) + depth * np.append(streamed_s[1:], 0.0)
+    longest: Column = np.maximum(np.maximum(computed_s, fetched_s), layer_s + layers * still.write_s)
     return longest
 
 
@@ -230,7 +281,7 @@ def _fixed(problem: Coefficients, timing: Timing, spill: _Spill, lines: _Lines) 
     if timing.prices.recalls:
         return layers * (gpu_s + fetch_s) + head_s
     after_s = timing.still.layer_s[spill.steps] - timing.still.query_s[spill.steps]
-    following_s = np.append(fetch_s[1:], 0.0)
+    following_s = np.where(_followed(spill), np.append(fetch_s[1:], 0.0), _streamed_next_s(timing, spill))
     computed_s = np.maximum(layers * gpu_s, (layers - depth) * fetch_s + after_s) + head_s
     longest: Column = np.maximum(computed_s, (layers - depth) * np.maximum(gpu_s, fetch_s) + depth * following_s)
     return longest
@@ -245,18 +296,20 @@ def _shared(problem: Coefficients, timing: Timing, spill: _Spill, lines: _Lines)
     """
     pieces = timing.prices.reproject.pieces if problem.uses_inputs else timing.prices.forward.pieces
     rows = timing.rows_by_inputs[spill.steps] if problem.uses_inputs else np.ones(len(spill.steps))
-    best: Column = np.zeros(len(spill.steps))
-    for constant_s, per_row_s in pieces:
-        layer = _Line(lines.gpu_base + constant_s, lines.gpu_slope + per_row_s * rows)
-        fetch = _Line(lines.fetch_base, lines.fetch_slope)
-        best = np.maximum(best, _mean_of_paths(problem, timing, spill, layer, fetch, constant_s))
-    return best
+    constants, slopes = (np.array(column)[:, None] for column in zip(*pieces, strict=True))
+    by_piece = np.stack(
+        [_mean_of_paths(problem, timing, spill, lines, *piece) for piece in zip(constants, slopes * rows, strict=True)]
+    )
+    counts = by_piece.argmax(axis=0)  # one piece for each step, or what is left to the next one would count twice
+    return _mean_of_paths(problem, timing, spill, lines, constants[counts, 0], slopes[counts, 0] * rows)
 
 
 def _mean_of_paths(
-    problem: Coefficients, timing: Timing, spill: _Spill, layer: "_Line", fetch: "_Line", constant_s: float
+    problem: Coefficients, timing: Timing, spill: _Spill, lines: _Lines, constant_s: Column, per_token_s: Column
 ) -> Column:
     """The bound for one piece of the recomputation's price; ``constant_s`` of it is saved where nothing is recomputed."""
+    layer = _Line(lines.gpu_base + constant_s, lines.gpu_slope + per_token_s)
+    fetch = _Line(lines.fetch_base, lines.fetch_slope)
     layers, depth, head_s = problem.setting.model.layers, problem.setting.prefetch_layers, timing.prices.head_s
     lowest, highest = spill.lowest, np.maximum(spill.lowest, spill.highest)
     if timing.prices.recalls:
@@ -266,12 +319,16 @@ def _mean_of_paths(
     query_s = timing.still.query_s[spill.steps]
     compute = _Line(layers * layer.base + head_s, layers * layer.slope)
     finished = _Line(layer.base - query_s + head_s, layer.slope)  # attend, rest and head, behind the last fetch
-    ahead = finished.at(lowest) < depth * fetch.at(lowest)
+    ahead = (finished.at(lowest) < depth * fetch.at(lowest)) & (spill.steps > 0)
     behind = _Line(np.where(ahead, 0.0, finished.base), np.where(ahead, 0.0, finished.slope))
-    fetched = _Line((layers - depth) * fetch.base + behind.base, (layers - depth) * fetch.slope + behind.slope)
+    streamed_s = np.where(ahead & ~_followed(spill), depth * _streamed_next_s(timing, spill), 0.0)
+    fetched = _Line(
+        (layers - depth) * fetch.base + behind.base + streamed_s, (layers - depth) * fetch.slope + behind.slope
+    )
     fetched_whole = _Line(fetched.base + ahead * depth * fetch.base, fetched.slope + ahead * depth * fetch.slope)
     mean = _indifferent(compute, fetched_whole, lowest, highest)
-    before = np.concatenate(([0.0], ((1 - mean) * ahead * depth)[:-1]))  # of the step before, paid by this one's fetch
+    left = (1 - mean) * ahead * depth * _followed(spill)  # of the next step's fetch
+    before = np.append(0.0, left[:-1])
     total = _Line(
         mean * compute.base + (1 - mean) * fetched.base + before * fetch.base,
         mean * compute.slope + (1 - mean) * fetched.slope + before * fetch.slope,
@@ -280,6 +337,17 @@ def _mean_of_paths(
     mean_none = mean * (compute.base - layers * constant_s) + (1 - mean) * fetched_none
     none = np.where(lowest > 0, np.inf, np.maximum(mean_none, fetched_none) + before * fetch.base)
     return np.minimum(np.minimum(total.at(lowest), total.at(highest)), none)
+
+
+def _followed(spill: _Spill) -> NDArray[np.bool_]:
+    """The next step overflows HBM too."""
+    return np.append(np.diff(spill.steps) == 1, False)
+
+
+def _streamed_next_s(timing: Timing, spill: _Spill) -> Column:
+    """What the step after each fetches for a layer whatever is in HBM: streamed weights."""
+    streamed_s = np.append(timing.still.prefetch_s[1:], 0.0)
+    return streamed_s[spill.steps]
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +401,8 @@ def paged_bound(problem: Coefficients, request: Request, cost: CostModel) -> flo
     """
     setting, memory, timing = problem.setting, problem.memory, problem.timings[0]
     tokens, batch = problem.steps, setting.workload.batch
-    steps = max(tokens, batch * float(memory.hbm_all_in.sum()) / max(setting.kv_budget_bytes, 1))
+    places = min(float(setting.concurrency), setting.kv_budget_bytes * tokens / float(memory.hbm_all_in.sum()))
+    steps = max(tokens, batch * tokens / max(places, 1.0))
     rows = batch * tokens / steps
     gemms, layers = LayerGemms.of(cost, setting), setting.model.layers
     gemm_s = sum(product.at_one(rows) for product in (gemms.qkv, gemms.out, gemms.mlp))

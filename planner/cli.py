@@ -27,6 +27,8 @@ COMMANDS = {
     "solve": Entry("planner.commands.solve:solve", "Find the best KV-caching plan for a GPU, a model and a workload."),
     "simulate": Entry("planner.commands.simulate:simulate", "Run a saved plan event by event and report what happens."),
     "compare": Entry("planner.commands.compare:compare", "Compare the best plan with published systems."),
+    "whatif": Entry("planner.commands.whatif:whatif", "Solve at every point of a grid of machines, models and work."),
+    "run": Entry("runtime.cli_run:run", "Generate text as a saved plan says; measured beside predicted."),
     "report": Entry("planner.commands.report:report", "Write a page that shows a plan: one HTML file, no network."),
     "gpus": Entry("planner.commands.catalogue:gpus", "List the GPUs that --gpu knows by name."),
     "hosts": Entry("planner.commands.catalogue:hosts", "List the hosts that --host knows by name."),

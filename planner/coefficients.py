@@ -106,8 +106,7 @@ def _still_flows(setting: Setting) -> Flows:
     none = np.zeros_like(counts.cached)
     written = none
     if setting.write_back is WriteBack.AT_BIRTH:
-        written = counts.decoding.copy()
-        written[0] = counts.cached[0] - counts.dead[0]
+        written = counts.decoding  # what the prefill writes depends on how much it keeps as KV
     return Flows(
         cached=counts.cached,
         kept=counts.local + counts.selected,

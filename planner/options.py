@@ -7,7 +7,7 @@ from itertools import product
 from planner.request import Request
 from sim.access import measured_access
 from sim.attention import Attention, Selector
-from sim.footprint import kv_budget_bytes
+from sim.footprint import kv_budget_bytes, layer_weight_bytes
 from sim.kv import KvFormat, KvFormats
 from sim.plan import Admission, Mechanism, Placement, Preemption, Recompute, Setting
 
@@ -33,7 +33,7 @@ class Family:
 def families(request: Request) -> Iterator[Family]:
     """Every concurrency with all weights in HBM, and with shares of them streamed."""
     for concurrency, share in product(concurrencies(request), STREAMED_SHARES):
-        if kv_budget(request, concurrency, share) >= 0:
+        if kv_budget(request, concurrency, share) >= 0 and _host_holds(request, share):
             yield Family(concurrency=concurrency, weights_on_host=share)
 
 
@@ -102,6 +102,12 @@ def kv_budget(request: Request, concurrency: int, weights_on_host: float = 0.0) 
         weights_on_host=weights_on_host,
     )
     return left if request.kv_budget_bytes is None else min(left, request.kv_budget_bytes)
+
+
+def _host_holds(request: Request, weights_on_host: float) -> bool:
+    """The streamed share of the weights fits host memory."""
+    layer_bytes = layer_weight_bytes(request.model, request.dtype, request.weight_format)
+    return weights_on_host * request.model.layers * layer_bytes <= request.machine.host.usable_bytes
 
 
 def _attentions(request: Request) -> list[Attention]:

@@ -6,10 +6,12 @@ over knots. Token counts are continuous, two families of binaries switch the lin
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import pulp
 
+from planner.bound import SavedRange, any_saved
 from planner.coefficients import Coefficients, Timing, evenly_attended
 from planner.objective import Weights, latency_weights, objective_weights
 from planner.request import Objective
@@ -30,12 +32,15 @@ class Program:
     weights: Weights
     latency: Weights
     max_tpot_s: float | None
+    saved_range: SavedRange
     lp: pulp.LpProblem
+    rows: dict[str, pulp.LpConstraint] = field(default_factory=dict)
     kv: list[pulp.LpVariable] = field(default_factory=list)
     inputs: list[pulp.LpVariable] = field(default_factory=list)
     forward: list[pulp.LpVariable] = field(default_factory=list)
     linked: list[pulp.LpVariable] = field(default_factory=list)
     recomputing: list[pulp.LpVariable] = field(default_factory=list)
+    written: list[pulp.LpVariable] = field(default_factory=list)
     saved: list[pulp.LpVariable] = field(default_factory=list)
     saved_at_birth: pulp.LpVariable | None = None
     fetch_s: list[list[pulp.LpVariable]] = field(default_factory=list)
@@ -48,8 +53,9 @@ class Program:
         return self.lp.add_variable(f"{name}_step_{knot}", 0, upper, category)
 
     def at_most(self, name: str, terms: Sequence[Term], limit: float) -> None:
-        """Sum of coefficient x variable <= limit."""
-        self.lp.addConstraint(pulp.LpAffineExpression(terms) <= limit, name)
+        """Sum of coefficient x variable <= limit; a variable may be named more than once."""
+        self.rows[name] = _summed(terms) <= limit
+        self.lp.addConstraint(self.rows[name], name)
 
     def following(self, variables: Sequence[pulp.LpVariable], place: int, scale: float) -> list[Term]:
         """A quantity one step after the knot at ``place``, on the line to the next knot."""
@@ -59,14 +65,21 @@ class Program:
         return [(variables[place], scale * (1 - share)), (variables[place + 1], scale * share)]
 
 
-def build(problem: Coefficients, knots: tuple[int, ...], objective: Objective, max_tpot_s: float | None) -> Program:
-    """The whole program at ``knots``, a table of contents."""
+def build(
+    problem: Coefficients,
+    knots: tuple[int, ...],
+    objective: Objective,
+    max_tpot_s: float | None = None,
+    saved_range: SavedRange | None = None,
+) -> Program:
+    """The whole program at ``knots``, a table of contents; ``saved_range`` says how many saved inputs to expect."""
     program = Program(
         problem=problem,
         knots=knots,
         weights=objective_weights(objective, problem.setting),
         latency=latency_weights(problem.setting),
         max_tpot_s=max_tpot_s,
+        saved_range=saved_range or any_saved(problem),
         lp=pulp.LpProblem("token_homes", pulp.LpMinimize),
     )
     define_token_variables(program)
@@ -76,6 +89,7 @@ def build(problem: Coefficients, knots: tuple[int, ...], objective: Objective, m
     define_hbm_capacity_constraints(program)
     define_host_capacity_constraints(program)
     define_outward_constraints(program)
+    define_written_constraints(program)
     define_saved_inputs_constraints(program)
     define_switch_constraints(program)
     define_phase_constraints(program)
@@ -90,12 +104,17 @@ def build(problem: Coefficients, knots: tuple[int, ...], objective: Objective, m
 
 
 def define_token_variables(program: Program) -> None:
-    """Tokens of one sequence off HBM at each knot: KV on the host, layer inputs, and dropped to be forwarded again."""
+    """Tokens of one sequence off HBM at each knot: KV on the host, layer inputs, and dropped to be forwarded again.
+
+    And those whose KV crosses to the host in a step because they leave HBM.
+    """
     problem = program.problem
+    leaves = None if problem.setting.write_back is WriteBack.AT_EVICTION else 0.0
     prefix = float(problem.setting.workload.prompt_tokens)
     for knot in program.knots:
         program.kv.append(program.variable("kv", knot))
         program.inputs.append(program.variable("inputs", knot, None if problem.uses_inputs else 0.0))
+        program.written.append(program.variable("written", knot, leaves))
         program.saved.append(program.variable("saved", knot, None if problem.uses_inputs else 0.0))
         program.forward.append(program.variable("forward", knot, prefix if problem.uses_forward else 0.0))
     program.saved_at_birth = program.lp.add_variable("saved_at_birth", 0)
@@ -154,8 +173,8 @@ def define_host_capacity_constraints(program: Program) -> None:
             (program.inputs[place], float(memory.host_by_inputs[knot])),
             (program.forward[place], float(memory.host_by_forward[knot])),
             (program.saved[place], memory.host_per_saved),
+            (program.written[place], memory.host_per_written),
         ]
-        terms += _written(program, place, memory.host_per_written)
         left = (memory.host_budget - float(memory.host_all_in[knot])) / scale
         program.at_most(f"host_capacity_step_{knot}", _scaled(terms, scale), left)
 
@@ -182,6 +201,37 @@ def define_outward_constraints(program: Program) -> None:
         program.at_most(f"outward_from_hbm_step_{later}", beyond_hbm, dying)
 
 
+def define_written_constraints(program: Program) -> None:
+    """Written >= what the tokens on the host become more, the dead replaced; >= all that leave HBM, once some are there.
+
+    Tokens that move on from the host, to inputs or dropped, are the oldest; those that leave HBM take their place.
+    """
+    problem, counts = program.problem, counts_of(program.problem.setting)
+    _, most_recomputed = _most_off(problem)
+    if problem.setting.write_back is WriteBack.AT_BIRTH:
+        return
+    for place, (knot, later) in enumerate(pairwise(program.knots)):
+        share, dying = 1 / (later - knot), float(counts.death_rate[knot])
+        homes, homes_later = ((1 + float(counts.copy_rate[step])) * share for step in (knot, later))
+        grown = [
+            (program.kv[place + 1], homes_later),
+            (program.kv[place], dying - homes),
+            (program.written[place], -1.0),
+        ]
+        program.at_most(f"written_grown_step_{knot}", grown, 0.0)
+        most = homes_later * float(most_recomputed[later]) + dying * float(most_recomputed[knot])
+        moved = [
+            *grown,
+            (program.inputs[place + 1], homes_later),
+            (program.inputs[place], dying - homes),
+            (program.forward[place + 1], share),
+            (program.forward[place], -share),
+            (program.linked[place], most),
+        ]
+        if problem.uses_inputs or problem.uses_forward:
+            program.at_most(f"written_moved_step_{knot}", moved, most)
+
+
 def define_saved_inputs_constraints(program: Program) -> None:
     """The first tokens have their inputs saved at birth: as many as are ever homed there; what is dropped is freed."""
     if not program.problem.uses_inputs:
@@ -195,13 +245,13 @@ def define_saved_inputs_constraints(program: Program) -> None:
             (program.saved_at_birth, -1.0),
         ]
         program.at_most(f"saved_at_birth_step_{knot}", ever, 0.0)
-        held = [(program.saved_at_birth, 1.0), (program.saved[place], -1.0)]
-        program.at_most(f"saved_held_step_{knot}", held, dead)
+        constant, share = _born_by_then(program.saved_range, float(counts.cached[knot]))
+        held = [(program.saved_at_birth, share), (program.saved[place], -1.0)]
+        program.at_most(f"saved_held_step_{knot}", held, dead - constant)
 
 
 def define_switch_constraints(program: Program) -> None:
     """Nothing is off HBM before its switch is on; the limits are the most that could have to leave, which keeps them tight."""
-    from_host = program.problem.setting.recompute is Recompute.ACTIVATIONS_HOST
     most_kv, most_recomputed = _most_off(program.problem)
     for place, knot in enumerate(program.knots):
         linked = [(program.kv[place], 1.0), (program.linked[place], -float(most_kv[knot]))]
@@ -209,9 +259,6 @@ def define_switch_constraints(program: Program) -> None:
         recomputed = [(program.inputs[place], 1.0), (program.forward[place], 1.0)]
         switch = (program.recomputing[place], -float(most_recomputed[knot]))
         program.at_most(f"recomputing_step_{knot}", [*recomputed, switch], 0.0)
-        if from_host:
-            order = [(program.recomputing[place], 1.0), (program.linked[place], -1.0)]
-            program.at_most(f"phase_order_step_{knot}", order, 0.0)
 
 
 def define_phase_constraints(program: Program) -> None:
@@ -223,6 +270,7 @@ def define_phase_constraints(program: Program) -> None:
 
 def define_fetch_time_constraints(program: Program) -> None:
     """Fetch >= constant + seconds a byte x bytes fetched, for each piece of the transfer's price, once the link is on."""
+    from_host = program.problem.setting.recompute is Recompute.ACTIVATIONS_HOST
     for timing, fetch_s in zip(program.problem.timings, program.fetch_s, strict=True):
         for place, knot in enumerate(program.knots):
             streamed_s = float(timing.still.prefetch_s[knot])
@@ -233,10 +281,14 @@ def define_fetch_time_constraints(program: Program) -> None:
                 terms = [
                     (program.kv[place], per_byte_s * float(timing.h2d_bytes_by_kv[knot])),
                     (program.inputs[place], per_byte_s * float(timing.h2d_bytes_by_inputs[knot])),
-                    (program.linked[place], constant_s + _duplex_s(timing, knot)),
                     (fetch_s[place], -1.0),
                 ]
-                program.at_most(f"fetch_{number}_wave_{timing.sequences}_step_{knot}", terms, -streamed_s)
+                where = f"{number}_wave_{timing.sequences}_step_{knot}"
+                linked = (program.linked[place], constant_s + _duplex_s(timing, knot))
+                program.at_most(f"fetch_{where}", [*terms, linked], -streamed_s)
+                if from_host:
+                    switch = (program.recomputing[place], constant_s)
+                    program.at_most(f"fetch_inputs_{where}", [*terms, switch], -streamed_s)
 
 
 def define_layer_time_constraints(program: Program) -> None:
@@ -247,13 +299,14 @@ def define_layer_time_constraints(program: Program) -> None:
                 (program.kv[place], float(timing.gpu_s_by_kv[knot])),
                 (fetch_s[place], timing.prices.sm_share),
                 (layer_s[place], -1.0),
-                *_written(program, place, timing.gpu_s_by_written if knot else 0.0),
+                (program.written[place], timing.gpu_s_by_written if knot else 0.0),
             ]
+            beside_s = timing.prices.sm_share * float(timing.still.prefetch_s[knot])  # streamed weights take no SMs
             for number, (constant_s, per_token_s) in enumerate(_recompute_pieces(program, timing, knot)):
                 second = program.forward[place] if program.problem.uses_forward else program.inputs[place]
                 terms = [*common, (second, per_token_s), (program.recomputing[place], constant_s)]
                 name = f"layer_{number}_wave_{timing.sequences}_step_{knot}"
-                program.at_most(name, terms, -float(timing.still.layer_s[knot]))
+                program.at_most(name, terms, beside_s - float(timing.still.layer_s[knot]))
 
 
 def define_host_attention_constraints(program: Program) -> None:
@@ -281,13 +334,15 @@ def define_write_time_constraints(program: Program) -> None:
             if place + 1 == len(program.knots) and not at_birth:
                 continue
             seconds = per_byte_s + timing.duplex_s_per_byte * (1.0 if knot else 0.0)
-            terms = [(write_s[place], -1.0), *_written(program, place, seconds * timing.d2h_bytes_by_written)]
+            terms = [(write_s[place], -1.0), (program.written[place], seconds * timing.d2h_bytes_by_written)]
+            still_s = float(timing.still.write_s[knot])
             if knot == 0:
-                terms += _spilled(program, seconds * timing.d2h_bytes_by_written)
+                kept, living = _kept_by_prefill(program)
+                terms += [(variable, sign * seconds * timing.d2h_bytes_by_written) for variable, sign in kept]
                 terms.append((program.saved[0], seconds * timing.d2h_bytes_by_saved))
+                still_s += living * seconds * timing.d2h_bytes_by_written
             if not at_birth and place + 1 < len(program.knots):
                 terms.append((program.linked[place + 1], setup_s))
-            still_s = float(timing.still.write_s[knot])
             program.at_most(f"write_wave_{timing.sequences}_step_{knot}", terms, -still_s)
 
 
@@ -311,7 +366,7 @@ def define_latency_constraint(program: Program) -> None:
 
 def define_objective(program: Program) -> None:
     """Weighted seconds of all waves."""
-    program.lp.setObjective(pulp.LpAffineExpression(_weighted_steps(program, program.weights)))
+    program.lp.setObjective(_summed(_weighted_steps(program, program.weights)))
 
 
 def knot_weights(knots: tuple[int, ...]) -> list[float]:
@@ -326,6 +381,13 @@ def knot_weights(knots: tuple[int, ...]) -> list[float]:
     return weights
 
 
+def _born_by_then(saved: SavedRange, cached: float) -> tuple[float, float]:
+    """The lesser of the saved inputs and ``cached`` tokens is not convex: its chord over the range, constant and slope."""
+    low, high = max(0.0, saved.fewest - saved.width), saved.most + saved.width
+    share = (min(high, cached) - min(low, cached)) / (high - low)
+    return min(low, cached) - share * low, share
+
+
 def _most_off(problem: Coefficients) -> tuple[Column, Column]:
     """Upper limits of kv, and of inputs or forward, by step: what would have to leave if it were the only home."""
     memory, counts = problem.memory, counts_of(problem.setting)
@@ -335,6 +397,8 @@ def _most_off(problem: Coefficients) -> tuple[Column, Column]:
         np.minimum(counts.pool, np.maximum.accumulate(need / np.maximum(frees, 1e-9)) + (need > 0))
         for frees in (memory.freed_by_kv, second)
     )
+    if problem.setting.write_back is WriteBack.AT_BIRTH:
+        most_second = counts.pool  # what is no longer kept as KV leaves the host, so more than must leave HBM may go
     for timing in problem.timings if problem.setting.host_attention else ():
         even = np.maximum.accumulate(evenly_attended(timing)) + 1
         most_kv = np.minimum(counts.pool, np.maximum(most_kv, even))
@@ -368,23 +432,15 @@ def _paths(program: Program, wave: int, timing: Timing, place: int) -> list[tupl
     ]
 
 
-def _written(program: Program, place: int, scale: float) -> list[Term]:
-    """Tokens whose KV crosses to the host during the step at ``place``, times ``scale`` (nothing more if all do at birth)."""
-    problem = program.problem
-    if problem.setting.write_back is WriteBack.AT_BIRTH or place + 1 == len(program.knots) or not scale:
-        return []
-    counts, knots = counts_of(problem.setting), program.knots
-    here, later = knots[place], knots[place + 1]
-    share = scale / (later - here)
-    homes_here, homes_later = 1 + float(counts.copy_rate[here]), 1 + float(counts.copy_rate[later])
-    dying = scale * float(counts.death_rate[here])
-    return [(program.kv[place], dying - share * homes_here), (program.kv[place + 1], share * homes_later)]
+def _kept_by_prefill(program: Program) -> tuple[list[Term], float]:
+    """Tokens whose KV crosses to the host while the prefill runs, as terms and a constant.
 
-
-def _spilled(program: Program, scale: float) -> list[Term]:
-    """Tokens that leave HBM while the prefill still runs."""
-    at_birth = program.problem.setting.write_back is WriteBack.AT_BIRTH
-    return [] if at_birth else [(program.kv[0], scale)]
+    Those that leave HBM at once; all that are kept as KV, if they are written at birth.
+    """
+    setting, counts = program.problem.setting, counts_of(program.problem.setting)
+    if setting.write_back is WriteBack.AT_BIRTH:
+        return [(program.inputs[0], -1.0), (program.forward[0], -1.0)], float(counts.cached[0] - counts.dead[0])
+    return [(program.kv[0], 1.0)], 0.0
 
 
 def _duplex_s(timing: Timing, knot: int) -> float:
@@ -417,6 +473,14 @@ def _weighted_steps(program: Program, weights: Weights) -> list[Term]:
         terms.append((step_s[0], prefill))
         terms += [(variable, decode * share) for variable, share in zip(step_s[1:], shares[1:], strict=True)]
     return terms
+
+
+def _summed(terms: Sequence[Term]) -> pulp.LpAffineExpression:
+    """PuLP keeps only the last of several coefficients of one variable."""
+    coefficients: dict[pulp.LpVariable, float] = {}
+    for variable, coefficient in terms:
+        coefficients[variable] = coefficients.get(variable, 0.0) + coefficient
+    return pulp.LpAffineExpression(coefficients)
 
 
 def _scaled(terms: Sequence[Term], scale: float) -> list[Term]:

@@ -51,6 +51,10 @@ class Request:
                 raise ValueError(f"concurrency={self.concurrency}, must be at most the batch of {self.workload.batch}")
         if self.max_tpot_s is not None:
             require_positive("max_tpot_s", self.max_tpot_s)
+        if self.workload.output_tokens == 1 and (self.objective is Objective.TPOT or self.max_tpot_s is not None):
+            raise ValueError(
+                "output=1, must be at least 2 tokens for a time per output token: ask for throughput or ttft"
+            )
         if self.kv_budget_bytes is not None:
             require_whole("kv_budget_bytes", self.kv_budget_bytes, at_least=0)
         if self.workload.cached_tokens > self.model.context_tokens:

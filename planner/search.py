@@ -2,17 +2,18 @@
 
 import heapq
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from functools import partial
 
 import numpy as np
 
-from planner.bound import family_bound, fits, is_coupled, least_bound, paged_bound, rough_bound, still_bound
+from planner.bound import SavedRange, family_bound, fits, is_coupled, least_bound, paged_bound, rough_bound, still_bound
 from planner.coefficients import Coefficients, coefficients_of
 from planner.objective import latency_weights, objective_of, objective_weights
 from planner.options import Family, assisted_settings, families, paged_settings, resident_settings, spilling_settings
+from planner.polish import Neighbourhood, centre_of, centre_of_lines, has_few_tokens
 from planner.problem import Program, build
 from planner.request import Request
 from planner.rounding import Shape, round_homes
@@ -20,7 +21,7 @@ from planner.solution import Certificate
 from planner.solvers import SolverRun, default_solver, run_solver
 from sim.cost import CostModel
 from sim.flows import Column
-from sim.forecast import Forecast, forecast
+from sim.forecast import Forecast, forecast, over_capacity
 from sim.homes import TokenHomes
 from sim.pipeline import step_seconds
 from sim.plan import Plan, Setting, WriteBack
@@ -30,6 +31,8 @@ KNOTS = 20  # sampled steps after the first one that overflows
 ALL_KNOTS = 40  # so few steps are all sampled
 REFINE_SHARE = 3e-3  # knots are doubled while a plan is further than this from its bound and still gets nearer
 REFINEMENTS = 2
+
+POLISH_SHARE = 1e-5  # less is not worth another round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,7 @@ class Search:
         self.cost = cost
         self.solver = solver or default_solver()
         self._problems: dict[Setting, Coefficients] = {}
+        self._saved: dict[Setting, SavedRange] = {}
         self._found: dict[Setting, Found | None] = {}
 
     def best(self, *, lossless_only: bool, sparse_only: bool = False) -> Best | None:
@@ -76,7 +80,7 @@ class Search:
         best: Found | None = None
         while queue.least_s < (best.objective_s * (1 - PRUNE_SHARE) if best else float("inf")):
             bound_s, stage, choice = queue.pop()
-            found = self._open(queue, stage, choice, bound_s)
+            found = self._open(queue, stage, choice, bound_s, best.objective_s if best else float("inf"))
             solved += stage is _Stage.SPILLING
             if found:  # where all fits HBM, or pages decide, a setting has one plan and that is its bound
                 floor_s = min(floor_s, bound_s if stage is _Stage.SPILLING else found.objective_s)
@@ -87,7 +91,9 @@ class Search:
         bound_s = min(floor_s, best.objective_s, queue.least_s)
         return Best(found=best, certificate=self._certificate(best, bound_s, started, queue.pushed, solved))
 
-    def _open(self, queue: "_Queue", stage: "_Stage", choice: Family | Setting, bound_s: float) -> Found | None:
+    def _open(
+        self, queue: "_Queue", stage: "_Stage", choice: Family | Setting, bound_s: float, best_s: float
+    ) -> Found | None:
         """Look into the choice with the least bound: queue what it falls into, or find its best plan."""
         if isinstance(choice, Family):
             for setting in resident_settings(choice, self.request):
@@ -99,7 +105,7 @@ class Search:
             for leaf in spilling_settings(choice, self.request):
                 stage = _Stage.COUPLED if is_coupled(self._problem(leaf)) else _Stage.SPILLING
                 queue.push(stage, max(bound_s, self._rough_s(leaf)), leaf)
-            if choice.concurrency == self.request.workload.batch and self.request.concurrency is None:
+            if self.request.concurrency is None:
                 for paged in paged_settings(choice):
                     queue.push(_Stage.PAGED, max(bound_s, self._paged_s(choice)), paged)
             return None
@@ -110,7 +116,7 @@ class Search:
             if choice not in self._found:
                 self._found[choice] = self._fitted(choice)
             return self._found[choice]
-        found = self._solved(choice, bound_s)
+        found = self._solved(choice, bound_s, best_s)
         if found and waits_for_writes(found.priced):
             sibling = replace(choice, write_back=WriteBack.AT_BIRTH)
             queue.push(_Stage.SPILLING, max(bound_s, self._least_s(sibling)), sibling)
@@ -130,7 +136,8 @@ class Search:
 
     def _least_s(self, setting: Setting) -> float:
         """The same with the coupling."""
-        return least_bound(self._problem(setting), partial(self._judge, setting))
+        bound_s, self._saved[setting] = least_bound(self._problem(setting), partial(self._judge, setting))
+        return bound_s
 
     def _paged_s(self, setting: Setting) -> float:
         """What continuous admission of ``setting`` cannot beat."""
@@ -157,31 +164,69 @@ class Search:
         except ValueError:
             return None
 
-    def _solved(self, setting: Setting, bound_s: float) -> Found | None:
+    def _solved(self, setting: Setting, bound_s: float, best_s: float) -> Found | None:
         if setting not in self._found:
-            self._found[setting] = self._solve(setting, bound_s)
+            self._found[setting] = self._polished(setting, self._solve(setting, bound_s, best_s))
         return self._found[setting]
 
-    def _solve(self, setting: Setting, bound_s: float) -> Found | None:
-        """Solve the setting's program, round its homes and price them; sample more steps while that brings it nearer."""
+    def _solve(self, setting: Setting, bound_s: float, best_s: float = float("inf")) -> Found | None:
+        """Solve the setting's program, round its homes and price them; sample more steps while that brings it nearer.
+
+        Not where the program itself comes to more than ``best_s``, the best so far.
+        """
         problem, knots = self._problem(setting), KNOTS
         best: Found | None = None
         for _ in range(REFINEMENTS + 1):
             sampled = choose_knots(problem, knots)
-            program = build(problem, sampled, self.request.objective, self.request.max_tpot_s)
+            saved = self._saved.get(setting)
+            program = build(problem, sampled, self.request.objective, self.request.max_tpot_s, saved)
             run = run_solver(program.lp, self.solver)
             if not run.is_optimal:
                 return best
-            priced = round_homes(problem, shape_of(program), self.cost)
-            found = None if priced is None else self._judged(priced, run, binding_constraints(program))
+            found = self._rounded(problem, shape_of(program), run, binding_constraints(program))
             gained = found is not None and (best is None or found.objective_s < best.objective_s * (1 - PRUNE_SHARE))
             if found and (best is None or found.objective_s < best.objective_s):
                 best = found
-            near = best is not None and best.objective_s < bound_s * (1 + REFINE_SHARE)
+            least_s = max(bound_s * (1 + REFINE_SHARE), run.objective * (1 + PRUNE_SHARE))
+            near = best is not None and (best.objective_s < least_s or run.objective > best_s)
             if near or len(sampled) == problem.steps or (found and not gained):
                 return best
             knots *= 2
         return best
+
+    def _rounded(self, problem: Coefficients, shape: Shape, run: SolverRun, binding: tuple[str, ...]) -> Found | None:
+        """The program's lines in whole tokens; where there are few tokens and rounding breaks a limit, whole ones near them."""
+        priced = round_homes(problem, shape, self.cost)
+        if priced is not None or not has_few_tokens(problem):
+            return None if priced is None else self._judged(priced, run, binding)
+        weights = objective_weights(self.request.objective, problem.setting)
+        near = Neighbourhood(problem=problem, weights=weights, cost=self.cost, limit_s=float("inf"))
+        plans = near.plans(centre_of_lines(shape))
+        return self._best_of(plans, run, binding)
+
+    def _polished(self, setting: Setting, found: Found | None) -> Found | None:
+        """Where there are few tokens: whole ones near the plan found, as long as that makes it better."""
+        problem = self._problem(setting)
+        weights = objective_weights(self.request.objective, setting)
+        while found and has_few_tokens(problem):
+            limit_s = found.objective_s * (1 - POLISH_SHARE)
+            near = Neighbourhood(problem=problem, weights=weights, cost=self.cost, limit_s=limit_s)
+            better = self._best_of(near.plans(centre_of(found.priced.plan)), found.run, found.binding)
+            if better is None or better.objective_s >= found.objective_s:
+                break
+            found = better
+        return found
+
+    def _best_of(self, plans: Iterable[Plan], run: SolverRun | None, binding: tuple[str, ...]) -> Found | None:
+        judged = (self._within_capacity(plan, run, binding) for plan in plans)
+        return min((found for found in judged if found), key=lambda found: found.objective_s, default=None)
+
+    def _within_capacity(self, plan: Plan, run: SolverRun | None, binding: tuple[str, ...]) -> Found | None:
+        priced = forecast(plan, self.cost)
+        over_hbm, over_host = over_capacity(priced)
+        if np.any(over_hbm > 0) or np.any(over_host > 0):
+            return None
+        return self._judged(priced, run, binding)
 
     def _judged(self, priced: Forecast, run: SolverRun | None, binding: tuple[str, ...]) -> Found | None:
         outcome, limit_s = priced.outcome, self.request.max_tpot_s
@@ -263,11 +308,13 @@ def shape_of(program: Program) -> Shape:
     none = np.zeros(len(steps))
     assisted = program.problem.setting.host_attention
     return Shape(
+        off=off,
         share_inputs=np.divide(inputs, off, out=none.copy(), where=off > 1e-6),
         forward=forward,
         saved_at_birth=int(np.ceil((saved or 0.0) - 1e-6)),
-        least_off=np.rint(kv) if assisted else none,
+        least_off=kv if assisted else none,
         least_inputs=none,
+        least_forward=none,
         round_up=none,
     )
 
@@ -290,10 +337,10 @@ def binding_constraints(program: Program) -> tuple[str, ...]:
     }
     tight = (
         name
-        for name, constraint in program.lp.constraints.items()
+        for name, constraint in program.rows.items()
         if name.startswith(("hbm_capacity", "host_capacity", "pool", "path")) and abs(constraint.value()) < 1e-9
     )
-    families = (name.partition("_step_") for name in [*tight, "latency"] if name in program.lp.constraints)
+    families = (name.partition("_step_") for name in [*tight, "latency"] if name in program.rows)
     return tuple(
         dict.fromkeys(
             family.partition("_wave_")[0] for family, dash, knot in families if dash + knot in linked or not dash

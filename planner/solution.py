@@ -1,7 +1,9 @@
 """The answer: a plan, what it is predicted to do, and how far from the best it can be."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
+from planner.request import Request
 from sim.outcome import Outcome
 from sim.plan import Plan
 
@@ -38,5 +40,53 @@ class Solution:
     lossless: "Solution | None"
 
 
+class Tier(StrEnum):
+    """A memory that can be too small."""
+
+    HBM = "hbm"
+    HOST = "host"
+
+
+class Blame(StrEnum):
+    """What asks for more than there is: three kinds of bytes, or a bound on the time between tokens."""
+
+    WEIGHTS = "weights"
+    WORKSPACE = "workspace"
+    KV = "kv"
+    LATENCY = "latency"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suggestion:
+    """A change after which a plan fits, as options of the command line, and the speed of that plan, which was solved for."""
+
+    words: str
+    request: Request
+    tokens_per_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """Why nothing fits. Of the plan that comes nearest: which memory overflows, from which step on, and by how much.
+
+    ``tier`` is None where memory suffices and latency does not. ``step`` is None where weights and workspace alone are
+    too large. With ``missing_bytes`` more of ``tier`` that plan would fit; ``blamed_bytes`` is what ``blame`` takes.
+    """
+
+    blame: Blame
+    blamed_bytes: int
+    tier: Tier | None
+    step: int | None
+    missing_bytes: int
+    suggestions: tuple[Suggestion, ...] = ()
+
+
 class Infeasible(Exception):
-    """No plan fits; the message says which memory is short by how much, and what to change."""
+    """No plan fits; the message, one line, says why and what to change, ``shortage`` says it in numbers."""
+
+    def __init__(self, message: str, shortage: Shortage | None = None) -> None:
+        super().__init__(message, shortage)
+        self.shortage = shortage
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -11,15 +11,16 @@ from planner.limits import Stretch, stretches
 from planner.request import Request
 from planner.solution import Certificate, Solution
 from planner.wording import certificate_texts, loss_texts, plan_rows, question_text, speed_rows, wanted_text, waves_text
+from planner.worth import Worth
 from sim.cost import CostModel
 from sim.footprint import resident_weight_bytes, workspace_bytes
 from sim.forecast import forecast, static_host_bytes
 from sim.outcome import Outcome
 from sim.plan import Plan
-from sim.units import format_bytes, format_rate, format_seconds
+from sim.units import format_bytes, format_per_s, format_rate, format_seconds
 
 
-def summary(solution: Solution, request: Request) -> RenderableType:
+def summary(solution: Solution, request: Request, worth: Worth | None = None) -> RenderableType:
     """What ``planner solve`` prints."""
     setting = solution.plan.setting
     cost = CostModel(machine=request.machine, profile=request.profile)
@@ -29,7 +30,7 @@ def summary(solution: Solution, request: Request) -> RenderableType:
         ("", [_plans_table(solution), Text(""), *map(Text, loss_texts(solution))]),
         (f"Phases of {waves_text(setting)}", [_phases_table(rows)]),
         ("Memory", [_memory_table(solution, request)]),
-        ("How sure", [Text(line) for line in _certificate(solution.certificate, request)]),
+        ("How sure", [Text(line) for line in (*_certificate(solution.certificate, request), *_worth(worth))]),
     )
 
 
@@ -96,6 +97,17 @@ def _memory_table(solution: Solution, request: Request) -> Table:
 def _certificate(certificate: Certificate, request: Request) -> Iterable[str]:
     yield from certificate_texts(certificate)
     yield f"profile {request.profile.name}: {request.profile.basis}"
+
+
+def _worth(worth: Worth | None) -> Iterable[str]:
+    """What to buy next."""
+    if worth is not None:
+        yield (
+            f"one more is worth, in tokens/s: GiB of HBM {format_per_s(worth.hbm_tokens_per_s_per_gib)}, GiB of host "
+            f"memory {format_per_s(worth.host_tokens_per_s_per_gib)}, GB/s of link "
+            f"{format_per_s(worth.link_tokens_per_s_per_gb_s)}, % of FLOP/s "
+            f"{format_per_s(worth.flops_tokens_per_s_per_percent)}"
+        )
 
 
 def _traffic(moved_bytes: int, busy_share: float, makespan_s: float) -> str:

@@ -81,12 +81,14 @@ def solve(
 def _answer(question: Question, *, as_json: bool, out: Path | None) -> None:
     request = request_of(question)
     from planner.solve import solve as best  # numpy and the solver: not before the question is known to be one
+    from planner.worth import worth_of
 
     with patiently("planning"):
         solution = best(request)
+        worth = worth_of(solution, request)
     from planner.answer import answer_to_json
 
-    text = json_text(answer_to_json(solution, request, command=question.command_line))
+    text = json_text(answer_to_json(solution, request, worth, command=question.command_line))
     if out is not None:
         write_answer(out, text)
     if as_json:
@@ -94,4 +96,4 @@ def _answer(question: Question, *, as_json: bool, out: Path | None) -> None:
         return
     from planner.summary import summary
 
-    show(summary(solution, request))
+    show(summary(solution, request, worth))

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_setting, newest_in_hbm
-from commandline import ROOT, Said, run, run_cold, unchanged
 
 import planner.solve as solver
+from builders import make_setting, newest_in_hbm
+from commandline import ROOT, Said, run, run_cold, unchanged
 from planner import terminal
 from planner.cli import COMMANDS
 from planner.solution import Infeasible

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
+
 from builders import make_setting, newest_in_hbm
 from commandline import Said, run, unchanged
-
 from planner.terminal import BAD_INPUT, INFEASIBLE
 from sim.files import plan_to_json
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 from io import StringIO
 
 import pytest
-from builders import in_hbm, make_cost, make_machine, make_model, make_setting, newest_in_hbm
 
+from builders import in_hbm, make_cost, make_machine, make_model, make_setting, newest_in_hbm
 from planner.limits import stretches
 from planner.request import Objective, Request
 from planner.solution import Certificate, Solution

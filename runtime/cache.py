@@ -1,0 +1,225 @@
+"""The tiered KV cache: both tiers' slots, saved layer inputs, and the ledger of every layer, kept to the plan's homes."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from runtime.attention import Part
+from runtime.lanes import Lanes
+from runtime.ledger import Ledger, Moves
+from runtime.masks import listed
+from runtime.memory import device_zeros, host_zeros
+from runtime.models import Decoder
+from runtime.streams import Done, SideStream
+from runtime.tally import Tally
+from runtime.tier import KeyFreezer, KvShape, OpenKeys, Tier
+from sim.kv import GROUP_TOKENS
+from sim.plan import Placement, Plan, Recompute, WriteBack
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """Tokens that one layer's attention needs and HBM lacks, fetched or recomputed: a list for each source."""
+
+    parts: tuple[Part, ...]
+
+
+class TieredCache:
+    """All layers of one wave. Every method works on one layer in one row of the plan; shapes are ``runtime.lanes``'."""
+
+    def __init__(
+        self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor, *, published_ranges: bool, overlap: bool
+    ) -> None:
+        setting, spec, device = plan.setting, decoder.spec, decoder.device
+        self.plan, self.decoder, self.lanes, self.padding = plan, decoder, lanes, padding
+        self.counts, self.homes = setting.token_counts, plan.homes
+        shape = KvShape(
+            layers=spec.layers,
+            lanes=lanes.count,
+            heads=lanes.heads,
+            head_dim=spec.head_dim,
+            positions=setting.workload.cached_tokens,
+            dtype=decoder.dtype,
+        )
+        self.on_device, self.on_host = _Allocator(device, host=False), _Allocator(device, host=True)
+        formats = setting.kv_format
+        grouped = formats.gpu.is_grouped or formats.host.is_grouped
+        open_keys = OpenKeys(shape, None if published_ranges else GROUP_TOKENS, self.on_device, needed=grouped)
+        self.hbm = Tier(formats.gpu, shape, hbm_slots(plan), self.on_device, open_keys)
+        self.host = Tier(formats.host, shape, host_slots(plan), self.on_host, open_keys)
+        self.freezer = KeyFreezer(open_keys, (self.hbm, self.host))
+        self.ledgers = [Ledger(plan, lanes.count, device) for _ in range(spec.layers)]
+        keeper = self.on_device if setting.recompute is Recompute.ACTIVATIONS_HBM else self.on_host
+        saved = (spec.layers, lanes.sequences, plan.saved_inputs_tokens, spec.hidden)
+        self.inputs = keeper(saved, decoder.dtype)
+        self.write_back = SideStream(device, overlap=overlap)
+        self.written = [Done()] * spec.layers  # each layer's last write-back
+        self.tally = Tally(setting.workload.output_tokens, spec.layers, device)
+
+    def begin(self, layer: int, x: Tensor, k: Tensor, v: Tensor) -> None:
+        """Place a prompt's tokens as row 0 says; ``x`` [sequence, token, hidden] are the layer's inputs."""
+        ledger = self.ledgers[layer]
+        self.freezer.start(layer, k)
+        self.inputs[layer] = x[:, : self.inputs.shape[2]] if self.inputs.shape[2] <= x.shape[1] else self._padded(x)
+        moves = ledger.settle(0)
+        self._put(self.hbm, layer, ledger.in_hbm, self.homes.hbm[0] + self.homes.copies[0], k, v)
+        self._put(self.host, layer, moves.written, self._most_at_start(), k, v)
+        self.tally.add(0, layer, written=moves.written)
+
+    def stage(self, row: int, layer: int) -> Staged:
+        """Bring what ``row`` attends to and HBM lacks; copies of it stay where the placement says so."""
+        self.written[layer].wait()
+        ledger, parts = self.ledgers[layer], []
+        missing, most = ledger.missing, self.counts.selected[row]
+        dense = self.plan.setting.attention.is_dense
+        from_inputs, from_host = missing & ledger.inputs, missing & ~ledger.inputs
+        if length := self.homes.host_kv[row] if dense else min(most, self.host.pool.slots):
+            parts.append(self._fetched(layer, *listed(from_host, length)))
+        if length := self.homes.activations[row] if dense else min(most, self.inputs.shape[2]):
+            parts.append(self._reprojected(layer, *listed(from_inputs, length)))
+        self.tally.add(row, layer, fetched=from_host, reprojected=from_inputs)
+        if self.plan.setting.placement is Placement.RESIDENT:
+            self._adopt(row, layer, parts)
+        return Staged(parts=tuple(parts))
+
+    def release(self, row: int, layer: int) -> None:
+        """Free the slots of copies that ``row`` does not attend to, as soon as that is known."""
+        self.hbm.pool.drop(layer, self.ledgers[layer].release(row))
+
+    def bear(self, row: int, layer: int, x: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store the newborn token of ``row``, [lane, 1, ...]."""
+        position = self.counts.cached[row] - 1
+        at = torch.full((self.lanes.count, 1), position, device=k.device)
+        valid = torch.ones_like(at, dtype=torch.bool)
+        self.hbm.put(layer, at, valid, k, v)
+        self.ledgers[layer].bear(row)
+        if self.plan.setting.write_back is WriteBack.AT_BIRTH:
+            with self.write_back.work(at, valid, k, v):
+                self.host.put(layer, at, valid, k, v)
+            self.written[layer] = self.write_back.last
+            self.tally.add(row, layer, written=valid)
+        if self.freezer.closes(position):
+            self.written[layer].wait()
+        self.freezer.bear(layer, position, k)
+        if position < self.inputs.shape[2]:
+            self.inputs[layer, :, position] = x[:, 0]
+
+    def parts(self, layer: int, staged: Staged) -> list[Part]:
+        """Everything that the layer's query attends to: the slots in HBM, and what was staged and is not there."""
+        positions, k, v = self.hbm.all(layer)
+        attended = self.attended(layer, positions) & (positions < self.hbm.pool.positions)
+        kept = self.ledgers[layer].in_hbm
+        others = [
+            Part(
+                k=part.k,
+                v=part.v,
+                positions=part.positions,
+                attended=part.attended & ~kept.gather(-1, part.positions) & self._real(part.positions),
+            )
+            for part in staged.parts
+        ]
+        return [Part(k=k, v=v, positions=positions, attended=attended), *others]
+
+    def everything(self, layer: int) -> list[Part]:
+        """All living tokens whose KV is somewhere, for a look at what a selection leaves out."""
+        self.written[layer].wait()
+        ledger, parts = self.ledgers[layer], []
+        for tier, there in ((self.hbm, ledger.in_hbm), (self.host, ledger.on_host & ~ledger.in_hbm)):
+            positions, k, v = tier.all(layer)
+            held = (positions < tier.pool.positions) & self._real(positions)
+            inside = positions.clamp(max=tier.pool.positions - 1)
+            parts.append(Part(k=k, v=v, positions=positions, attended=held & there.gather(-1, inside)))
+        return parts
+
+    def attended(self, layer: int, positions: Tensor) -> Tensor:
+        """Which of ``positions`` [lane, token] the layer's step attends to."""
+        inside = positions.clamp(max=self.hbm.pool.positions - 1)
+        return self.ledgers[layer].wanted.gather(-1, inside) & self._real(positions)
+
+    def settle(self, row: int, layer: int) -> None:
+        """Homes of ``row``, while the step before it still runs: dead tokens go, others move outward."""
+        moves = self.ledgers[layer].settle(row)
+        leaving = max(0, self.homes.hbm[row - 1] - self.homes.hbm[row] + 1)
+        if self.plan.setting.write_back is WriteBack.AT_EVICTION:
+            self._move_out(layer, moves, leaving)
+            self.tally.add(row - 1, layer, written=moves.written)
+        else:
+            self.hbm.pool.drop(layer, moves.hbm_freed)
+            with self.write_back.work(moves.host_freed):
+                self.host.pool.drop(layer, moves.host_freed)
+            self.written[layer] = self.write_back.last
+
+    def _move_out(self, layer: int, moves: Moves, leaving: int) -> None:
+        at, valid = listed(moves.written, leaving)
+        k, v = self.hbm.take(layer, at)
+        self.hbm.pool.drop(layer, moves.hbm_freed)
+        with self.write_back.work(at, valid, k, v, moves.host_freed):
+            self.host.pool.drop(layer, moves.host_freed)
+            if leaving and self.host.pool.slots:
+                self.host.put(layer, at, valid, k, v)
+        self.written[layer] = self.write_back.last
+
+    def _adopt(self, row: int, layer: int, parts: list[Part]) -> None:
+        kept = self.ledgers[layer].adopt(row)
+        for part in parts:
+            keep = part.attended & kept.gather(-1, part.positions)
+            self.hbm.put(layer, part.positions, keep, part.k, part.v)
+
+    def _fetched(self, layer: int, positions: Tensor, valid: Tensor) -> Part:
+        k, v = self.host.take(layer, positions)
+        return Part(k=k, v=v, positions=positions, attended=valid)
+
+    def _reprojected(self, layer: int, positions: Tensor, valid: Tensor) -> Part:
+        """Project saved inputs again; position encoding and key norm included."""
+        inside = positions.clamp(max=self.inputs.shape[2] - 1)
+        sequence = torch.arange(self.lanes.sequences, device=positions.device)[:, None]
+        x = self.inputs[layer][sequence, inside]
+        k, v = self.decoder.reproject(layer, x, (inside - self.padding[:, None]).clamp(min=0))
+        return Part(k=self.lanes.keys(k), v=self.lanes.keys(v), positions=positions, attended=valid)
+
+    def _put(self, tier: Tier, layer: int, mask: Tensor, length: int, k: Tensor, v: Tensor) -> None:
+        """Store the prompt tokens in ``mask``, of which there are at most ``length``."""
+        at, valid = listed(mask[:, : k.shape[1]], min(length, k.shape[1]))
+        if at.shape[1] and tier.pool.slots:
+            lane = torch.arange(k.shape[0], device=k.device)[:, None]
+            tier.put(layer, at, valid, k[lane, at], v[lane, at])
+
+    def _most_at_start(self) -> int:
+        return self.counts.cached[0] if self.counts.dead[-1] else self.homes.hbm[0] + self.homes.host_kv[0]
+
+    def _padded(self, x: Tensor) -> Tensor:
+        """More inputs than the prompt has will be saved: room for those to come."""
+        return torch.nn.functional.pad(x, (0, 0, 0, self.inputs.shape[2] - x.shape[1]))
+
+    def _real(self, positions: Tensor) -> Tensor:
+        return positions >= self.lanes.spread(self.padding)[:, None]
+
+
+class _Allocator:
+    """Zeroed memory of one tier, and how much of it was asked for."""
+
+    def __init__(self, device: torch.device, *, host: bool) -> None:
+        self.device, self.host, self.size_bytes = device, host, 0
+
+    def __call__(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        tensor = (host_zeros if self.host else device_zeros)(self.device, shape, dtype)
+        self.size_bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+
+def hbm_slots(plan: Plan) -> int:
+    """Slots of a lane in HBM: the most that any row needs."""
+    return max(hbm + copies for hbm, copies in zip(plan.homes.hbm, plan.homes.copies, strict=True))
+
+
+def host_slots(plan: Plan) -> int:
+    """Slots of a lane on the host. Where tokens die it is not known where: room for all that live."""
+    homes, counts = plan.homes, plan.setting.token_counts
+    at_birth = plan.setting.write_back is WriteBack.AT_BIRTH
+    if not at_birth and not any(homes.host_kv):
+        return 0
+    rows = zip(counts.cached, homes.hbm, homes.activations, homes.dropped, strict=True)
+    if counts.dead[-1]:
+        return max(cached - kept - gone for cached, _, kept, gone in rows)
+    return max(cached - kept - gone - (0 if at_birth else near) for cached, near, kept, gone in rows)

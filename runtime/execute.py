@@ -1,0 +1,232 @@
+"""Runs a plan on a decoder: completions, and what happened in the simulator's own terms."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from runtime.clock import Clock
+from runtime.models import Decoder
+from runtime.quantise import plane_shapes
+from runtime.recorder import LanePicks, Record, Recorder, SelectionStats
+from runtime.sampling import Sampler, Sampling
+from runtime.wave import BudgetExceeded, Prompts, Wave, WaveOptions
+from sim.flows import flows_of, home_columns, occupancy_of
+from sim.forecast import static_hbm_bytes, static_host_bytes
+from sim.plan import Admission, Plan, Recompute
+from sim.spec import DType, ModelSpec, WeightFormat
+from sim.trace import Trace, WaveTrace
+from sim.units import format_bytes
+
+DTYPES = {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How to run what a plan leaves open.
+
+    ``per_head`` gives every key head a selection of its own. ``published_ranges`` freezes the ranges of quantised keys
+    at the prompt's, as ALISA publishes it. ``stop`` ends a text at the checkpoint's stop tokens. ``places`` are the
+    prompts' places in the whole job, which seed their draws; None: in order from 0. Without ``overlap`` a GPU
+    does one thing after the other, as a CPU does.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    stop: bool = True
+    per_head: bool = False
+    published_ranges: bool = False
+    record: Record = field(default_factory=Record)
+    places: tuple[int, ...] | None = None
+    overlap: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """``picks`` [decode step, layer, sequence] and ``logits`` [sequence, step, vocab] are there where they were asked for.
+
+    ``kv_allocated_bytes`` is what the largest wave's pools took in HBM: every part at its own peak, and a spare slot a lane.
+    """
+
+    completions: tuple[tuple[int, ...], ...]
+    trace: Trace
+    kv_allocated_bytes: int
+    stats: tuple[tuple[SelectionStats, ...], ...]
+    picks: LanePicks | None
+    logits: Tensor | None
+
+
+@torch.inference_mode()
+def execute(
+    plan: Plan,
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    *,
+    options: Options | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Run:
+    """Generate after ``prompts``, in waves of the plan's concurrency, and record it.
+
+    ``on_step`` is told the wave and the step that has ended.
+
+    Raises ValueError for prompts or a decoder that the plan is not for, BudgetExceeded where the KV does not fit.
+    """
+    options = options or Options()
+    _require_runnable(plan, decoder, options)
+    require_prompts(plan, prompts)
+    size, waves = plan.setting.concurrency, []
+    for number, at in enumerate(range(0, len(prompts), size)):
+        tell = partial(on_step, number) if on_step else _ignore
+        waves.append(_run_wave(plan, decoder, prompts[at : at + size], options, at, tell))
+    return _joined(plan, waves, options)
+
+
+def _ignore(_: int) -> None:
+    """Nobody wants to know how far the run has come."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _WaveRun:
+    completions: list[tuple[int, ...]]
+    trace: WaveTrace
+    kv_allocated_bytes: int
+    stats: tuple[SelectionStats, ...]
+    picks: LanePicks
+    logits: Tensor | None
+
+
+def _run_wave(
+    plan: Plan,
+    decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
+    options: Options,
+    at: int,
+    on_step: Callable[[int], None],
+) -> _WaveRun:
+    steps = plan.setting.workload.output_tokens
+    recorder = Recorder(plan, Clock(decoder.device), options.record)
+    wave = Wave(
+        plan,
+        decoder,
+        _padded(prompts, plan.setting.workload.prompt_tokens, decoder.device),
+        recorder,
+        options=WaveOptions(
+            per_head=options.per_head, published_ranges=options.published_ranges, overlap=options.overlap
+        ),
+    )
+    recorder.tally = wave.cache.tally
+    stop_tokens = decoder.config.stop_tokens if options.stop else ()
+    places = (options.places or range(at + len(prompts)))[at : at + len(prompts)]
+    generated = wave.run(Sampler(options.sampling, places, steps, decoder.device), stop_tokens, on_step)
+    lanes = wave.lanes.count
+    _require_budget(plan, len(prompts) * recorder.occupancy(lanes).hbm.max(), "needed")
+    return _WaveRun(
+        completions=[_until_stop(row, stop_tokens) for row in generated.tolist()],
+        trace=recorder.trace(len(prompts), lanes),
+        kv_allocated_bytes=wave.cache.on_device.size_bytes,
+        stats=recorder.stats(lanes),
+        picks=recorder.picks(),
+        logits=torch.stack(recorder.logits, dim=1) if options.record.logits else None,
+    )
+
+
+def _joined(plan: Plan, waves: list[_WaveRun], options: Options) -> Run:
+    """Waves side by side, in the order of their prompts."""
+    trace = Trace(
+        source="measured",
+        output_tokens=plan.setting.workload.output_tokens,
+        static_hbm_bytes=static_hbm_bytes(plan.setting),
+        static_host_bytes=static_host_bytes(plan.setting),
+        waves=tuple(wave.trace for wave in waves),
+    )
+    logits = [wave.logits for wave in waves if wave.logits is not None]
+    return Run(
+        completions=tuple(tokens for wave in waves for tokens in wave.completions),
+        trace=trace,
+        kv_allocated_bytes=max(wave.kv_allocated_bytes for wave in waves),
+        stats=tuple(wave.stats for wave in waves),
+        picks=_joined_picks(waves) if options.record.picks else None,
+        logits=torch.cat(logits) if logits else None,
+    )
+
+
+def _joined_picks(waves: list[_WaveRun]) -> LanePicks:
+    """As long as the wave that ended first."""
+    steps = zip(*(wave.picks for wave in waves), strict=False)
+    return [[list(chain.from_iterable(layer)) for layer in zip(*step, strict=True)] for step in steps]
+
+
+def _padded(prompts: Sequence[Sequence[int]], length: int, device: torch.device) -> Prompts:
+    tokens = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]
+    padding = [length - len(prompt) for prompt in prompts]
+    return Prompts(tokens=torch.tensor(tokens, device=device), padding=torch.tensor(padding, device=device))
+
+
+def _until_stop(tokens: list[int], stop_tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """Up to the first stop token, that one included."""
+    end = next((place for place, token in enumerate(tokens) if token in stop_tokens), len(tokens))
+    return tuple(tokens[: end + 1])
+
+
+def require_prompts(plan: Plan, prompts: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError for prompts that ``plan`` is not for."""
+    if not prompts:
+        raise ValueError("prompts, there are none: give at least one")
+    longest, vocab = plan.setting.workload.prompt_tokens, plan.setting.model.vocab
+    for place, prompt in enumerate(prompts):
+        if not 1 <= len(prompt) <= longest:
+            raise ValueError(f"prompt {place}, {len(prompt)} tokens, must have 1 to the plan's {longest}")
+        wrong = next((token for token in prompt if not 0 <= token < vocab), None)
+        if wrong is not None:
+            raise ValueError(f"prompt {place}, token {wrong}, must lie in [0, {vocab}), the model's vocabulary")
+
+
+def _require_runnable(plan: Plan, decoder: Decoder, options: Options) -> None:
+    setting = plan.setting
+    _require_same_model(setting.model, decoder.spec)
+    if decoder.dtype is not DTYPES[setting.dtype]:
+        raise ValueError(f"weights in {decoder.dtype}, must be in the plan's {setting.dtype}")
+    if setting.weights_on_host or setting.weight_format is not WeightFormat.NATIVE:
+        raise ValueError(
+            f"weights_on_host={setting.weights_on_host}, weight_format={setting.weight_format}: the runtime keeps all "
+            "weights in HBM in the compute type"
+        )
+    if setting.guess_hits is not None:
+        raise ValueError(f"guess_hits={setting.guess_hits}, the runtime fetches once the query is known: use null")
+    if setting.admission is Admission.CONTINUOUS:
+        raise ValueError("admission=continuous, the runtime runs waves: solve for waves")
+    if setting.host_attention and decoder.device.type == "cuda":
+        raise ValueError(
+            "host_attention=True, the runtime attends on the GPU only: solve without it, or use --device cpu"
+        )
+    if options.per_head and setting.recompute is not Recompute.NONE:
+        raise ValueError(f"per_head=True with recompute={setting.recompute}, needs recompute=none")
+    window = decoder.config.window
+    if window is not None and setting.workload.cached_tokens > window:
+        raise ValueError(
+            f"{setting.workload.cached_tokens} cached tokens, must fit the checkpoint's window of {window}"
+        )
+    for kv_format in (setting.kv_format.gpu, setting.kv_format.host):
+        plane_shapes(kv_format, decoder.spec.kv_heads, decoder.spec.head_dim, decoder.dtype)
+    homes = home_columns(plan.homes)
+    expected = occupancy_of(plan, homes, flows_of(plan, homes)).hbm.max()
+    _require_budget(plan, setting.concurrency * expected, "planned")
+
+
+def _require_same_model(planned: ModelSpec, loaded: ModelSpec) -> None:
+    """The same shape; names and sources may differ."""
+    for name in ModelSpec.__dataclass_fields__:
+        want, got = getattr(planned, name), getattr(loaded, name)
+        if name not in ("name", "source") and want != got:
+            raise ValueError(f"checkpoint {loaded.name} has {name}={got}, the plan's {planned.name} has {want}")
+
+
+def _require_budget(plan: Plan, held_bytes: float, when: str) -> None:
+    budget = plan.setting.kv_budget_bytes
+    if held_bytes > budget:
+        raise BudgetExceeded(
+            f"KV of {format_bytes(held_bytes)} is {when}, the plan's budget is {format_bytes(budget)}: "
+            "solve again with what this run recorded, or for less concurrency"
+        )

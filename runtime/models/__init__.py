@@ -1,0 +1,8 @@
+"""Decoders that leave attention to the cache: Hugging Face checkpoints or random weights."""
+
+from runtime.models.checkpoint import load_decoder
+from runtime.models.config import DecoderConfig
+from runtime.models.decoder import Decoder
+from runtime.models.random_weights import random_decoder
+
+__all__ = ["Decoder", "DecoderConfig", "load_decoder", "random_decoder"]

@@ -1,0 +1,172 @@
+"""One decoder for all families, cut where attention happens: the cache lies between ``project`` and ``finish``."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as fn
+
+from runtime.models.config import DecoderConfig
+from runtime.models.rope import rotate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Affine:
+    """A matrix [outputs, inputs] and its bias, or a norm's scale [hidden] and its bias."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWeights:
+    """``qkv`` stacks query, key and value rows; ``up`` stacks gate and up where the feed-forward is gated."""
+
+    attention_norm: Affine
+    qkv: Affine
+    query_norm: Tensor | None
+    key_norm: Tensor | None
+    out: Affine
+    mlp_norm: Affine
+    up: Affine
+    down: Affine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """All tensors of a checkpoint, in the compute type on the device."""
+
+    embedding: Tensor
+    positions: Tensor | None
+    project_in: Tensor | None
+    project_out: Tensor | None
+    layers: tuple[LayerWeights, ...]
+    final_norm: Affine | None
+    head: Tensor
+
+
+class Decoder:
+    """Shapes: x [batch, token, hidden]; q, k, v [batch, token, head, head_dim]; positions [batch, token]."""
+
+    def __init__(self, config: DecoderConfig, weights: Weights) -> None:
+        self.config = config
+        self.spec = config.spec
+        self.weights = weights
+        self.activate = _ACTIVATIONS[config.activation]
+        self._frequencies, self._magnitude = self._prepare_rope()
+
+    @property
+    def device(self) -> torch.device:
+        return self.weights.embedding.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weights.embedding.dtype
+
+    def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        weights = self.weights
+        x = fn.embedding(tokens, weights.embedding)
+        if weights.project_in is not None:
+            x = fn.linear(x, weights.project_in)
+        if weights.positions is not None:
+            x = x + fn.embedding(positions + self.config.position_offset, weights.positions)
+        return x
+
+    def project(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value, position encoded."""
+        weights, spec = self.weights.layers[layer], self.spec
+        rows = _linear(self._attention_input(layer, x), weights.qkv)
+        q, k, v = torch.split(rows, [spec.query_dim, spec.kv_dim, spec.kv_dim], dim=-1)
+        q = self._place(self._heads(q), weights.query_norm, positions)
+        k = self._place(self._heads(k), weights.key_norm, positions)
+        return q, k, self._heads(v)
+
+    def reproject(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value alone, from saved layer inputs: position encoding and key norm are applied again."""
+        weights, spec = self.weights.layers[layer], self.spec
+        bias = weights.qkv.bias
+        key_value = Affine(
+            weight=weights.qkv.weight[spec.query_dim :], bias=None if bias is None else bias[spec.query_dim :]
+        )
+        k, v = torch.split(_linear(self._attention_input(layer, x), key_value), [spec.kv_dim, spec.kv_dim], dim=-1)
+        return self._place(self._heads(k), weights.key_norm, positions), self._heads(v)
+
+    def finish(self, layer: int, x: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output, given its input and what attention gave, [batch, token, head, head_dim]."""
+        weights, config = self.weights.layers[layer], self.config
+        mixed = _linear(attended.flatten(-2), weights.out)
+        if config.parallel:
+            return mixed + self._mlp(weights, self._norm(x, weights.mlp_norm)) + x
+        x = x + mixed
+        if config.pre_norm:
+            return x + self._mlp(weights, self._norm(x, weights.mlp_norm))
+        x = self._norm(x, weights.attention_norm)
+        return self._norm(x + self._mlp(weights, x), weights.mlp_norm)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[batch, token, vocab] in float32."""
+        weights = self.weights
+        if weights.final_norm is not None:
+            x = self._norm(x, weights.final_norm)
+        if weights.project_out is not None:
+            x = fn.linear(x, weights.project_out)
+        return fn.linear(x, weights.head).float()
+
+    def _attention_input(self, layer: int, x: Tensor) -> Tensor:
+        return self._norm(x, self.weights.layers[layer].attention_norm) if self.config.pre_norm else x
+
+    def _heads(self, rows: Tensor) -> Tensor:
+        return rows.view(*rows.shape[:-1], -1, self.spec.head_dim)
+
+    def _place(self, heads: Tensor, norm: Tensor | None, positions: Tensor) -> Tensor:
+        if norm is not None:
+            heads = _rms_norm(heads, norm, self.config.norm_eps)
+        if self._frequencies is None:
+            return heads
+        angles = positions[..., None].float() * self._frequencies
+        angles = torch.cat((angles, angles), dim=-1)[..., None, :]  # [batch, token, 1, dims]
+        cos, sin = (angles.cos() * self._magnitude).to(heads.dtype), (angles.sin() * self._magnitude).to(heads.dtype)
+        return rotate(heads, cos, sin)
+
+    def _norm(self, x: Tensor, norm: Affine) -> Tensor:
+        if self.spec.norm_bias:
+            return fn.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, self.config.norm_eps)
+        return _rms_norm(x, norm.weight, self.config.norm_eps)
+
+    def _mlp(self, weights: LayerWeights, x: Tensor) -> Tensor:
+        up = _linear(x, weights.up)
+        if not self.spec.gated_mlp:
+            return _linear(self.activate(up), weights.down)
+        gate, value = up.chunk(2, dim=-1)
+        return _linear(self.activate(gate) * value, weights.down)
+
+    def _prepare_rope(self) -> tuple[Tensor | None, float]:
+        if self.config.rope is None:
+            return None, 1.0
+        frequencies, magnitude = self.config.rope.frequencies()
+        return frequencies.to(self.device), magnitude
+
+
+def _linear(x: Tensor, affine: Affine) -> Tensor:
+    return fn.linear(x, affine.weight, affine.bias)
+
+
+def _rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return scale * wide.to(x.dtype)
+
+
+def _tanh_gelu(x: Tensor) -> Tensor:
+    return fn.gelu(x, approximate="tanh")
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": fn.relu,
+    "gelu": fn.gelu,
+    "silu": fn.silu,
+    "gelu_new": _tanh_gelu,
+    "gelu_fast": _tanh_gelu,
+    "gelu_pytorch_tanh": _tanh_gelu,
+}

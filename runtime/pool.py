@@ -1,0 +1,88 @@
+"""Slots of fixed number, allocated once, that hold tokens' rows; tables on the device say which token lies where."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
+Rows = dict[str, Tensor]  # plane name: [lane, token, ...]
+
+
+class PoolOverflow(Exception):
+    """More tokens than the plan has slots for."""
+
+
+class SlotPool:
+    """Rows of tokens of every layer, each made of the same planes (key, value, scales).
+
+    ``holds`` [layer, lane, slot] is the position in each slot, ``slot_of`` [layer, lane, position] the slot of each
+    position. One slot and one position more than there are stand for "none": writes that a mask excludes land there.
+    """
+
+    def __init__(
+        self,
+        planes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        *,
+        layers: int,
+        lanes: int,
+        slots: int,
+        positions: int,
+        device: torch.device,
+        allocate: Allocate,
+    ) -> None:
+        self.slots = slots
+        self.positions = positions
+        self.planes = {
+            name: allocate((layers, lanes, slots + 1, *shape), dtype) for name, (shape, dtype) in planes.items()
+        }
+        self.holds = torch.full((layers, lanes, slots + 1), positions, device=device)
+        self.slot_of = torch.full((layers, lanes, positions + 1), slots, device=device)
+        self.overflowed = torch.zeros(layers, dtype=torch.bool, device=device)
+        self._lane = torch.arange(lanes, device=device)[:, None]
+
+    def put(self, layer: int, positions: Tensor, valid: Tensor, rows: Rows) -> None:
+        """Store ``rows`` of ``positions`` [lane, token] in free slots, where ``valid``."""
+        holds, slot_of = self.holds[layer], self.slot_of[layer]
+        free = holds[:, : self.slots] == self.positions
+        self.overflowed[layer] |= (valid.sum(-1) > free.sum(-1)).any()
+        if self.slots == 0:
+            return
+        order = free.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
+        rank = (valid.cumsum(-1) - 1).clamp(0, self.slots - 1)
+        slots = torch.where(valid, order.gather(-1, rank), self.slots)
+        holds.scatter_(-1, slots, torch.where(valid, positions, self.positions))
+        slot_of.scatter_(-1, torch.where(valid, positions, self.positions), slots)
+        holds[:, self.slots] = self.positions
+        slot_of[:, self.positions] = self.slots
+        self._write(layer, slots, rows)
+
+    def rewrite(self, layer: int, positions: Tensor, rows: Rows) -> None:
+        """Replace planes of ``positions`` that are held; those that are not stay absent."""
+        self._write(layer, self.slot_of[layer].gather(-1, positions), rows)
+
+    def take(self, layer: int, positions: Tensor) -> Rows:
+        """Rows of ``positions`` [lane, token]; arbitrary ones for those not held."""
+        slots = self.slot_of[layer].gather(-1, positions)
+        return {name: plane[layer][self._lane, slots] for name, plane in self.planes.items()}
+
+    def rows(self, layer: int) -> tuple[Tensor, Rows]:
+        """What every slot holds, [lane, slot] positions and their rows, without copying."""
+        return self.holds[layer][:, : self.slots], {
+            name: plane[layer][:, : self.slots] for name, plane in self.planes.items()
+        }
+
+    def drop(self, layer: int, mask: Tensor) -> None:
+        """Free the slots of the tokens in ``mask`` [lane, position]."""
+        holds, slot_of = self.holds[layer], self.slot_of[layer]
+        gone = torch.nn.functional.pad(mask, (0, 1)).gather(-1, holds)
+        holds.masked_fill_(gone, self.positions)
+        slot_of[:, : self.positions].masked_fill_(mask, self.slots)
+
+    def held(self) -> Tensor:
+        """Slots in use, [layer, lane]."""
+        return (self.holds != self.positions).sum(-1)
+
+    def _write(self, layer: int, slots: Tensor, rows: Rows) -> None:
+        for name, row in rows.items():
+            self.planes[name][layer][self._lane, slots] = row

@@ -1,0 +1,97 @@
+"""``planner run`` from a plan file."""
+
+import json
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sim import catalogue
+from sim.attention import Selector
+from sim.files import plan_to_json
+from sim.model_config import load_model_config
+from sim.plan import Placement
+from sim.spec import ModelSpec
+from tests.runtime.checkpoints import save_checkpoint
+from tests.runtime.plans import Choice, draw_plan
+from tests.runtime.where import Where
+
+typer = pytest.importorskip("typer")
+testing = pytest.importorskip("typer.testing")
+
+
+def write_plan(folder: Path, model: ModelSpec, choice: Choice) -> Path:
+    path = folder / "plan.json"
+    path.write_text(json.dumps(plan_to_json(draw_plan(random.Random(0), model, choice))))
+    return path
+
+
+def planner_run(*arguments: object) -> Any:
+    from runtime.cli_run import run
+
+    program = typer.Typer()
+    program.command()(run)
+    return testing.CliRunner().invoke(program, [str(argument) for argument in arguments])
+
+
+def test_opt_125m_with_random_weights_prints_predicted_beside_measured(tmp_path: Path, where: Where) -> None:
+    choice = Choice(selector=Selector.SWA, placement=Placement.RESIDENT, sparsity=0.8, batch=4, prompt=32, output=16)
+    plan = write_plan(tmp_path, catalogue.model("opt-125m"), replace(choice, concurrency=4))
+    result = planner_run(plan, "--random-weights", "--device", where.device.type, "--trace", tmp_path / "trace.json")
+    assert result.exit_code == 0, result.output
+    assert "predicted" in result.output
+    assert "tokens/s" in result.output
+    steps = [
+        event for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if event["name"] == "step"
+    ]
+    assert [event["args"]["step"] for event in steps] == list(range(1, 16))
+
+
+def test_a_plan_for_a_folders_config_runs_its_checkpoint(tmp_path: Path, where: Where) -> None:
+    save_checkpoint("qwen2", tmp_path)
+    plan = write_plan(tmp_path, load_model_config(tmp_path), Choice())
+    (tmp_path / "in.jsonl").write_text('{"id": 7, "tokens": [1, 2]}\n')
+    options = ("--prompts", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "--device", where.device.type)
+    result = planner_run(plan, *options)
+    assert result.exit_code == 0, result.output
+    assert "1 completions, 0 of them from before" in result.output
+    assert "8 tokens generated" in result.output
+    again = json.loads(planner_run(plan, *options, "--json").output)
+    assert (again["generated_tokens"], again["measured"]) == (0, None)
+    assert again["predicted"]["tokens_per_s"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "is known by its shape only: give --checkpoint DIR or --random-weights"),
+        (("--random-weights", "--device", "tpu"), "device=tpu, must be cpu or cuda"),
+        (("--random-weights", "--prompts", "in.jsonl"), "--prompts and --output, one is missing"),
+        (("--random-weights", "--checkpoint", "x"), "exclude each other"),
+        (("--checkpoint", "nowhere"), "checkpoint='nowhere', is no folder"),
+        (("--random-weights", "--temperature", "-1"), "temperature=-1.0, must be a finite number of at least 0"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+    plan = write_plan(tmp_path, catalogue.model("opt-125m"), Choice())
+    result = planner_run(plan, *arguments)
+    assert isinstance(result.exception, ValueError)
+    assert says in str(result.exception)
+    assert "\n" not in str(result.exception)
+
+
+def test_the_runtime_imports_neither_solver_nor_engine_nor_figures() -> None:
+    modules = "runtime.execute, runtime.job, runtime.models, runtime.recorder"
+    code = f"import sys, {modules}; print(sorted({{'pulp', 'simpy', 'plotly', 'typer', 'highspy'}} & set(sys.modules)))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "[]"
+
+
+def test_a_plan_is_read_before_torch_is_loaded() -> None:
+    code = "import sys, runtime.cli_run; print('torch' in sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "False"
