@@ -1,0 +1,59 @@
+"""Where the seconds of a step go: everything adds up, and each wait is named."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from builders import in_hbm, make_cost, make_machine, make_setting, newest_in_hbm
+from sim.breakdown import CPU_WAIT, FETCH_WAIT, OUTPUT_LAYER, WRITE_WAIT, breakdown, totals
+from sim.cost import CostModel
+from sim.forecast import forecast
+from sim.plan import Plan
+from strategies import priced_plans
+
+WAITS = {CPU_WAIT, FETCH_WAIT, WRITE_WAIT}
+
+
+@settings(max_examples=100, deadline=None)
+@given(priced_plans())
+def test_parts_add_up_to_every_step_and_to_the_makespan(priced: tuple[Plan, CostModel]) -> None:
+    plan, cost = priced
+    found = forecast(plan, cost)
+    for wave in found.waves:
+        spent = breakdown(plan.setting, wave)
+
+        assert sum(spent.values()) == pytest.approx(wave.step_s, rel=1e-6)
+        assert all((seconds >= 0).all() for seconds in spent.values())
+    whole = sum(
+        plan.setting.wave_sizes.count(wave.sequences) * sum(totals(plan.setting, wave).values()) for wave in found.waves
+    )
+    assert whole == pytest.approx(found.outcome.makespan_s, rel=1e-6)
+
+
+def waits_of(plan: Plan, cost: CostModel) -> set[str]:
+    spent = breakdown(plan.setting, forecast(plan, cost).waves[0])
+    return {kind for kind in WAITS if spent[kind].any()}
+
+
+def test_with_all_in_hbm_nothing_waits() -> None:
+    assert waits_of(in_hbm(make_setting()), make_cost()) == set()
+
+
+def test_a_slow_link_makes_steps_wait_for_what_they_fetch() -> None:
+    machine = make_machine(link_bytes_per_s=1.0)
+
+    assert FETCH_WAIT in waits_of(newest_in_hbm(make_setting(machine=machine, output=6), slots=1), make_cost(machine))
+
+
+def test_a_slow_cpu_makes_the_gpu_wait_for_its_attention() -> None:
+    machine = make_machine(dram_bytes_per_s=1.0)
+    plan = newest_in_hbm(make_setting(machine=machine, output=6, host_attention=True), slots=1)
+
+    assert CPU_WAIT in waits_of(plan, make_cost(machine))
+
+
+def test_the_output_layer_stands_by_itself() -> None:
+    """512 bytes of head at 512 B/s."""
+    spent = breakdown(in_hbm(make_setting()).setting, forecast(in_hbm(make_setting()), make_cost()).waves[0])
+
+    assert np.array_equal(spent[OUTPUT_LAYER], np.ones(4))
