@@ -13,7 +13,7 @@ import typer
 
 from sim.codec import to_plain
 from sim.cost import CostModel
-from sim.files import load_plan, write_atomically
+from sim.files import load_plan, trace_text, write_atomically
 from sim.forecast import forecast
 from sim.plan import Plan
 from sim.profile import Profile
@@ -62,6 +62,9 @@ def run(
         Path | None,
         typer.Option(metavar="FILE", help="Write the run's steps to this file (Perfetto, chrome://tracing)."),
     ] = None,
+    save_trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the run to this file, exactly, for `planner report`.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
     """Generate text as a plan says, and set what was measured beside what was predicted."""
@@ -85,6 +88,8 @@ def run(
     if trace is not None and measured is not None:
         events = {"traceEvents": list(chrome_events(measured)), "displayTimeUnit": "ms"}
         write_atomically(trace, json.dumps(events) + "\n")
+    if save_trace is not None and measured is not None:
+        write_atomically(save_trace, trace_text(measured))
     _report(loaded, measured, sum(len(tokens) for ran in runs for tokens in ran.completions), as_json)
 
 
