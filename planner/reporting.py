@@ -1,5 +1,6 @@
 """From a plan file to what its page shows. ``pages`` is the reports package, handed in: planning never loads it."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -8,9 +9,11 @@ from typing import Any
 
 from planner.answer import kvplan_version
 from planner.compare import Row, compare
+from planner.grid_table import point_to_json
 from planner.inputs import question_of, request_of
 from planner.limits import stretches
 from planner.solution import Certificate
+from planner.sweep import Point
 from planner.wording import certificate_texts, change_texts, choice_rows, question_text, waves_text
 from sim.codec import from_plain
 from sim.cost import CostModel
@@ -20,6 +23,7 @@ from sim.forecast import Forecast, forecast
 from sim.plan import Plan
 from sim.profile import Profile
 from sim.trace import Trace
+from sim.units import GIB
 
 _WORTH = {
     "hbm_tokens_per_s_per_gib": "GiB of HBM",
@@ -49,6 +53,38 @@ def study_of(
         origin=_origin(pages, data, file, command),
         drawn_steps=steps,
     )
+
+
+def page_of(pages: Any, points: Sequence[Point], *, lossless: bool, file: Path) -> str:
+    """The page, for ``file``, that shows the points of ``planner whatif``."""
+    rows = [_row(point) for point in points]
+    fields = tuple(name for name, _ in points[0].values if name != "lossless")
+    if not fields:
+        raise ValueError("--html, needs an option with several values: give one, as --batch 8,16,32")
+    fixed = [f"{name.replace('_', ' ')} {rows[0][name]}" for name in fields if len({row[name] for row in rows}) == 1]
+    sweep = pages.Sweep(
+        title=f"What if: {len(rows):,} plans",
+        question=", ".join(["lossless" if lossless else "the best plan of each point", *fixed]),
+        fields=fields,
+        rows=tuple(rows),
+        commands=(_whatif_command(points, fields, lossless, file),),
+        versions=_versions(),
+    )
+    return str(pages.sweep_page(sweep))
+
+
+def _row(point: Point) -> dict[str, Any]:
+    row = point_to_json(point)
+    return row | ({"kv_budget_bytes": row["kv_budget_gib"] * GIB} if "kv_budget_gib" in row else {})
+
+
+def _whatif_command(points: Sequence[Point], fields: Sequence[str], lossless: bool, file: Path) -> str:
+    given = [dict(point.values) for point in points]
+    words = ["planner", "whatif"]
+    for name in fields:
+        values = dict.fromkeys("+".join(v) if isinstance(v := one[name], tuple) else str(v) for one in given)
+        words += [f"--{name.replace('_', '-')}", ",".join(values)]
+    return shlex.join([*words, *(["--lossless"] if lossless else []), "--html", str(file)])
 
 
 def _runs(pages: Any, plan: Plan, traces: Sequence[Path]) -> tuple[Any, ...]:
@@ -129,13 +165,17 @@ def _rival(pages: Any, row: Row) -> Any:
 def _origin(pages: Any, data: dict[str, Any], file: Path, command: str) -> Any:
     source = data.get("provenance", {})
     solved = [f"{source['command']} -o {file.name}"] if "command" in source else []
-    versions = [("kvplan", kvplan_version()), ("Python", sys.version.split()[0])]
-    versions += [(name, _version(name)) for name in ("plotly", "simpy", "numpy", "pulp", "highspy")]
     return pages.Origin(
-        versions=tuple(versions),
+        versions=_versions(),
         commands=(*solved, command),
         solved=f"{source.get('date', 'unknown date')}, with kvplan {source.get('kvplan_version', 'unknown')}",
     )
+
+
+def _versions() -> tuple[tuple[str, str], ...]:
+    packages = ("plotly", "simpy", "numpy", "pulp", "highspy")
+    own = [("kvplan", kvplan_version()), ("Python", sys.version.split()[0])]
+    return (*own, *((name, _version(name)) for name in packages))
 
 
 def _version(package: str) -> str:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from planner.commands import axes, options
+from planner.commands.report import load_reports
 from planner.inputs import whole
 from planner.terminal import show, show_json, write_answer
 
@@ -20,6 +21,8 @@ EPILOG = """\
   planner whatif --kv-formats native,int8,int8+int4 --sparsity 0,0.5,0.8 --csv formats.csv
 
   planner whatif --model opt-13b,llama-3-8b --prompt 500,1500 --json
+
+  planner whatif --gpu a100-40g,l40s --batch 8,16,32,64 --sparsity 0,0.5,0.8 --html sweep.html
 
 A comma stands between two values to compare, a plus joins names into one value. What is not given is as in planner solve.
 """
@@ -50,6 +53,12 @@ def whatif(
     csv: Annotated[
         str | None,
         typer.Option(metavar="FILE", help="Write the rows to this file as CSV.", rich_help_panel="Answer"),
+    ] = None,
+    html: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", help="Write a page with heat maps and fronts to this file.", rich_help_panel="Answer"
+        ),
     ] = None,
     as_json: options.Json = False,
     jobs: Annotated[
@@ -83,20 +92,34 @@ def whatif(
     }
     grid = {name: _values(texts) for name, texts in given.items() if texts}
     processes = None if jobs is None else whole("--jobs", jobs, MOST_JOBS)
-    _answer(grid, lossless=lossless, jobs=processes, file=None if csv is None else Path(csv), as_json=as_json)
+    files = Files(csv=None if csv is None else Path(csv), html=None if html is None else Path(html))
+    _answer(grid, lossless=lossless, jobs=processes, files=files, as_json=as_json)
 
 
-def _answer(grid: dict[str, list[str]], *, lossless: bool, jobs: int | None, file: Path | None, as_json: bool) -> None:
-    if file is not None:
+class Files(NamedTuple):
+    """What is written besides the answer on the screen."""
+
+    csv: Path | None
+    html: Path | None
+
+
+def _answer(grid: dict[str, list[str]], *, lossless: bool, jobs: int | None, files: Files, as_json: bool) -> None:
+    for file in filter(None, files):
         _require_folder(file)
+    if files.html is not None:
+        load_reports()  # or say now that it cannot be
     from planner.grid_table import csv_text, grid_table, point_to_json
     from planner.progress import counting
     from planner.sweep import sweep
 
     with counting("solving") as on_done:
         points = sweep(jobs=jobs, on_done=on_done, **grid, **({"lossless": True} if lossless else {}))
-    if file is not None:
-        write_answer(file, csv_text(points))
+    if files.csv is not None:
+        write_answer(files.csv, csv_text(points))
+    if files.html is not None:
+        from planner.reporting import page_of
+
+        write_answer(files.html, page_of(load_reports(), points, lossless=lossless, file=files.html))
     if as_json:
         show_json([point_to_json(point) for point in points])
     else:
