@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from planner.inputs import question_of, request_of
 from planner.limits import stretches
 from planner.solution import Certificate
 from planner.sweep import Point
-from planner.wording import certificate_texts, change_texts, choice_rows, question_text, waves_text
+from planner.wording import certificate_texts, change_texts, choice_rows, question_text, wanted_text, waves_text
 from sim.codec import from_plain
 from sim.cost import CostModel
 from sim.engine import simulate
@@ -116,13 +117,20 @@ def _answer(pages: Any, data: dict[str, Any], priced: Forecast, cost: CostModel)
     worth = data.get("worth") or {}
     return pages.Answer(
         question=question_text(setting),
-        choices=tuple(choice_rows(priced.plan)),
+        choices=(*_wanted(data), *choice_rows(priced.plan)),
         losses=(*change_texts(setting), *_lossless(data)),
         stretches=tuple(shown),
         stretches_of=waves_text(setting),
         sure=tuple(_sure(data, priced, cost.profile)),
         worth=tuple((unit, float(worth[name])) for name, unit in _WORTH.items() if name in worth),
     )
+
+
+def _wanted(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What was asked for, where the file says so and the files that its command names are still there."""
+    with suppress(ValueError):
+        request = request_of(question_of(data.get("provenance", {}).get("command", "")))
+        yield "wanted", wanted_text(request).removeprefix("wanted: ")
 
 
 def _lossless(data: dict[str, Any]) -> Iterator[str]:

@@ -131,7 +131,8 @@ window.kvplan = (() => {
     printing = paper;
     for (const plot of plots()) {
       const width = paper ? { width: 680, autosize: false } : { width: null, autosize: true };
-      Plotly.relayout(plot, { ...scheme(plot.layout), ...width });
+      const range = roomy(plot.layout, paper ? 680 : plot.clientWidth);
+      Plotly.relayout(plot, { ...scheme(plot.layout), ...width, ...(range && { "xaxis.range": range }) });
     }
   }
 

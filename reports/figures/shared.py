@@ -12,6 +12,7 @@ from sim.flows import Column
 from sim.plan import Admission, Plan
 
 PHASE_NAMES = {"gpu": "all in HBM", "gpu_cpu": "HBM and host", "recompute": "recomputation"}
+HATCHING = "#ffffff"
 _NAMED_FROM = 0.09  # of the axis: a thinner band has no room for its name
 
 
@@ -31,11 +32,23 @@ def stacked(x: Steps, bands: Mapping[str, Column], colours: Mapping[str, str], u
             mode="lines",
             line={"width": 0.5, "color": colours[name]},
             fillcolor=colours[name],
+            fillpattern={
+                "shape": hatch(name),
+                "bgcolor": colours[name],
+                "fgcolor": HATCHING,
+                "size": 7,
+                "solidity": 0.2,
+            },
             hovertemplate=f"%{{y:,.4~g}} {unit}",
             **axes,
         )
         for name, values in bands.items()
     ]
+
+
+def hatch(name: str) -> str:
+    """Waiting is no work: it is hatched, so that colour alone need not tell them apart."""
+    return "/" if name.startswith("waiting") else ""
 
 
 def band_names(x: Steps, bands: Mapping[str, Column], colours: Mapping[str, str], top: float) -> dict[str, list[Any]]:
@@ -53,6 +66,7 @@ def band_names(x: Steps, bands: Mapping[str, Column], colours: Mapping[str, str]
                     "text": plain(name),
                     "showarrow": False,
                     "font": {"color": ink_on(colours[name]), "size": 12},
+                    "bgcolor": colours[name] if hatch(name) else None,
                 }
             )
         floor = floor + values

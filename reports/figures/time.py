@@ -7,7 +7,17 @@ import plotly.graph_objects as go
 
 from reports.chart import Chart, Table, thinned
 from reports.figures.homes import step_title, whose
-from reports.figures.shared import band_names, figure, merged, phase_marks, room_for_text, stacked, used
+from reports.figures.shared import (
+    HATCHING,
+    band_names,
+    figure,
+    hatch,
+    merged,
+    phase_marks,
+    room_for_text,
+    stacked,
+    used,
+)
 from reports.look import WORK_COLOURS, axis, plain
 from reports.study import Study
 from sim.breakdown import breakdown, totals
@@ -69,7 +79,16 @@ def time_totals(spent: Mapping[str, float]) -> Chart:
         x=np.array([spent[kind] for kind in kinds]),
         y=[plain(kind) for kind in kinds],
         orientation="h",
-        marker={"color": [WORK_COLOURS[kind] for kind in kinds]},
+        marker={
+            "color": [WORK_COLOURS[kind] for kind in kinds],
+            "pattern": {
+                "shape": [hatch(kind) for kind in kinds],
+                "fillmode": "overlay",
+                "fgcolor": HATCHING,
+                "size": 7,
+                "solidity": 0.2,
+            },
+        },
         text=[f"{spent[kind]:,.3g} s, {100 * spent[kind] / whole:.0f} %" for kind in kinds],
         textposition="outside",
         cliponaxis=False,
