@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from planner.wording import certificate_texts, change_texts, choice_rows, questi
 from sim.codec import from_plain
 from sim.cost import CostModel
 from sim.engine import simulate
-from sim.files import load_trace, plan_from_json, read_json_object
+from sim.files import load_profile, load_trace, plan_from_json, read_json_object
 from sim.forecast import Forecast, forecast
 from sim.plan import Plan
 from sim.profile import Profile
@@ -35,24 +36,36 @@ _WORTH = {
 _SAME = 1e-3  # of throughput: beyond that the file's prediction is another version's
 
 
-def study_of(
-    pages: Any, file: Path, traces: Sequence[Path], with_rivals: bool, steps: tuple[int, int] | None, command: str
-) -> Any:
-    """The plan in ``file``, simulated, with the runs in ``traces`` and, if wanted, its rivals."""
-    data = read_json_object(file)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a page is made from. ``steps`` bounds the timeline; ``command`` makes the page again."""
+
+    plan: Path
+    traces: tuple[Path, ...]
+    profile: Path | None
+    rivals: bool
+    steps: tuple[int, int] | None
+    command: str
+
+
+def study_of(pages: Any, wanted: Wanted) -> Any:
+    """The plan, simulated, with the runs and, if wanted, its rivals."""
+    file, data = wanted.plan, read_json_object(wanted.plan)
     plan = plan_from_json(data, str(file))
-    cost = CostModel(machine=plan.setting.machine, profile=Profile.nominal(plan.setting.machine))
+    machine = plan.setting.machine
+    profile = Profile.nominal(machine) if wanted.profile is None else load_profile(wanted.profile)
+    cost = CostModel(machine=machine, profile=profile)
     priced = forecast(plan, cost)
     return pages.Study(
         plan=plan,
         cost=cost,
         priced=priced,
         simulated=pages.Run(name="simulated", trace=simulate(plan, cost, ops=True)),
-        measured=_runs(pages, plan, traces),
+        measured=_runs(pages, plan, wanted.traces),
         answer=_answer(pages, data, priced, cost),
-        rivals=tuple(_rivals(pages, data, file)) if with_rivals else (),
-        origin=_origin(pages, data, file, command),
-        drawn_steps=steps,
+        rivals=tuple(_rivals(pages, data, file, profile)) if wanted.rivals else (),
+        origin=_origin(pages, data, file, wanted.command),
+        drawn_steps=wanted.steps,
     )
 
 
@@ -151,11 +164,11 @@ def _sure(data: dict[str, Any], priced: Forecast, profile: Profile) -> Iterator[
         yield f"the file predicts {said:,.0f} tokens/s, this version and profile {found:,.0f}: solve again"
 
 
-def _rivals(pages: Any, data: dict[str, Any], file: Path) -> Iterator[Any]:
+def _rivals(pages: Any, data: dict[str, Any], file: Path, profile: Profile) -> Iterator[Any]:
     command = data.get("provenance", {}).get("command")
     if command is None:
         raise ValueError(f"{file}: provenance.command, missing: --compare needs a plan of `planner solve -o`")
-    for row in compare(request_of(question_of(command))):
+    for row in compare(replace(request_of(question_of(command)), profile=profile)):
         yield _rival(pages, row)
 
 

@@ -34,6 +34,10 @@ def report(
     compare: Annotated[
         bool, typer.Option("--compare", help="Solve again and show the published systems beside the plan.")
     ] = False,
+    profile: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Profile that prices and simulates the plan, instead of the nominal one."),
+    ] = None,
     steps: Annotated[
         str | None,
         typer.Option(metavar="FIRST-LAST", help="Steps that the timeline holds; by default all that fit the page."),
@@ -42,12 +46,19 @@ def report(
     as_json: options.Json = False,
 ) -> None:
     """Write a page that shows a plan: the answer, where the KV lives, where the time goes, a timeline, and the sources."""
-    from planner.reporting import study_of
+    from planner.reporting import Wanted, study_of
 
     pages = load_reports()
     with patiently("reporting"):
-        command = _command(plan, traces or [], compare, steps, out)
-        study = study_of(pages, Path(plan), [Path(trace) for trace in traces or ()], compare, _range(steps), command)
+        wanted = Wanted(
+            plan=Path(plan),
+            traces=tuple(map(Path, traces or ())),
+            profile=None if profile is None else Path(profile),
+            rivals=compare,
+            steps=_range(steps),
+            command=_command(plan, traces or [], compare, profile, steps, out),
+        )
+        study = study_of(pages, wanted)
         page = pages.plan_page(study)
         write_answer(Path(out), page)
     size_bytes = len(page.encode())
@@ -82,8 +93,9 @@ def _range(steps: str | None) -> tuple[int, int] | None:
     return ends
 
 
-def _command(plan: str, traces: list[str], compare: bool, steps: str | None, out: str) -> str:
+def _command(plan: str, traces: list[str], compare: bool, profile: str | None, steps: str | None, out: str) -> str:
     import shlex
 
-    chosen = [*(["--compare"] if compare else []), *(["--steps", steps] if steps else [])]
+    chosen = [*(["--compare"] if compare else []), *(["--profile", profile] if profile else [])]
+    chosen += [*(["--steps", steps] if steps else [])]
     return shlex.join(["planner", "report", plan, *traces, *chosen, "-o", out])

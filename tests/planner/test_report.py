@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from builders import make_setting, newest_in_hbm
 from commandline import run, run_cold
 from planner.inputs import Question, question_of
-from sim.files import load_trace, plan_to_json, save_trace
+from sim.files import load_plan, load_profile, load_trace, plan_to_json, save_profile, save_trace
+from sim.profile import Profile
 from sim.units import GIB
 
 QUICK = ("--model", "opt-125m", "--batch", "4", "--prompt", "8", "--output", "6")
@@ -90,6 +92,24 @@ def test_a_plan_by_hand_has_a_page_without_certificate(tmp_path: Path) -> None:
     assert "has no certificate" in (tmp_path / "page.html").read_text()
     error = run("report", str(file), "--compare", "-o", str(tmp_path / "page.html")).error
     assert error == f"{file}: provenance.command, missing: --compare needs a plan of `planner solve -o`"
+
+
+def test_a_profile_prices_the_page(folder: Path, tmp_path: Path) -> None:
+    plan = load_plan(folder / "plan.json")
+    slow = replace(Profile.nominal(plan.setting.machine), name="slow", basis="measured here", step_overhead_s=0.01)
+    save_profile(tmp_path / "slow.json", slow)
+    page = tmp_path / "page.html"
+    said = run(
+        "report", str(folder / "plan.json"), "--profile", str(tmp_path / "slow.json"), "--compare", "-o", str(page)
+    )
+
+    assert said.code == 0
+    assert load_profile(tmp_path / "slow.json") == slow
+    for words in ("Every number rests on profile slow (measured here)", "this version and profile", "--profile"):
+        assert words in page.read_text()
+    (tmp_path / "slow.json").write_text('{"schema_version": 1, "name": "x", "basis": "y", "link_efficiency": 2}')
+    error = run("report", str(folder / "plan.json"), "--profile", str(tmp_path / "slow.json"), "-o", str(page)).error
+    assert error == f"{tmp_path / 'slow.json'}: profile.link_efficiency=2.0, must lie in [0, 1]"
 
 
 def test_a_page_from_a_shell_takes_its_time_in_seconds(folder: Path) -> None:
@@ -176,5 +196,5 @@ def test_a_question_is_read_back_from_its_command(question: Question) -> None:
 
 @pytest.mark.parametrize("command", ["planner gpus", "rm -rf x", "planner solve --nonsense 3"])
 def test_other_commands_are_no_questions(command: str) -> None:
-    with pytest.raises(ValueError, match="^command "):
+    with pytest.raises(ValueError, match=r"^command "):
         question_of(command)
