@@ -12,7 +12,7 @@ import pytest
 
 from sim import catalogue
 from sim.attention import Selector
-from sim.files import plan_to_json
+from sim.files import load_trace, plan_to_json
 from sim.model_config import load_model_config
 from sim.plan import Placement
 from sim.spec import ModelSpec
@@ -41,8 +41,10 @@ def planner_run(*arguments: object) -> Any:
 def test_opt_125m_with_random_weights_prints_predicted_beside_measured(tmp_path: Path, where: Where) -> None:
     choice = Choice(selector=Selector.SWA, placement=Placement.RESIDENT, sparsity=0.8, batch=4, prompt=32, output=16)
     plan = write_plan(tmp_path, catalogue.model("opt-125m"), replace(choice, concurrency=4))
-    result = planner_run(plan, "--random-weights", "--device", where.device.type, "--trace", tmp_path / "trace.json")
+    files = ("--trace", tmp_path / "trace.json", "--save-trace", tmp_path / "run.json")
+    result = planner_run(plan, "--random-weights", "--device", where.device.type, *files)
     assert result.exit_code == 0, result.output
+    assert load_trace(tmp_path / "run.json").output_tokens == 16
     assert "predicted" in result.output
     assert "tokens/s" in result.output
     steps = [
