@@ -33,6 +33,7 @@ _WORTH = {
     "link_tokens_per_s_per_gb_s": "GB/s of link, each way",
     "flops_tokens_per_s_per_percent": "percent of FLOP/s",
 }
+MOST_LAYER_STEPS = 60_000
 _SAME = 1e-3  # of throughput: beyond that the file's prediction is another version's
 
 
@@ -60,13 +61,18 @@ def study_of(pages: Any, wanted: Wanted) -> Any:
         plan=plan,
         cost=cost,
         priced=priced,
-        simulated=pages.Run(name="simulated", trace=simulate(plan, cost, ops=True)),
+        simulated=pages.Run(name="simulated", trace=simulate(plan, cost, ops=_by_operation(priced))),
         measured=_runs(pages, plan, wanted.traces),
         answer=_answer(pages, data, priced, cost),
         rivals=tuple(_rivals(pages, data, file, profile)) if wanted.rivals else (),
         origin=_origin(pages, data, file, wanted.command),
         drawn_steps=wanted.steps,
     )
+
+
+def _by_operation(priced: Forecast) -> bool:
+    """Whether every operation is simulated by itself: of a long run, layers tell enough and take a third of the time."""
+    return sum(len(wave.step_s) for wave in priced.waves) * priced.plan.setting.model.layers <= MOST_LAYER_STEPS
 
 
 def page_of(pages: Any, points: Sequence[Point], *, lossless: bool, file: Path) -> str:

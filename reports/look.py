@@ -41,6 +41,11 @@ def plain(text: object) -> str:
     return kept.replace("%{", "%&#123;")
 
 
+def distance(ratio: float) -> str:
+    """How far from 1: ``+3.4 %``, or ``x 85`` where a percentage would not be read."""
+    return f"{100 * (ratio - 1):+.1f} %" if 0.5 <= ratio <= 2 else f"x {ratio:.3g}"
+
+
 def ink_on(colour: str) -> str:
     """Black or white, whichever is read more easily on ``colour``."""
     red, green, blue = (int(colour[place : place + 2], 16) for place in (1, 3, 5))

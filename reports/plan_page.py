@@ -10,6 +10,7 @@ from reports.figures.measured import family_errors, pairs_of, parity, steps_meas
 from reports.figures.rivals import ranked, rival_charts
 from reports.figures.shared import PHASE_NAMES
 from reports.figures.time import step_times, time_totals, total_seconds
+from reports.look import distance
 from reports.page import Section, document
 from reports.provenance import access_rows, constants, datasheets
 from reports.study import Rival, Stretch, Study
@@ -170,7 +171,7 @@ def _outcome_rows(study: Study) -> Iterator[tuple[str, ...]]:
 
 
 def _distance(value: float, first: float | None) -> str:
-    return f" ({100 * (value / first - 1):+.1f} %)" if first else ""
+    return f" ({distance(value / first)})" if first else ""
 
 
 def _provenance(study: Study) -> Section:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from reports.figures.measured import Pair, family_seconds
 from reports.figures.rivals import speed
+from reports.look import distance
 from reports.study import Rival, Study
 from sim.outcome import Outcome
 from sim.units import format_bytes, format_seconds
@@ -100,7 +101,7 @@ def measured(study: Study, pairs: Sequence[Pair]) -> str:
         step = pair.worst_step
         parts.append(
             f"{pair.run.name} reached {got:,.0f} tokens/s where {predicted:,.0f} were predicted "
-            f"({100 * (got / predicted - 1):+.1f} %); furthest off is {f'step {step}' if step else 'the prefill'}, "
+            f"({distance(got / predicted)}); furthest off is {f'step {step}' if step else 'the prefill'}, "
             f"{format_seconds(float(pair.measured_s[step]))} for {format_seconds(float(pair.simulated_s[step]))}"
         )
     return "; ".join(parts) + "." + _worst_family(study)
@@ -115,8 +116,8 @@ def _worst_family(study: Study) -> str:
     }
     if not errors:
         return ""
-    name, run = max(errors, key=lambda key: abs(errors[key]))
-    return f" By kind of work the largest error is {100 * errors[name, run]:+.1f} %, {name} in {run}."
+    name, run = max(errors, key=lambda key: abs(errors[key] - 1))
+    return f" By kind of work the largest error is {distance(errors[name, run])}, {name} in {run}."
 
 
 def _unit(limit: str) -> str:

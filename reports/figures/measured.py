@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from reports.chart import Chart, Table, thinned
 from reports.figures.homes import step_title
 from reports.figures.shared import figure, merged, phase_marks, room_for_text
-from reports.look import GREY, SERIES, axis, plain
+from reports.look import GREY, SERIES, axis, distance, plain
 from reports.study import Run, Study
 from reports.timeline import LANES, kind_of
 from sim.flows import Column
@@ -174,7 +174,7 @@ def family_errors(study: Study) -> Chart:
             name=plain(run.name),
             orientation="h",
             marker={"color": colour},
-            text=[f"{100 * (seconds[name] / simulated[name] - 1):+.1f} %" if name in seconds else "" for name in names],
+            text=[distance(seconds[name] / simulated[name]) if name in seconds else "" for name in names],
             textposition="outside",
             cliponaxis=False,
             hovertemplate="%{y}: %{x:+.2f} %<extra></extra>",

@@ -89,7 +89,7 @@ def time_totals(spent: Mapping[str, float]) -> Chart:
                 "solidity": 0.2,
             },
         },
-        text=[f"{spent[kind]:,.3g} s, {100 * spent[kind] / whole:.0f} %" for kind in kinds],
+        text=[f"{format_seconds(spent[kind])}, {100 * spent[kind] / whole:.0f} %" for kind in kinds],
         textposition="outside",
         cliponaxis=False,
         hovertemplate="%{y}: %{x:,.4~g} s<extra></extra>",
