@@ -52,6 +52,15 @@ def run_solver(lp: pulp.LpProblem, name: str | None = None) -> SolverRun:
     )
 
 
+# Our programs are solved at the root in milliseconds; heuristics that solve others on the way take twice as long.
+_HIGHS_OPTIONS = {
+    "mip_heuristic_run_rens": False,
+    "mip_heuristic_run_rins": False,
+    "mip_heuristic_run_root_reduced_cost": False,
+    "mip_heuristic_run_feasibility_jump": False,
+}
+
+
 class _QuietHighs(pulp.HiGHS):  # type: ignore[misc]
     """HiGHS whose constructor does not print its banner on standard output, which belongs to our own answer."""
 
@@ -76,7 +85,7 @@ def _no_stdout() -> Iterator[None]:
 
 def _command(name: str) -> pulp.LpSolver:
     if name == "highs" and find_spec("highspy"):
-        return _QuietHighs(msg=False, gapRel=1e-5)
+        return _QuietHighs(msg=False, gapRel=1e-5, threads=1, **_HIGHS_OPTIONS)
     if name == "cbc":
         command = pulp.COIN_CMD(msg=False, gapRel=1e-5)
         if command.available():

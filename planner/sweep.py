@@ -1,8 +1,11 @@
 """A solve at every point of a grid over machine, model, work and what the plan may do, on all cores."""
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -121,8 +124,23 @@ def _in_processes(requests: Sequence[Request], jobs: int | None) -> Iterator[Res
     size = max(1, min(MOST_IN_BATCH, len(requests) // (workers * BATCHES)))
     batches = [requests[first : first + size] for first in range(0, len(requests), size)]
     parallel = Parallel(n_jobs=workers, backend="loky", batch_size=1, return_as="generator")
-    for outcomes in parallel(delayed(_outcomes)(batch) for batch in batches):
+    with _interrupts_ignored():
+        results = parallel(delayed(_outcomes)(batch) for batch in batches)
+    for outcomes in results:
         yield from outcomes
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """What is started meanwhile ignores them for good: at Ctrl-C a terminal tells every process, and one is to answer."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what is to be ignored
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _outcomes(requests: Sequence[Request]) -> list[Result]:
