@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import plotly.graph_objects as go
 
 from reports.chart import Chart, Steps, Table, thinned
 from reports.figures.shared import band_names, capacity, figure, merged, phase_marks, stacked, used
-from reports.look import BLUE, GREEN, GREY, HOME_COLOURS, ORANGE, SKY, axis
+from reports.look import BLUE, GREY, HOME_COLOURS, ORANGE, PINK, SKY, axis
 from reports.study import Study
 from sim.flows import Column, home_columns
 from sim.footprint import resident_weight_bytes, workspace_bytes
@@ -15,6 +16,7 @@ from sim.forecast import static_host_bytes
 from sim.plan import Admission, Plan
 from sim.units import GIB, format_bytes
 
+FLATTENS = 2.5  # times what is used: a line so far above it would leave the rest flat
 BYTE_COLOURS = {
     "weights": GREY,
     "workspace": SKY,
@@ -50,7 +52,7 @@ def token_homes(plan: Plan) -> Chart:
     return Chart(
         name="token-homes",
         figure=figure(traces, 340, **layout),
-        key=(*key, *((("copies in HBM of tokens at home elsewhere", GREEN),) if homes.copies.any() else ())),
+        key=(*key, *((("copies in HBM of tokens at home elsewhere", PINK),) if homes.copies.any() else ())),
         table=Table.of({"step": shown, **_headed(bands), "copies in HBM, tokens": homes.copies[shown]}),
         about="Tokens of one sequence by where they are at home, over the steps",
     )
@@ -95,7 +97,7 @@ def _tier(plan: Plan, name: str, memory: str, bands: dict[str, Column], limits: 
     drawn = used({kind: values[shown] / GIB for kind, values in bands.items()})
     full = float(sum(values for values in drawn.values()).max())  # type: ignore[union-attr]
     # A line far above what is used would flatten it: it is said instead.
-    near = [(size / GIB, f"{text}: {format_bytes(size)}") for size, text in limits if size / GIB <= 2.5 * full]
+    near = [(size / GIB, f"{text}: {format_bytes(size)}") for size, text in limits if size / GIB <= FLATTENS * full]
     top = max([full, *(size for size, _ in near)]) * 1.12
     names = band_names(shown, drawn, BYTE_COLOURS, top)
     layout = {
@@ -108,8 +110,14 @@ def _tier(plan: Plan, name: str, memory: str, bands: dict[str, Column], limits: 
         figure=figure(stacked(shown, drawn, BYTE_COLOURS, "GiB"), 300, **layout),
         key=tuple((kind, BYTE_COLOURS[kind]) for kind in reversed(drawn)),
         table=Table.of({"step": shown} | {f"{kind}, bytes": values[shown] for kind, values in bands.items()}),
-        about=f"Bytes in {memory} over the steps{whose(plan)}",
+        about=f"Bytes in {memory} over the steps{whose(plan)}{_beyond(limits, full)}",
     )
+
+
+def _beyond(limits: Sequence[tuple[float, str]], full: float) -> str:
+    """Capacities that the picture has no room for."""
+    far = [f"{text}: {format_bytes(size)}" for size, text in limits if size / GIB > FLATTENS * full]
+    return f"; beyond the picture, {'; '.join(far)}" if far else ""
 
 
 def _apart(limits: Sequence[tuple[float, str]], top: float) -> list[tuple[float, str]]:
@@ -124,14 +132,12 @@ def _apart(limits: Sequence[tuple[float, str]], top: float) -> list[tuple[float,
 
 
 def _copies(shown: Steps, copies: Column) -> Any:
-    import plotly.graph_objects as go
-
     return go.Scatter(
         x=shown,
         y=copies,
         name="copies in HBM",
         mode="lines",
-        line={"color": GREEN, "width": 2, "dash": "dash"},
+        line={"color": PINK, "width": 2, "dash": "dash"},
         hovertemplate="%{y:,.4~g} tokens",
     )
 

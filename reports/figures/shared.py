@@ -21,7 +21,7 @@ def figure(traces: Sequence[Any], height_px: int, **layout: Any) -> Any:
     return go.Figure(data=list(traces), layout=base_layout(height_px) | layout)
 
 
-def stacked(x: Steps, bands: Mapping[str, Column], colours: Mapping[str, str], unit: str, **axes: Any) -> list[Any]:
+def stacked(x: Steps, bands: Mapping[str, Column], colours: Mapping[str, str], unit: str) -> list[Any]:
     """Areas on top of each other, the first one at the bottom."""
     return [
         go.Scatter(
@@ -40,7 +40,6 @@ def stacked(x: Steps, bands: Mapping[str, Column], colours: Mapping[str, str], u
                 "solidity": 0.2,
             },
             hovertemplate=f"%{{y:,.4~g}} {unit}",
-            **axes,
         )
         for name, values in bands.items()
     ]

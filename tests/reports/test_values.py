@@ -69,6 +69,14 @@ def test_capacities_are_lines_where_they_are() -> None:
     assert lines == pytest.approx(sorted([static + setting.kv_budget_bytes, setting.machine.gpu.hbm_bytes]), abs=1)
 
 
+def test_a_capacity_far_above_is_said_instead_of_drawn() -> None:
+    host = tier_bytes(make_study(large()))[1]
+
+    assert host.name == "host-bytes"
+    assert "beyond the picture, may be pinned: 115 GiB" in host.about
+    assert not [shape for shape in host.figure.layout.shapes if shape.y0 == shape.y1]
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_bands_of_a_step_add_up_to_its_time(name: str) -> None:
     study = make_study(PLANS[name]())
