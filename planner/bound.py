@@ -92,7 +92,8 @@ def is_coupled(problem: Coefficients) -> bool:
 
 def _case_bound(problem: Coefficients, case: SavedRange, judge: Callable[[tuple[Column, ...]], float]) -> float:
     spill = _spill(problem, case)
-    if np.any(spill.lowest > spill.highest + SLACK * (1 + spill.lowest)):
+    alike = np.isclose(spill.lowest, spill.highest, rtol=SLACK, atol=SLACK)
+    if np.any((spill.lowest > spill.highest) & ~alike):
         return float("inf")
     return judge(tuple(_step_bound(problem, timing, spill) for timing in problem.timings))
 

@@ -180,14 +180,17 @@ def define_host_capacity_constraints(program: Program) -> None:
 
 
 def define_outward_constraints(program: Program) -> None:
-    """Homes only move outward: beyond HBM, beyond host KV and beyond saved inputs never shrink from knot to knot."""
+    """Homes only move outward: what is beyond HBM, and what is beyond host KV, never shrinks from knot to knot.
+
+    Inputs and dropped tokens are never both there, so nothing moves between them.
+    """
     counts = counts_of(program.problem.setting)
     homes = 1 + counts.copy_rate
     for place, (knot, later) in enumerate(zip(program.knots, program.knots[1:], strict=False)):
         dying = float(counts.dead[later] - counts.dead[knot])
-        beyond_inputs = [(program.forward[place], 1.0), (program.forward[place + 1], -1.0)]
         beyond_host = [
-            *beyond_inputs,
+            (program.forward[place], 1.0),
+            (program.forward[place + 1], -1.0),
             (program.inputs[place], float(homes[knot])),
             (program.inputs[place + 1], -float(homes[later])),
         ]
@@ -196,7 +199,7 @@ def define_outward_constraints(program: Program) -> None:
             (program.kv[place], float(homes[knot])),
             (program.kv[place + 1], -float(homes[later])),
         ]
-        program.at_most(f"outward_from_inputs_step_{later}", beyond_inputs, dying)
+
         program.at_most(f"outward_from_host_step_{later}", beyond_host, dying)
         program.at_most(f"outward_from_hbm_step_{later}", beyond_hbm, dying)
 

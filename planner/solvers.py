@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import pulp
 
 SOLVERS = ("highs", "cbc")
+GAP = 1e-5  # relative: between a solver's best and its bound when it stops
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,11 +86,13 @@ def _no_stdout() -> Iterator[None]:
 
 def _command(name: str) -> pulp.LpSolver:
     if name == "highs" and find_spec("highspy"):
-        return _QuietHighs(msg=False, gapRel=1e-5, threads=1, **_HIGHS_OPTIONS)
+        return _QuietHighs(msg=False, gapRel=GAP, threads=1, **_HIGHS_OPTIONS)
     if name == "cbc":
-        command = pulp.COIN_CMD(msg=False, gapRel=1e-5)
-        if command.available():
-            return command
+        installed = pulp.COIN_CMD(msg=False, gapRel=GAP)
+        bundled = pulp.COIN_CMD(path=pulp.PULP_CBC_CMD.pulp_cbc_path, msg=False, gapRel=GAP)  # until PuLP 4
+        for command in (installed, bundled):
+            if command.available():
+                return command
     raise ValueError(
         f"solver={name}, must be one of {', '.join(SOLVERS)} and installed: pip install highspy, or pulp[cbc]"
     )
@@ -97,6 +100,6 @@ def _command(name: str) -> pulp.LpSolver:
 
 def _proved(lp: pulp.LpProblem, name: str, objective: float) -> float:
     if name != "highs":
-        return objective * (1 - 1e-5)  # CBC stops within gapRel of its bound, which PuLP does not pass on
+        return objective * (1 - GAP)  # CBC stops within gapRel of its bound, which PuLP does not pass on
     info = lp.solverModel.getInfo()
     return float(info.mip_dual_bound) if abs(info.mip_dual_bound) < 1e300 else objective

@@ -135,41 +135,45 @@ class Rows:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Paths:
+class Paths:
     """Seconds of steps, [wave, row or pair]: max(own, shared + depth x the next step's fetch); ``fetch`` is their own."""
 
     own: Column
     shared: Column
     fetch: Column
 
+    def seconds(self, ahead: Column, depth: int, weights: Weights, step: Index) -> Column:
+        """What the steps of all waves add to the objective, when the next ones fetch for ``ahead``."""
+        prefill, decode = (np.array(column)[:, None] for column in (weights.prefill, weights.decode))
+        total: Column = np.where(step == 0, prefill, decode) * np.maximum(self.own, self.shared + depth * ahead)
+        return total.sum(axis=0)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Choice:
-    """A setting, all its rows, and what none of its plans beats whatever inputs are saved at birth."""
+    """A setting; in ``loosest`` every row has only its own inputs saved at birth, which no plan can undercut."""
 
-    setting: Setting
-    cost: CostModel
-    weights: Weights
-    rows: Rows
-    least_s: float
+    loosest: "_Case"
 
     @classmethod
     def of(cls, setting: Setting, cost: CostModel, request: Request) -> "_Choice | None":
         rows, weights = _all_rows(setting), objective_weights(request.objective, setting)
-        fewest_saved = rows.dropped + rows.activations
-        case = _Case.of(setting, cost, weights, rows, fewest_saved * setting.recompute.from_activations)
-        return (
-            None if case is None else cls(setting=setting, cost=cost, weights=weights, rows=rows, least_s=case.least_s)
-        )
+        case = _Case.of(setting, cost, weights, rows, (rows.dropped + rows.activations) * (rows.activations > 0))
+        return None if case is None else cls(loosest=case)
+
+    @property
+    def least_s(self) -> float:
+        return self.loosest.least_s
 
     def cases(self, limit_s: float) -> Iterator["_Case"]:
         """One for each number of tokens whose inputs are saved at birth."""
-        recompute = self.setting.recompute
+        loosest, recompute = self.loosest, self.loosest.setting.recompute
         least = 1 if recompute is Recompute.ACTIVATIONS_HBM else 0  # none saved: the same as in host memory
-        most = self.setting.workload.cached_tokens if recompute.from_activations else 0
+        most = loosest.setting.workload.cached_tokens if recompute.from_activations else 0
+        promising = loosest.rows.take(loosest.least_by_row <= limit_s)
         for saved in range(least, most + 1):
-            rows = self.rows.take((self.rows.activations == 0) | (self.rows.activations + self.rows.dropped <= saved))
-            case = _Case.of(self.setting, self.cost, self.weights, rows, np.full(len(rows), float(saved)))
+            rows = promising.take((promising.activations == 0) | (promising.activations + promising.dropped <= saved))
+            case = _Case.of(loosest.setting, loosest.cost, loosest.weights, rows, np.full(len(rows), float(saved)))
             if case is not None and case.least_s <= limit_s:
                 yield case
 
@@ -214,6 +218,9 @@ class Traffic:
     written_inputs: Column
     hbm_bytes: Column
     host_bytes: Column
+
+    def take(self, which: Index | NDArray[np.bool_]) -> "Traffic":
+        return Traffic(**{column.name: getattr(self, column.name)[which] for column in fields(self)})
 
 
 def traffic_of(setting: Setting, rows: Rows, saved: Column) -> Traffic:
@@ -281,20 +288,18 @@ class _Case:
     weights: Weights
     rows: Rows
     traffic: Traffic
-    still: _Paths
-    least_s: float
+    still: Paths
 
     @classmethod
     def of(cls, setting: Setting, cost: CostModel, weights: Weights, rows: Rows, saved: Column) -> "_Case | None":
         traffic = traffic_of(setting, rows, saved)
         fits = setting.concurrency * traffic.hbm_bytes - setting.kv_budget_bytes <= 0
-        fits &= setting.concurrency * traffic.host_bytes - _host_room(setting) <= 0
+        fits &= setting.concurrency * traffic.host_bytes - room_on_host(setting) <= 0
         if len(np.unique(rows.step[fits])) < setting.workload.output_tokens:
             return None
-        rows, traffic = rows.take(fits), _pick(traffic, fits)
-        still = _paths(setting, cost, rows, traffic, written_tokens(setting, rows, None))
-        case = cls(setting=setting, cost=cost, weights=weights, rows=rows, traffic=traffic, still=still, least_s=0.0)
-        return replace(case, least_s=case._sum_of_least())
+        rows, traffic = rows.take(fits), traffic.take(fits)
+        still = paths_of(setting, cost, rows, traffic, written_tokens(setting, rows, None))
+        return cls(setting=setting, cost=cost, weights=weights, rows=rows, traffic=traffic, still=still)
 
     @property
     def depth(self) -> int:
@@ -304,12 +309,26 @@ class _Case:
     def steps(self) -> int:
         return self.setting.workload.output_tokens
 
-    def _sum_of_least(self) -> float:
+    @property
+    def least_s(self) -> float:
         """Every step by itself, with nothing fetched for the next one: a bound that costs little."""
+        return float(self._least_by_step().sum())
+
+    @property
+    def least_by_row(self) -> Column:
+        """The same for plans that have the row, [row]."""
+        least = self._least_by_step()
+        by_row: Column = self._alone() - least[self.rows.step] + least.sum()
+        return by_row
+
+    def _least_by_step(self) -> Column:
         starts = np.searchsorted(self.rows.step, np.arange(self.steps))
+        return np.minimum.reduceat(self._alone(), starts)
+
+    def _alone(self) -> Column:
         seconds = self._weighed(self.rows.step, np.maximum(self.still.own, self.still.shared))
-        seconds = seconds + (self.rows.step == 0) * self._fill_s(self.still.fetch)
-        return float(np.minimum.reduceat(seconds, starts).sum())
+        alone: Column = seconds + (self.rows.step == 0) * self._fill_s(self.still.fetch)
+        return alone
 
     def _weighed(self, step: Index | int, seconds: Column) -> Column:
         """Seconds of each wave, [wave, ...], to the objective's."""
@@ -365,13 +384,13 @@ class _Case:
             if not last:
                 outward = _outward(self.rows, here, later)
                 here, later = here[outward], later[outward]
-            own_rows, traffic = self.rows.take(here), _pick(self.traffic, here)
+            own_rows, traffic = self.rows.take(here), self.traffic.take(here)
             written = written_tokens(self.setting, own_rows, None if last else self.rows.take(later))
             fits = self._fit_host(own_rows, traffic, written)
             here, later, written = here[fits], later[fits], written[fits]
             if not len(here):
                 return None
-            paths = _paths(self.setting, self.cost, own_rows.take(fits), _pick(traffic, fits), written)
+            paths = paths_of(self.setting, self.cost, own_rows.take(fits), traffic.take(fits), written)
             following = 0.0 if last else self.depth * self.still.fetch[:, later]
             heres.append(here)
             laters.append(later)
@@ -390,7 +409,7 @@ class _Case:
         on_its_way = written - rows.host_kv * (rows.step == 0)
         token = setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.host)
         held = setting.concurrency * (traffic.host_bytes + on_its_way * token)
-        fits: NDArray[np.bool_] = held - _host_room(setting) <= 0
+        fits: NDArray[np.bool_] = held - room_on_host(setting) <= 0
         return fits
 
     def _exact(self, pairs: "_Pairs", limit_s: float) -> tuple[Plan, float] | None:
@@ -464,14 +483,14 @@ def _through(pairs: _Pairs, limit_s: float) -> _Pairs | None:
     return _Pairs(**picked)
 
 
-def _paths(setting: Setting, cost: CostModel, rows: Rows, traffic: Traffic, written: Column) -> _Paths:
+def paths_of(setting: Setting, cost: CostModel, rows: Rows, traffic: Traffic, written: Column) -> Paths:
     """Price ``rows`` that write back ``written`` tokens, for each distinct wave."""
     waves = [
         _wave_paths(setting, cost, layer_prices(cost, setting, sequences), rows, traffic, written)
         for sequences in dict.fromkeys(setting.wave_sizes)
     ]
     own, shared, fetch = (np.stack(column) for column in zip(*waves, strict=True))
-    return _Paths(own=own, shared=shared, fetch=fetch)
+    return Paths(own=own, shared=shared, fetch=fetch)
 
 
 def _wave_paths(
@@ -523,12 +542,8 @@ def _outward(rows: Rows, here: Index, later: Index) -> NDArray[np.bool_]:
     return moved
 
 
-def _host_room(setting: Setting) -> float:
+def room_on_host(setting: Setting) -> float:
     return setting.machine.host.usable_bytes - static_host_bytes(setting)
-
-
-def _pick(traffic: Traffic, which: Index | NDArray[np.bool_]) -> Traffic:
-    return Traffic(**{column.name: getattr(traffic, column.name)[which] for column in fields(traffic)})
 
 
 def _homes(rows: Rows) -> TokenHomes:

@@ -1,0 +1,159 @@
+"""Two-sided proof on small problems: nothing beats the optimum, and its bound undercuts everything there is.
+
+Each optimum is held against an exhaustive search over every whole-token state and every option, judged by the engine.
+The quotas keep it honest. Where the rare ones arise, in the order of how rare they are among problems drawn at random:
+
+- p1 < p2 inside the run (3 %): links of 2 to 20 % of HBM bandwidth (GH200, PCIe 5) under layers that outweigh their KV
+- the host's limit (10 %): host memory of less than the KV that does not fit HBM
+- waves (20 %): batches that may wait, on cards whose decode reads more KV than weights
+- recomputation (40 %): hundreds of FLOP for each byte of HBM, wide KV, or no host memory to speak of
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import product
+
+import numpy as np
+import pytest
+
+from builders import make_machine, make_model, make_profile
+from exhaustive import Optimum, exhaustive_optimum, settings_to_search
+from instances import FAMILIES, Family
+from planner.optimum import optimum
+from planner.request import Request
+from sim.cost import CostModel
+from sim.forecast import Forecast, forecast, over_capacity
+from sim.homes import PhaseName, TokenHomes
+from sim.kv import kv_layer_bytes
+from sim.plan import Admission, Plan, Setting
+from sim.spec import DType
+from sim.workload import Workload
+
+WITHIN = 1e-3
+EXACT = 1e-9  # sums of the same seconds in another order
+PROVED = 200
+QUOTAS = {"host KV": 60, "recompute": 30, "host limit": 30, "p1 < p2": 20, "waves": 30}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_optimum_is_that_of_an_exhaustive_search(family: Family) -> None:
+    faults: list[str] = []
+    census: Counter[str] = Counter()
+
+    for seed in range(family.seeds):
+        request = family.request(seed)
+        exact, verdict = _compare(request)
+        if verdict:
+            faults.append(f"seed {seed}: {verdict}")
+        if exact is not None:
+            census.update({"feasible", *_traits(exact.plan, request)})
+
+    assert faults == []
+    assert census["feasible"] == family.feasible
+    assert {trait: census[trait] for trait, least in family.least.items() if census[trait] < least} == {}
+
+
+def test_families_meet_the_quotas() -> None:
+    met = Counter[str]()
+    for family in FAMILIES:
+        met.update(family.least)
+
+    assert sum(family.feasible for family in FAMILIES) >= PROVED
+    assert {trait: met[trait] for trait, quota in QUOTAS.items() if met[trait] < quota} == {}
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_exhaustive_search_finds_the_same_without_a_limit_to_begin_with(family: Family) -> None:
+    request = next(request for seed in range(family.seeds) if optimum(request := family.request(seed)) is not None)
+    best = optimum(request)
+    assert best is not None
+
+    blind, limited = exhaustive_optimum(request), exhaustive_optimum(request, at_most_s=best.found.objective_s)
+
+    assert blind is not None
+    assert limited is not None
+    assert blind.objective_s == pytest.approx(limited.objective_s, rel=EXACT)
+
+
+def test_exhaustive_search_leaves_no_plan_out() -> None:
+    request = tiny_request()
+    cost = CostModel(machine=request.machine, profile=request.profile)
+
+    priced = [forecast(plan, cost) for setting in settings_to_search(request) for plan in every_plan(setting)]
+    quickest_s = min(plan.outcome.makespan_s for plan in priced if fits(plan))
+
+    exact = exhaustive_optimum(request)
+    assert exact is not None
+    assert len(priced) > 1000
+    assert exact.objective_s == pytest.approx(quickest_s, rel=EXACT)
+
+
+def _compare(request: Request) -> tuple[Optimum | None, str]:
+    """What the exhaustive search finds, and what is wrong with the planner's optimum beside it."""
+    best = optimum(request)
+    if best is None:
+        exact = exhaustive_optimum(request)
+        return exact, "" if exact is None else f"no plan, though one takes {exact.objective_s:.6g} s"
+    certificate = best.certificate
+    exact = exhaustive_optimum(request, at_most_s=certificate.objective_s * (1 + WITHIN))
+    if exact is None:
+        return None, f"{certificate.objective_s:.6g} s, better than anything there is"
+    regret, above = (seconds / exact.objective_s - 1 for seconds in (certificate.objective_s, certificate.bound_s))
+    if not -EXACT <= regret <= WITHIN:
+        return exact, f"optimum is {100 * regret:.4f} % off"
+    return exact, f"bound is {100 * above:.4f} % above the optimum" if above > EXACT else ""
+
+
+def _traits(plan: Plan, request: Request) -> Iterator[str]:
+    """What the quotas count."""
+    setting, starts = plan.setting, {phase.name: phase.first_step for phase in plan.phases}
+    p1, p2 = starts.get(PhaseName.GPU_CPU, 0), starts.get(PhaseName.RECOMPUTE)
+    peak_bytes = forecast(plan, CostModel(machine=request.machine, profile=request.profile)).outcome.peak_host_bytes
+    token_bytes = setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.host)
+    traits = {
+        "host KV": any(plan.homes.host_kv),
+        "recompute": p2 is not None,
+        "host limit": setting.machine.host.usable_bytes - peak_bytes < setting.concurrency * token_bytes,
+        "p1 < p2": p2 is not None and 0 < p1 < p2,
+        "waves": setting.concurrency < request.workload.batch and setting.admission is Admission.WAVES,
+        "sparse": not setting.attention.is_dense,
+    }
+    yield from (trait for trait, holds in traits.items() if holds)
+
+
+def tiny_request() -> Request:
+    """One sequence of two tokens and three steps that do not fit HBM: so few plans that all can be written down."""
+    model = make_model(layers=4, hidden=8, head_dim=16)
+    machine = make_machine(
+        hbm_bytes=model.weight_bytes(DType.FP16) + 750,
+        hbm_bytes_per_s=1e9,
+        flop_per_s=2e9,
+        link_bytes_per_s=5e7,
+        dram_bytes=1500,
+        dram_bytes_per_s=1e6,
+        host_flop_per_s=1e7,
+    )
+    workload = Workload(batch=1, prompt_tokens=2, output_tokens=3)
+    return Request(
+        machine=machine, profile=make_profile(), model=model, workload=workload, max_sparsity=0.0, kv_formats=()
+    )
+
+
+def every_plan(setting: Setting) -> Iterator[Plan]:
+    """All token homes that a plan of ``setting`` accepts."""
+    for rows in product(*(_every_row(cached) for cached in setting.token_counts.cached)):
+        hbm, host_kv, activations, dropped, copies = zip(*rows, strict=True)
+        with suppress(ValueError):
+            homes = TokenHomes(hbm=hbm, host_kv=host_kv, activations=activations, dropped=dropped, copies=copies)
+            yield Plan(setting=setting, homes=homes)
+
+
+def fits(priced: Forecast) -> bool:
+    return not any(np.any(over > 0) for over in over_capacity(priced))
+
+
+def _every_row(cached: int) -> list[tuple[int, int, int, int, int]]:
+    """Dense attention selects every token, so nothing is copied."""
+    rows = product(range(cached + 1), repeat=4)
+    return [(*row, 0) for row in rows if sum(row) == cached]
