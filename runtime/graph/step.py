@@ -1,0 +1,114 @@
+"""One decode step as a CUDA graph: every tensor has its place, every length is on the device."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as fn
+
+from runtime.graph.launch import add_norm
+from runtime.models import Decoder
+from runtime.models.decoder import Affine
+
+
+class Slots(Protocol):
+    """Where a step's keys and values lie, and what it attends to."""
+
+    def begin_step(self) -> None: ...
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
+        """One query a lane and head, [lane, head, channel], rows of ``k`` and ``v`` being stored first."""
+
+    def settle(self, layer: int) -> None:
+        """Choose for the next step; runs beside the rest of this one."""
+
+
+class DecodeStep:
+    """``tokens`` [lane] go in and come out; ``row`` [1] counts the steps, ``logits`` [lane, vocab] are the last one's."""
+
+    def __init__(self, decoder: Decoder, slots: Slots, padding: Tensor, cached: Tensor, row: Tensor) -> None:
+        spec, lanes = decoder.spec, padding.shape[0]
+        self.decoder, self.slots, self.padding, self.row = decoder, slots, padding, row
+        self.cached = cached  # [row]
+        self.tokens = torch.zeros(lanes, dtype=torch.int64, device=decoder.device)
+        self.generated = torch.zeros((lanes, cached.shape[0]), dtype=torch.int64, device=decoder.device)
+        self.attended = torch.zeros((lanes, spec.heads, spec.head_dim), dtype=decoder.dtype, device=decoder.device)
+        self.logits = torch.zeros((lanes, spec.vocab), device=decoder.device)
+        self.beside = torch.cuda.Stream(decoder.device)  # type: ignore[no-untyped-call]
+        self.graph = torch.cuda.CUDAGraph()
+
+    def capture(self) -> None:
+        """Run twice, so that kernels are compiled, then capture. The slots' state is arbitrary afterwards."""
+        stream = torch.cuda.Stream(self.decoder.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self.row.fill_(1)
+                self._run()
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(self.graph):
+            self._run()
+
+    def replay(self) -> None:
+        self.graph.replay()
+
+    def _run(self) -> None:
+        positions = (self.cached.index_select(0, self.row) - 1 - self.padding)[:, None]
+        self.slots.begin_step()
+        x = self.decoder.embed(self.tokens[:, None], positions)
+        self.logits = self._fused(x[:, 0]) if fuses(self.decoder) else self._plain(x, positions)
+        self.tokens.copy_(self.logits.argmax(-1))
+        self.generated.index_copy_(1, self.row, self.tokens[:, None])
+        torch.cuda.current_stream().wait_stream(self.beside)
+        self.row += 1
+
+    def _plain(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Any family, in the decoder's own operations."""
+        decoder = self.decoder
+        for layer in range(decoder.spec.layers):
+            q, k, v = (rows[:, 0].contiguous() for rows in decoder.project(layer, x, positions))
+            self._attend(layer, q, k, v)
+            x = decoder.finish(layer, x, self.attended[:, None])
+        return decoder.logits(x)[:, 0]
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """From x [lane, hidden]: residual sums and norms in one kernel, biases and ReLU in the products' epilogues."""
+        decoder, eps = self.decoder, self.decoder.config.norm_eps
+        normed, added, lanes = torch.empty_like(x), None, x.shape[0]
+        for layer, weights in enumerate(decoder.weights.layers):
+            add_norm(x, added, weights.attention_norm, eps, normed)
+            rows = _linear(normed, weights.qkv).view(lanes, 3, decoder.spec.heads, decoder.spec.head_dim)
+            self._attend(layer, rows[:, 0], rows[:, 1], rows[:, 2])
+            mixed = _linear(self.attended.view(lanes, -1), weights.out)
+            add_norm(x, mixed, weights.mlp_norm, eps, normed)
+            added = _linear(_linear_relu(normed, weights.up), weights.down)
+        assert decoder.weights.final_norm is not None
+        add_norm(x, added, decoder.weights.final_norm, eps, normed)
+        return fn.linear(normed, decoder.weights.head)
+
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self.slots.attend(layer, q, k, v, self.attended)
+        self.beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.beside):
+            self.slots.settle(layer)
+
+
+def fuses(decoder: Decoder) -> bool:
+    """Whether the decoder has the parts that ``_fused`` puts together: OPT's, with norms before."""
+    config, spec, weights = decoder.config, decoder.spec, decoder.weights
+    plain_head = weights.project_out is None and weights.final_norm is not None
+    layer_norms = spec.norm_bias and not spec.qk_norm and config.rope is None
+    simple_mlp = (
+        config.activation == "relu" and not spec.gated_mlp and all(w.up.bias is not None for w in weights.layers)
+    )
+    return plain_head and layer_norms and simple_mlp and config.pre_norm and not config.parallel
+
+
+def _linear(x: Tensor, affine: Affine) -> Tensor:
+    return fn.linear(x, affine.weight, affine.bias)
+
+
+def _linear_relu(x: Tensor, affine: Affine) -> Tensor:
+    assert affine.bias is not None
+    activated: Tensor = torch._addmm_activation(affine.bias, x, affine.weight.t())
+    return activated
