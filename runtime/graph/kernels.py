@@ -1,5 +1,8 @@
 """Triton kernels of a decode step. Imported only where a GPU runs them: machines without one may lack Triton.
 
+Where CHAINED, a kernel is launched while the one before it still runs, and waits before it touches what that one writes;
+since each waits before it ends, what came earlier has ended too.
+
 A lane is a sequence. Keys and values lie as [lane, head, slot, channel], so that a head's rows are neighbours.
 """
 
@@ -18,6 +21,8 @@ def attend(
     counts,  # [lane] items, or one for all lanes (``count_stride`` 0)
     padding,  # [lane]
     attended,  # [lane, head, channel]
+    far_keys,  # [lane, head, slot, channel] in pinned memory: slots from ``capacity`` on, where FAR
+    far_values,
     scores,  # [lane, head, width], before the softmax; with their peaks and sums, [lane, head], where LISTED
     peaks,
     sums,
@@ -26,39 +31,51 @@ def attend(
     count_stride,
     heads,
     capacity,
+    far_capacity,
     width,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     LISTED: tl.constexpr,
+    FAR: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """One query head over its lane's slots: stores the newborn token's row, reads every other row once."""
     lane, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     channel = tl.arange(0, PADDED)
     inside = channel < CHANNELS
     own_row = lane * row_stride + head * CHANNELS + channel
-    q = tl.load(q_rows + own_row, mask=inside, other=0.0).to(tl.float32) * scale
-    k_own = tl.load(k_rows + own_row, mask=inside, other=0.0)
-    v_own = tl.load(v_rows + own_row, mask=inside, other=0.0)
     items = tl.load(counts + lane * count_stride) - 1
     own_slot = items
     if LISTED:
         own_slot = tl.load(slots + lane * width + items)
+    first_real = tl.load(padding + lane)
+    if CHAINED:  # starts with nothing before it running: early programs would crowd the few SMs that are free by then
+        tl.extra.cuda.gdc_launch_dependents()
+    q = tl.load(q_rows + own_row, mask=inside, other=0.0).to(tl.float32) * scale
+    k_own = tl.load(k_rows + own_row, mask=inside, other=0.0)
+    v_own = tl.load(v_rows + own_row, mask=inside, other=0.0)
     lane_head = lane * heads + head
     base = lane_head * capacity * CHANNELS
-    tl.store(keys + base + own_slot * CHANNELS + channel, k_own, mask=inside)
-    tl.store(values + base + own_slot * CHANNELS + channel, v_own, mask=inside)
+    far_base = lane_head * far_capacity * CHANNELS
+    near = inside & (own_slot < capacity)
+    tl.store(keys + base + own_slot * CHANNELS + channel, k_own, mask=near)
+    tl.store(values + base + own_slot * CHANNELS + channel, v_own, mask=near)
+    if FAR:
+        far = inside & (own_slot >= capacity)
+        tl.store(far_keys + far_base + (own_slot - capacity) * CHANNELS + channel, k_own, mask=far)
+        tl.store(far_values + far_base + (own_slot - capacity) * CHANNELS + channel, v_own, mask=far)
     own = tl.sum(q * k_own.to(tl.float32), 0)
     peak, total, mixed = own, own * 0.0 + 1.0, v_own.to(tl.float32)
-    first_real = tl.load(padding + lane)
-    for first in range(0, items, BLOCK):
+    near_items = tl.minimum(items, capacity) if FAR else items
+    for first in range(0, near_items, BLOCK):
         item = first + tl.arange(0, BLOCK)
         if LISTED:
             slot = tl.load(slots + lane * width + item, mask=item < items, other=-1)
             there = slot >= 0
         else:
             slot = item
-            there = (item < items) & (item >= first_real)
+            there = (item < near_items) & (item >= first_real)
         at = base + slot[:, None] * CHANNELS + channel[None, :]
         mask = there[:, None] & inside[None, :]
         k = tl.load(keys + at, mask=mask, other=0.0)
@@ -73,6 +90,21 @@ def attend(
         total = total * shrink + tl.sum(share, 0)
         mixed = mixed * shrink + tl.sum(share[:, None] * v.to(tl.float32), 0)
         peak = higher
+    if FAR:
+        for first in range(capacity, items, BLOCK):
+            item = first + tl.arange(0, BLOCK)
+            there = (item < items) & (item >= first_real)
+            at = far_base + (item - capacity)[:, None] * CHANNELS + channel[None, :]
+            mask = there[:, None] & inside[None, :]
+            k = tl.load(far_keys + at, mask=mask, other=0.0)
+            v = tl.load(far_values + at, mask=mask, other=0.0)
+            score = tl.where(there, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
+            higher = tl.maximum(peak, tl.max(score, 0))
+            share = tl.exp(score - higher)
+            shrink = tl.exp(peak - higher)
+            total = total * shrink + tl.sum(share, 0)
+            mixed = mixed * shrink + tl.sum(share[:, None] * v.to(tl.float32), 0)
+            peak = higher
     if LISTED:
         tl.store(scores + lane_head * width + items, own)
         tl.store(peaks + lane_head, peak)
@@ -170,7 +202,7 @@ def settle(
     gone = alive & (order == tl.min(order, 0)) & (dying > 0)
     pos = tl.where(gone, -1, pos)
     vacant = tl.where(inside & (pos < 0), tl.where(where_ >= hbm_slots, 65536, 0) + entry, most)
-    born = vacant == tl.min(vacant, 0)
+    born = (vacant == tl.min(vacant, 0)) & (vacant < most)
     pos = tl.where(born, cached, pos)
     seen = tl.where(born, now + 1, seen)
     wanted = wanted | born
@@ -222,9 +254,47 @@ def exchange(
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     HEADS: tl.constexpr,
+    LANES: tl.constexpr,
 ):
-    """Tokens change places between HBM and the host; each program moves some heads of one lane."""
-    lane = tl.program_id(0).to(tl.int64)
+    """Tokens change places between HBM and the host; each program moves some heads of LANES lanes, one after the other:
+    few programs at once leave the link's queue, and the SMs, to others.
+    """
+    for turn in range(LANES):
+        _exchange_lane(
+            tl.program_id(0).to(tl.int64) * LANES + turn,
+            moves,
+            move_counts,
+            keys,
+            values,
+            host_keys,
+            host_values,
+            heads,
+            hbm_slots,
+            host_slots,
+            entries,
+            CHANNELS,
+            PADDED,
+            HEADS,
+        )
+
+
+@triton.jit
+def _exchange_lane(
+    lane,
+    moves,
+    move_counts,
+    keys,
+    values,
+    host_keys,
+    host_values,
+    heads,
+    hbm_slots,
+    host_slots,
+    entries,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    HEADS: tl.constexpr,
+):
     head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     channel = tl.arange(0, PADDED)
     inside = (head < heads)[:, None] & (channel < CHANNELS)[None, :]
@@ -245,14 +315,37 @@ def exchange(
 
 
 @triton.jit
-def add_norm(x, added, scale, bias, normed, width, eps, WIDTH: tl.constexpr, ADDS: tl.constexpr, BIASED: tl.constexpr):
-    """``x`` += ``added`` (where ADDS), and its layer norm; a program a row."""
+def add_norm(
+    x,
+    added,  # [part, row, width]
+    added_bias,
+    scale,
+    bias,
+    normed,
+    width,
+    eps,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    ADDED_BIAS: tl.constexpr,
+    BIASED: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    """``x`` += the sum of ``added``, and its layer norm; a program a row."""
     column = tl.arange(0, WIDTH)
     inside = column < width
     at = tl.program_id(0).to(tl.int64) * width + column
+    if CHAINED:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.load(x + at, mask=inside, other=0.0)
-    if ADDS:
-        row = (row.to(tl.float32) + tl.load(added + at, mask=inside, other=0.0).to(tl.float32)).to(x.dtype.element_ty)
+    if PARTS > 0:
+        rows = tl.num_programs(0).to(tl.int64)
+        more = tl.load(added + at, mask=inside, other=0.0).to(tl.float32)
+        for part in tl.static_range(1, PARTS):
+            more += tl.load(added + part * rows * width + at, mask=inside, other=0.0).to(tl.float32)
+        if ADDED_BIAS:
+            more += tl.load(added_bias + column, mask=inside, other=0.0).to(tl.float32)
+        row = (row.to(tl.float32) + more.to(x.dtype.element_ty).to(tl.float32)).to(x.dtype.element_ty)
         tl.store(x + at, row, mask=inside)
     wide = row.to(tl.float32)
     mean = tl.sum(wide, 0) / width
@@ -262,3 +355,47 @@ def add_norm(x, added, scale, bias, normed, width, eps, WIDTH: tl.constexpr, ADD
     if BIASED:
         out += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
     tl.store(normed + at, out.to(normed.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def product(
+    x,  # [row, inner]
+    weight,  # [column, inner]
+    bias,  # [column]
+    out,  # [row, column] with bias; [part, row, column] of float32 without, where RAW
+    rows,
+    columns,
+    inner,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INNER: tl.constexpr,
+    PARTS: tl.constexpr,
+    RAW: tl.constexpr,
+    RELU: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    """``x`` times ``weight`` transposed, for few rows: each program streams some of the weights' rows, or a part of them."""
+    row, column = tl.arange(0, ROWS), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    length = inner // PARTS
+    start = tl.program_id(1) * length
+    lines = weight + column.to(tl.int64) * inner + start
+    if CHAINED:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    step = tl.arange(0, INNER)
+    x_at = x + row[:, None] * inner + (start + step)[None, :]
+    w_at = lines[None, :] + step[:, None]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for _ in range(0, length, INNER):
+        left = tl.load(x_at, mask=row[:, None] < rows, other=0.0)
+        total = tl.dot(left, tl.load(w_at), total)
+        x_at += INNER
+        w_at += INNER
+    to = row[:, None] * columns + column[None, :]
+    if RAW:
+        tl.store(out + tl.program_id(1) * rows * columns + to, total, mask=row[:, None] < rows)
+    else:
+        total += tl.load(bias + column)[None, :].to(tl.float32)
+        if RELU:
+            total = tl.maximum(total, 0.0)
+        tl.store(out + to, total.to(out.dtype.element_ty), mask=row[:, None] < rows)

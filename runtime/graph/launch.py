@@ -6,8 +6,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from runtime.models.decoder import Affine
 from sim.spec import ModelSpec
+
+_LEAST_CHAINED_ROWS = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class Launcher:
         self.heads, self.channels = spec.heads, spec.head_dim
         self.padding = padding.to(torch.int32)
         self.padded = power_of_two(spec.head_dim)
+        self.chained = chains(padding.device, padding.shape[0])
 
     def attend(
         self,
@@ -40,8 +42,9 @@ class Launcher:
         *,
         counts: Tensor,
         listed: Listed | None = None,
+        far: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Queries, newborn keys and values [lane, head, channel] (rows of one tensor) over the slots of ``keys``."""
+        """Queries, newborn keys and values [lane, head, channel] (rows of one tensor) over the slots of ``keys``, then ``far``."""
         lanes, dummy = q.shape[0], keys
         self.kernels.attend[lanes, self.heads](
             q,
@@ -53,6 +56,7 @@ class Launcher:
             counts,
             self.padding,
             attended,
+            *(far or (dummy, dummy)),
             listed.scores if listed else dummy,
             listed.peaks if listed else dummy,
             listed.sums if listed else dummy,
@@ -61,18 +65,22 @@ class Launcher:
             0 if counts.shape[0] == 1 else 1,
             self.heads,
             keys.shape[2],
+            far[0].shape[2] if far else 0,
             listed.slots.shape[1] if listed else 0,
             CHANNELS=self.channels,
             PADDED=self.padded,
-            BLOCK=32,
+            BLOCK=32,  # with one warp, the best of those tried on an H200: see benchmarks/NOTES.md
             LISTED=listed is not None,
+            FAR=far is not None,
+            CHAINED=self.chained,
             num_warps=1,
         )
 
     def exchange(self, moves: Tensor, counts: Tensor, near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor]) -> None:
         """Carry out ``moves`` [lane, entry, 4] between ``near`` [lane, head, slot, channel] and ``far`` [lane, slot, …]."""
-        at_once = min(8, power_of_two(self.heads))
-        self.kernels.exchange[moves.shape[0], -(-self.heads // at_once)](
+        at_once, lanes = min(8, power_of_two(self.heads)), moves.shape[0]
+        turns = next(turns for turns in (16, 4, 1) if lanes % turns == 0)
+        self.kernels.exchange[lanes // turns, -(-self.heads // at_once)](
             moves,
             counts,
             *near,
@@ -84,26 +92,9 @@ class Launcher:
             CHANNELS=self.channels,
             PADDED=self.padded,
             HEADS=at_once,
+            LANES=turns,
             num_warps=4,
         )
-
-
-def add_norm(x: Tensor, added: Tensor | None, norm: Affine, eps: float, normed: Tensor) -> None:
-    """``x`` [row, hidden] += ``added``, and its layer norm in ``normed``."""
-    width = x.shape[1]
-    kernels().add_norm[(x.shape[0],)](
-        x,
-        x if added is None else added,
-        norm.weight,
-        norm.weight if norm.bias is None else norm.bias,
-        normed,
-        width,
-        eps,
-        WIDTH=power_of_two(width),
-        ADDS=added is not None,
-        BIASED=norm.bias is not None,
-        num_warps=8 if width > 1024 else 1,
-    )
 
 
 def kernels() -> ModuleType:
@@ -111,6 +102,15 @@ def kernels() -> ModuleType:
     from runtime.graph import kernels as module
 
     return module
+
+
+def chains(device: torch.device, rows: int) -> bool:
+    """Whether a kernel is launched before the one ahead of it ends (programmatic dependent launch), from Hopper on.
+
+    Measured on an H200 it gains 5 % at 64 rows and costs 13 % at 13: see benchmarks/NOTES.md.
+    """
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return hopper and rows >= _LEAST_CHAINED_ROWS
 
 
 def power_of_two(value: int) -> int:

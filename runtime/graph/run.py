@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -50,29 +49,49 @@ class GraphWave:
         with torch.inference_mode():
             self.step.capture()
 
-    @torch.inference_mode()
     def run(self, prompts: Prompts, on_step: Callable[[int], None] | None = None) -> GraphRun:
         """Greedy completions. ``on_step`` is called before each decode step, with its row; reading the device there costs."""
-        marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]  # type: ignore[no-untyped-call]
-        marks[0].record()
-        self.step.tokens.copy_(self._prefill(prompts).argmax(-1))
-        self.step.generated[:, 0] = self.step.tokens
-        self.row.fill_(1)
-        marks[1].record()
-        for row in range(1, self.plan.homes.steps):
-            if on_step:
-                on_step(row)
-            self.step.replay()
-        marks[2].record()
-        torch.cuda.synchronize()
-        prefill_ms, decode_ms = (before.elapsed_time(after) for before, after in pairwise(marks))
-        return GraphRun(tokens=self.step.generated.clone(), prefill_s=prefill_ms / 1e3, decode_s=decode_ms / 1e3)
+        prefill_s = self.prefill(prompts)
+        decode_s = self.decode(1, self.plan.homes.steps, on_step)
+        return GraphRun(tokens=self.step.generated.clone(), prefill_s=prefill_s, decode_s=decode_s)
 
-    def _prefill(self, prompts: Prompts) -> Tensor:
+    @torch.inference_mode()
+    def prefill(self, prompts: Prompts) -> float:
+        """Fill the slots, give the first token; seconds."""
         decoder, tokens = self.decoder, prompts.tokens
-        positions = (torch.arange(tokens.shape[1], device=tokens.device) - self.padding[:, None]).clamp(min=0)
-        x = decoder.embed(tokens, positions)
-        for layer in range(decoder.spec.layers):
-            q, k, v, x = prompt_layer(decoder, layer, x, positions, self.padding)
-            self.slots.start(layer, q, k, v)
-        return decoder.logits(x[:, -1:])[:, 0]
+        with _Stopwatch() as watch:
+            positions = (torch.arange(tokens.shape[1], device=tokens.device) - self.padding[:, None]).clamp(min=0)
+            x = decoder.embed(tokens, positions)
+            for layer in range(decoder.spec.layers):
+                q, k, v, x = prompt_layer(decoder, layer, x, positions, self.padding)
+                self.slots.start(layer, q, k, v)
+            self.step.tokens.copy_(decoder.logits(x[:, -1:])[:, 0].argmax(-1))
+            self.step.generated[:, 0] = self.step.tokens
+        return watch.seconds
+
+    @torch.inference_mode()
+    def decode(self, first: int, last: int, on_step: Callable[[int], None] | None = None) -> float:
+        """Rows ``first`` to before ``last``; seconds."""
+        with _Stopwatch() as watch:
+            self.row.fill_(first)
+            for row in range(first, last):
+                if on_step:
+                    on_step(row)
+                self.step.replay()
+        return watch.seconds
+
+
+class _Stopwatch:
+    """Seconds on the device between entry and exit."""
+
+    seconds: float
+
+    def __enter__(self) -> "_Stopwatch":
+        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        self.start.record()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end.record()
+        torch.cuda.synchronize()
+        self.seconds = float(self.start.elapsed_time(self.end)) / 1e3

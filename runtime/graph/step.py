@@ -1,14 +1,14 @@
 """One decode step as a CUDA graph: every tensor has its place, every length is on the device."""
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
-from runtime.graph.launch import add_norm
+from runtime.graph.products import Tiling, add_norm, linear, partial_linear
 from runtime.models import Decoder
-from runtime.models.decoder import Affine
 
 
 class Slots(Protocol):
@@ -23,6 +23,16 @@ class Slots(Protocol):
         """Choose for the next step; runs beside the rest of this one."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tilings:
+    """Of a layer's matrices: the best of those tried on an H200, see benchmarks/NOTES.md."""
+
+    qkv: Tiling = field(default_factory=lambda: Tiling(columns=64, inner=128, parts=1, stages=3))
+    out: Tiling = field(default_factory=lambda: Tiling(columns=64, inner=128, parts=2, stages=4))
+    up: Tiling = field(default_factory=lambda: Tiling(columns=64, inner=128, parts=1, stages=3))
+    down: Tiling = field(default_factory=lambda: Tiling(columns=64, inner=128, parts=2, stages=4))
+
+
 class DecodeStep:
     """``tokens`` [lane] go in and come out; ``row`` [1] counts the steps, ``logits`` [lane, vocab] are the last one's."""
 
@@ -34,6 +44,7 @@ class DecodeStep:
         self.generated = torch.zeros((lanes, cached.shape[0]), dtype=torch.int64, device=decoder.device)
         self.attended = torch.zeros((lanes, spec.heads, spec.head_dim), dtype=decoder.dtype, device=decoder.device)
         self.logits = torch.zeros((lanes, spec.vocab), device=decoder.device)
+        self.tilings = Tilings()
         self.beside = torch.cuda.Stream(decoder.device)  # type: ignore[no-untyped-call]
         self.graph = torch.cuda.CUDAGraph()
 
@@ -73,15 +84,16 @@ class DecodeStep:
 
     def _fused(self, x: Tensor) -> Tensor:
         """From x [lane, hidden]: residual sums and norms in one kernel, biases and ReLU in the products' epilogues."""
-        decoder, eps = self.decoder, self.decoder.config.norm_eps
+        decoder, eps, tilings = self.decoder, self.decoder.config.norm_eps, self.tilings
         normed, added, lanes = torch.empty_like(x), None, x.shape[0]
         for layer, weights in enumerate(decoder.weights.layers):
             add_norm(x, added, weights.attention_norm, eps, normed)
-            rows = _linear(normed, weights.qkv).view(lanes, 3, decoder.spec.heads, decoder.spec.head_dim)
+            rows = linear(normed, weights.qkv, tilings.qkv).view(lanes, 3, decoder.spec.heads, decoder.spec.head_dim)
             self._attend(layer, rows[:, 0], rows[:, 1], rows[:, 2])
-            mixed = _linear(self.attended.view(lanes, -1), weights.out)
+            mixed = partial_linear(self.attended.view(lanes, -1), weights.out, tilings.out)
             add_norm(x, mixed, weights.mlp_norm, eps, normed)
-            added = _linear(_linear_relu(normed, weights.up), weights.down)
+            up = linear(normed, weights.up, tilings.up, relu=True)
+            added = partial_linear(up, weights.down, tilings.down)
         assert decoder.weights.final_norm is not None
         add_norm(x, added, decoder.weights.final_norm, eps, normed)
         return fn.linear(normed, decoder.weights.head)
@@ -102,13 +114,3 @@ def fuses(decoder: Decoder) -> bool:
         config.activation == "relu" and not spec.gated_mlp and all(w.up.bias is not None for w in weights.layers)
     )
     return plain_head and layer_norms and simple_mlp and config.pre_norm and not config.parallel
-
-
-def _linear(x: Tensor, affine: Affine) -> Tensor:
-    return fn.linear(x, affine.weight, affine.bias)
-
-
-def _linear_relu(x: Tensor, affine: Affine) -> Tensor:
-    assert affine.bias is not None
-    activated: Tensor = torch._addmm_activation(affine.bias, x, affine.weight.t())
-    return activated

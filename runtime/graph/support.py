@@ -21,8 +21,6 @@ def require_graphable(plan: Plan, decoder: Decoder) -> None:
         raise ValueError("a captured step needs native KV formats, recompute=none and host_attention=False")
     if setting.admission is not Admission.WAVES:
         raise ValueError(f"admission={setting.admission}, a captured step runs waves")
-    if selector is Selector.DENSE and any(plan.homes.host_kv):
-        raise ValueError("homes.host_kv, a captured step under dense attention needs all KV in HBM")
     if selector is Selector.SWA and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:
         raise ValueError(f"placement={setting.placement}, a captured step under swa needs resident")
     if decoder.dtype not in (torch.float16, torch.bfloat16, torch.float32):

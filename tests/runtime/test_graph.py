@@ -23,17 +23,19 @@ TOLERANCE = {DType.FP32: 1e-3, DType.FP16: 6e-2}  # of logits around 10
 _SHAPE = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 _FAMILIES = {
     "opt": _SHAPE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 160},
+    "wide opt": _SHAPE
+    | {"hidden_size": 1024, "ffn_dim": 2048, "word_embed_proj_dim": 1024, "max_position_embeddings": 160},
     "llama": _SHAPE | {"num_key_value_heads": 4, "intermediate_size": 96, "max_position_embeddings": 160},
 }
 
 
 def decoder(family: str, dtype: DType, seed: int) -> Decoder:
     """Random weights, large enough to attend unevenly."""
-    config = config_from_json({"model_type": family} | _FAMILIES[family], name="small", source="test")
+    config = config_from_json({"model_type": family.split()[-1]} | _FAMILIES[family], name="small", source="test")
     made = random_decoder(config, device=torch.device("cuda"), dtype=DTYPES[dtype], seed=seed)
-    made.weights.embedding.mul_(30)
+    made.weights.embedding.mul_(30 if config.spec.hidden < 512 else 8)
     for layer in made.weights.layers:
-        layer.qkv.weight.mul_(12)
+        layer.qkv.weight.mul_(12 if config.spec.hidden < 512 else 3)
         layer.out.weight.mul_(4)
     return made
 
@@ -52,6 +54,14 @@ def resident(plan: Plan, slots: int) -> Plan:
     none = (0,) * len(rows)
     homes = TokenHomes(hbm=hbm, host_kv=host, activations=none, dropped=counts.dead, copies=copies_column)
     return Plan(setting=replace(plan.setting, placement=Placement.RESIDENT), homes=homes)
+
+
+def newest_in_hbm(plan: Plan, slots: int) -> Plan:
+    """The plan under dense attention with ``slots`` in HBM."""
+    cached = plan.setting.token_counts.cached
+    none = (0,) * len(cached)
+    hbm, host = tuple(min(n, slots) for n in cached), tuple(max(0, n - slots) for n in cached)
+    return replace(plan, homes=TokenHomes(hbm=hbm, host_kv=host, activations=none, dropped=none, copies=none))
 
 
 def compare(plan: Plan, made: Decoder, lengths: list[int], dtype: DType) -> None:
@@ -107,16 +117,28 @@ def first_other_pick(plan: Plan, eager: Run, picks: list, lane: int) -> int:
 
 @cuda
 @pytest.mark.parametrize("dtype", [DType.FP32, DType.FP16])
-@pytest.mark.parametrize("family", ["opt", "llama"])
-def test_dense_decoding_by_graph_is_eager_decoding(family: str, dtype: DType) -> None:
+@pytest.mark.parametrize("family", ["opt", "wide opt", "llama"])
+@pytest.mark.parametrize("slots", [None, 15, 50])
+def test_dense_decoding_by_graph_is_eager_decoding(family: str, dtype: DType, slots: int | None) -> None:
+    """With few slots in HBM the rest is read from host memory."""
     made = decoder(family, dtype, seed=1)
     plan = all_in_hbm(made.spec, Choice(batch=3, concurrency=3, prompt=20, output=100, dtype=dtype))
+    plan = newest_in_hbm(plan, slots or 200)
     compare(plan, made, [20, 17, 3], dtype)
 
 
 @cuda
+def test_a_batch_large_enough_to_chain_kernels_decodes_as_eagerly() -> None:
+    made = decoder("wide opt", DType.FP16, seed=3)
+    choice = Choice(
+        selector=Selector.SWA, sparsity=0.8, batch=32, concurrency=32, prompt=40, output=70, dtype=DType.FP16
+    )
+    compare(resident(all_in_hbm(made.spec, choice), 22), made, [40 - lane % 5 for lane in range(32)], DType.FP16)
+
+
+@cuda
 @pytest.mark.parametrize("dtype", [DType.FP32, DType.FP16])
-@pytest.mark.parametrize("family", ["opt", "llama"])
+@pytest.mark.parametrize("family", ["opt", "wide opt", "llama"])
 @pytest.mark.parametrize("slots", [None, 22])
 def test_window_decoding_by_graph_is_eager_decoding(family: str, dtype: DType, slots: int | None) -> None:
     """With few slots in HBM tokens go to host memory and some come back."""
