@@ -20,11 +20,11 @@ def host_zeros(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype)
     pinned = torch.zeros(shape, dtype=dtype, pin_memory=True)
     if pinned.numel() == 0:
         return torch.zeros(shape, dtype=dtype, device=device)
-    flat: Tensor = torch.as_tensor(_Mapped(pinned), device=device)
+    flat: Tensor = torch.as_tensor(Mapped(pinned), device=device)
     return flat.view(dtype).view(shape)
 
 
-class _Mapped:
+class Mapped:
     """Pinned memory under the address at which the GPU sees it (unified addressing: the same one).
 
     torch keeps this object, and with it the memory, as long as the tensor made from it lives.

@@ -11,10 +11,10 @@ from runtime.cache import TieredCache
 from runtime.fetches import Prefetcher
 from runtime.lanes import Lanes
 from runtime.models import Decoder
+from runtime.prefill import first_picks, prompt_layer
 from runtime.recorder import Recorder
 from runtime.sampling import Sampler
 from runtime.selectors import Scope, layer_selector
-from sim.footprint import prefill_rows
 from sim.plan import Plan, Recompute
 
 
@@ -96,23 +96,11 @@ class Wave:
         for layer in range(self.decoder.spec.layers):
             self.recorder.begin_layer(0, layer)
             self.fetches.ahead_of(0, layer)
-            q, k, v, after = self._prompt_layer(layer, x, positions)
+            q, k, v, after = prompt_layer(self.decoder, layer, x, positions, padding)
             self._place_prompt(layer, x, self.lanes.queries(q), self.lanes.keys(k), self.lanes.keys(v))
             x = after
             self.recorder.end_layer(0, layer)
         return self.decoder.logits(x[:, -1:])[:, 0]
-
-    def _prompt_layer(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Query, key, value and output of a layer, in passes of whole sequences."""
-        size = prefill_rows(x.shape[0], x.shape[1]) // x.shape[1]
-        passes = []
-        for at in range(0, x.shape[0], size):
-            rows, where = x[at : at + size], positions[at : at + size]
-            q, k, v = self.decoder.project(layer, rows, where)
-            attended = attend_prompt(q, k, v, self.prompts.padding[at : at + size], self.scale)
-            passes.append((q, k, v, self.decoder.finish(layer, rows, attended)))
-        q, k, v, after = (torch.cat(parts) if len(passes) > 1 else parts[0] for parts in zip(*passes, strict=True))
-        return q, k, v, after
 
     def _place_prompt(self, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Homes of row 0, then those of row 1. What the first step will attend to is settled first: it must not die."""
@@ -131,14 +119,10 @@ class Wave:
             self.cache.settle(1, layer)
 
     def _first_picks(self, layer: int) -> Tensor | None:
-        """Of the older tokens as many may be candidates as live on; None where picks wait for the query."""
+        """None where picks wait for the query."""
         if self.recalls or self.plan.homes.steps == 1:
             return None
-        ledger, counts, selector = self.cache.ledgers[layer], self.counts, self.selectors[layer]
-        older = ledger.older(0)
-        living = selector.picks(0, older, counts.cached[0] - counts.dead[0] - counts.local[0])
-        candidates = ledger.older(1) & (living | ~older)
-        return selector.picks(1, candidates, counts.selected[1])
+        return first_picks(self.cache.ledgers[layer], self.selectors[layer])
 
     def _step(self, row: int, tokens: Tensor) -> Tensor:
         """A decode step: logits [sequence, vocab] after ``tokens`` [sequence]."""

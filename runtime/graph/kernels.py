@@ -1,0 +1,401 @@
+"""Triton kernels of a decode step. Imported only where a GPU runs them: machines without one may lack Triton.
+
+Where CHAINED, a kernel is launched while the one before it still runs, and waits before it touches what that one writes;
+since each waits before it ends, what came earlier has ended too.
+
+A lane is a sequence. Keys and values lie as [lane, head, slot, channel], so that a head's rows are neighbours.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def attend(
+    q_rows,  # [lane, head, channel], lanes ``row_stride`` apart; keys and values of the newborn token likewise
+    k_rows,
+    v_rows,
+    keys,
+    values,
+    slots,  # [lane, width]: what each lane attends to, its newborn token last; -1: padding. Unused where not LISTED
+    counts,  # [lane] items, or one for all lanes (``count_stride`` 0)
+    padding,  # [lane]
+    attended,  # [lane, head, channel]
+    far_keys,  # [lane, head, slot, channel] in pinned memory: slots from ``capacity`` on, where FAR
+    far_values,
+    scores,  # [lane, head, width], before the softmax; with their peaks and sums, [lane, head], where LISTED
+    peaks,
+    sums,
+    scale,
+    row_stride,
+    count_stride,
+    heads,
+    capacity,
+    far_capacity,
+    width,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LISTED: tl.constexpr,
+    FAR: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    """One query head over its lane's slots: stores the newborn token's row, reads every other row once."""
+    lane, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    channel = tl.arange(0, PADDED)
+    inside = channel < CHANNELS
+    own_row = lane * row_stride + head * CHANNELS + channel
+    items = tl.load(counts + lane * count_stride) - 1
+    own_slot = items
+    if LISTED:
+        own_slot = tl.load(slots + lane * width + items)
+    first_real = tl.load(padding + lane)
+    if CHAINED:  # starts with nothing before it running: early programs would crowd the few SMs that are free by then
+        tl.extra.cuda.gdc_launch_dependents()
+    q = tl.load(q_rows + own_row, mask=inside, other=0.0).to(tl.float32) * scale
+    k_own = tl.load(k_rows + own_row, mask=inside, other=0.0)
+    v_own = tl.load(v_rows + own_row, mask=inside, other=0.0)
+    lane_head = lane * heads + head
+    base = lane_head * capacity * CHANNELS
+    far_base = lane_head * far_capacity * CHANNELS
+    near = inside & (own_slot < capacity)
+    tl.store(keys + base + own_slot * CHANNELS + channel, k_own, mask=near)
+    tl.store(values + base + own_slot * CHANNELS + channel, v_own, mask=near)
+    if FAR:
+        far = inside & (own_slot >= capacity)
+        tl.store(far_keys + far_base + (own_slot - capacity) * CHANNELS + channel, k_own, mask=far)
+        tl.store(far_values + far_base + (own_slot - capacity) * CHANNELS + channel, v_own, mask=far)
+    own = tl.sum(q * k_own.to(tl.float32), 0)
+    peak, total, mixed = own, own * 0.0 + 1.0, v_own.to(tl.float32)
+    near_items = tl.minimum(items, capacity) if FAR else items
+    for first in range(0, near_items, BLOCK):
+        item = first + tl.arange(0, BLOCK)
+        if LISTED:
+            slot = tl.load(slots + lane * width + item, mask=item < items, other=-1)
+            there = slot >= 0
+        else:
+            slot = item
+            there = (item < near_items) & (item >= first_real)
+        at = base + slot[:, None] * CHANNELS + channel[None, :]
+        mask = there[:, None] & inside[None, :]
+        k = tl.load(keys + at, mask=mask, other=0.0)
+        v = tl.load(values + at, mask=mask, other=0.0)
+        score = tl.sum(q[None, :] * k.to(tl.float32), 1)
+        score = tl.where(there, score, float("-inf"))
+        if LISTED:
+            tl.store(scores + lane_head * width + item, score, mask=item < items)
+        higher = tl.maximum(peak, tl.max(score, 0))
+        share = tl.exp(score - higher)
+        shrink = tl.exp(peak - higher)
+        total = total * shrink + tl.sum(share, 0)
+        mixed = mixed * shrink + tl.sum(share[:, None] * v.to(tl.float32), 0)
+        peak = higher
+    if FAR:
+        for first in range(capacity, items, BLOCK):
+            item = first + tl.arange(0, BLOCK)
+            there = (item < items) & (item >= first_real)
+            at = far_base + (item - capacity)[:, None] * CHANNELS + channel[None, :]
+            mask = there[:, None] & inside[None, :]
+            k = tl.load(far_keys + at, mask=mask, other=0.0)
+            v = tl.load(far_values + at, mask=mask, other=0.0)
+            score = tl.where(there, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
+            higher = tl.maximum(peak, tl.max(score, 0))
+            share = tl.exp(score - higher)
+            shrink = tl.exp(peak - higher)
+            total = total * shrink + tl.sum(share, 0)
+            mixed = mixed * shrink + tl.sum(share[:, None] * v.to(tl.float32), 0)
+            peak = higher
+    if LISTED:
+        tl.store(scores + lane_head * width + items, own)
+        tl.store(peaks + lane_head, peak)
+        tl.store(sums + lane_head, total)
+    out = (mixed / total).to(attended.dtype.element_ty)
+    tl.store(attended + lane_head * CHANNELS + channel, out, mask=inside)
+
+
+@triton.jit
+def settle(
+    scores,
+    peaks,
+    sums,
+    ranks,  # [lane, entry]: place in the lane's list, -1 where not attended
+    slots,
+    counts,
+    position,  # [lane, entry]: the token that an entry stands for, -1: none
+    last,  # [lane, entry]: the row that last attended to it
+    place,  # [lane, entry]: its slot; from ``hbm_slots`` on they lie on the host
+    ring,  # [lane, query position mod ``queries``, entry]: weights, heads summed
+    padding,
+    row,
+    table,  # [5, rows + 1]: cached, local, selected, newly dead, history
+    moves,  # [lane, entry, 4]: HBM slot, host slot, whether to read the host, whether to write it
+    move_counts,
+    heads,
+    width,
+    queries,
+    entries,
+    rows,
+    hbm_slots,
+    ENTRIES: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """After a step's attention: what the next one attends to, who dies, where the next token goes, what must move."""
+    lane = tl.program_id(0).to(tl.int64)
+    now = tl.load(row)
+    cached = tl.load(table + now)
+    near = tl.load(table + rows + now + 1)
+    far = tl.load(table + 2 * rows + now + 1)
+    dying = tl.load(table + 3 * rows + now + 1)
+    history = tl.load(table + 4 * rows + now + 1)
+    entry = tl.arange(0, ENTRIES)
+    inside = entry < entries
+    mine = lane * entries + entry
+    held = tl.load(ranks + mine, mask=inside, other=-1)
+    pos = tl.load(position + mine, mask=inside, other=-1)
+    seen = tl.load(last + mine, mask=inside, other=-1)
+    where_ = tl.load(place + mine, mask=inside, other=0)
+    real = pos >= tl.load(padding + lane)
+    most: tl.constexpr = 2147483647
+
+    # weights of this query, heads summed, then the sums of the last ``history`` queries
+    chunk = tl.arange(0, CHUNK)
+    paid = tl.zeros([ENTRIES], tl.float32)
+    for first in range(0, heads, CHUNK):
+        head = first + chunk
+        lane_head = lane * heads + head
+        peak = tl.load(peaks + lane_head, mask=head < heads, other=0.0)
+        total = tl.load(sums + lane_head, mask=head < heads, other=1.0)
+        listed = (head < heads)[:, None] & (held >= 0)[None, :]
+        score = tl.load(scores + lane_head[:, None] * width + held[None, :], mask=listed, other=float("-inf"))
+        paid += tl.sum(tl.exp(score - peak[:, None]) / total[:, None], 0)
+    paid = paid.to(ring.dtype.element_ty)
+    asked = cached - 1
+    tl.store(ring + (lane * queries + asked % queries) * entries + entry, paid, mask=inside)
+    score = paid.to(tl.float32)
+    for first in range(1, history, CHUNK):
+        back = first + chunk
+        query = asked - back
+        recent = (back < history)[:, None] & (query[:, None] >= pos[None, :]) & (pos >= 0)[None, :]
+        line = (lane * queries + (query + queries) % queries) * entries
+        score += tl.sum(tl.load(ring + line[:, None] + entry[None, :], mask=recent, other=0.0).to(tl.float32), 0)
+
+    # the ``far`` highest of the older tokens, of equals the oldest: padding comes last
+    alive = pos >= 0
+    older = alive & (pos < cached + 1 - near)
+    key = tl.where(older, tl.where(real, score.to(tl.int32, bitcast=True) + 1, 0), -1)
+    bound = far * 0
+    for bit in tl.static_range(31):
+        raised = bound | (1 << (30 - bit))
+        bound = tl.where(tl.sum((key >= raised).to(tl.int32), 0) >= far, raised, bound)
+    chosen = key > bound
+    rest = far - tl.sum(chosen.to(tl.int32), 0)
+    tied = key == bound
+    limit = far * 0
+    for bit in tl.static_range(16):
+        raised = limit | (1 << (15 - bit))
+        limit = tl.where(tl.sum((tied & (pos < raised)).to(tl.int32), 0) <= rest, raised, limit)
+    wanted = chosen | (tied & (pos < limit)) | (alive & (pos >= cached + 1 - near))
+    seen = tl.where(wanted, now + 1, seen)
+
+    # the one attended to the longest ago dies, the next token takes a free entry, in HBM if there is one
+    order = tl.where(alive, seen * 65536 + pos, most)
+    gone = alive & (order == tl.min(order, 0)) & (dying > 0)
+    pos = tl.where(gone, -1, pos)
+    vacant = tl.where(inside & (pos < 0), tl.where(where_ >= hbm_slots, 65536, 0) + entry, most)
+    born = (vacant == tl.min(vacant, 0)) & (vacant < most)
+    pos = tl.where(born, cached, pos)
+    seen = tl.where(born, now + 1, seen)
+    wanted = wanted | born
+
+    # what is wanted and lies on the host changes places with what HBM needs least
+    returning = wanted & (where_ >= hbm_slots)
+    moving = tl.sum(returning.to(tl.int32), 0)
+    for move in range(moving):
+        comes = entry == tl.min(tl.where(returning, entry, most), 0)
+        spare = inside & (where_ < hbm_slots) & (wanted == 0)
+        rank = tl.where(spare, tl.where(pos < 0, entry - 1073741824, seen * 65536 + pos), most)
+        goes = spare & (rank == tl.min(rank, 0))
+        on_host = tl.sum(tl.where(comes, where_, 0), 0)
+        in_hbm = tl.sum(tl.where(goes, where_, 0), 0)
+        where_ = tl.where(comes, in_hbm, tl.where(goes, on_host, where_))
+        to = moves + (lane * entries + move) * 4
+        tl.store(to, in_hbm)
+        tl.store(to + 1, on_host - hbm_slots)
+        tl.store(to + 2, tl.sum((comes & (born == 0)).to(tl.int32), 0))
+        tl.store(to + 3, tl.sum((goes & (pos >= 0)).to(tl.int32), 0))
+        returning = returning & (comes == 0)
+    tl.store(move_counts + lane, moving)
+
+    # the next step's list, its newborn token last
+    others = wanted & (born == 0)
+    items = tl.sum(others.to(tl.int32), 0)
+    rank = tl.where(born, items, tl.where(others, tl.cumsum(others.to(tl.int32), 0) - 1, -1))
+    real = pos >= tl.load(padding + lane)
+    tl.store(slots + lane * width + rank, tl.where(real, where_, -1), mask=wanted)
+    tl.store(counts + lane, items + 1)
+    tl.store(ranks + mine, rank, mask=inside)
+    tl.store(position + mine, pos, mask=inside)
+    tl.store(last + mine, seen, mask=inside)
+    tl.store(place + mine, where_, mask=inside)
+
+
+@triton.jit
+def exchange(
+    moves,
+    move_counts,
+    keys,
+    values,
+    host_keys,  # [lane, slot, head, channel] in pinned memory: a token's heads are neighbours
+    host_values,
+    heads,
+    hbm_slots,
+    host_slots,
+    entries,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    HEADS: tl.constexpr,
+    LANES: tl.constexpr,
+):
+    """Tokens change places between HBM and the host; each program moves some heads of LANES lanes, one after the other:
+    few programs at once leave the link's queue, and the SMs, to others.
+    """
+    for turn in range(LANES):
+        _exchange_lane(
+            tl.program_id(0).to(tl.int64) * LANES + turn,
+            moves,
+            move_counts,
+            keys,
+            values,
+            host_keys,
+            host_values,
+            heads,
+            hbm_slots,
+            host_slots,
+            entries,
+            CHANNELS,
+            PADDED,
+            HEADS,
+        )
+
+
+@triton.jit
+def _exchange_lane(
+    lane,
+    moves,
+    move_counts,
+    keys,
+    values,
+    host_keys,
+    host_values,
+    heads,
+    hbm_slots,
+    host_slots,
+    entries,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
+    channel = tl.arange(0, PADDED)
+    inside = (head < heads)[:, None] & (channel < CHANNELS)[None, :]
+    for move in range(tl.load(move_counts + lane)):
+        what = moves + (lane * entries + move) * 4
+        near, far = tl.load(what), tl.load(what + 1)
+        reads, writes = inside & (tl.load(what + 2) > 0), inside & (tl.load(what + 3) > 0)
+        here = ((lane * heads + head) * hbm_slots + near)[:, None] * CHANNELS + channel[None, :]
+        there = ((lane * host_slots + far) * heads + head)[:, None] * CHANNELS + channel[None, :]
+        k_out = tl.load(keys + here, mask=writes, other=0.0)
+        v_out = tl.load(values + here, mask=writes, other=0.0)
+        k_in = tl.load(host_keys + there, mask=reads, other=0.0)
+        v_in = tl.load(host_values + there, mask=reads, other=0.0)
+        tl.store(host_keys + there, k_out, mask=writes)
+        tl.store(host_values + there, v_out, mask=writes)
+        tl.store(keys + here, k_in, mask=reads)
+        tl.store(values + here, v_in, mask=reads)
+
+
+@triton.jit
+def add_norm(
+    x,
+    added,  # [part, row, width]
+    added_bias,
+    scale,
+    bias,
+    normed,
+    width,
+    eps,
+    WIDTH: tl.constexpr,
+    PARTS: tl.constexpr,
+    ADDED_BIAS: tl.constexpr,
+    BIASED: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    """``x`` += the sum of ``added``, and its layer norm; a program a row."""
+    column = tl.arange(0, WIDTH)
+    inside = column < width
+    at = tl.program_id(0).to(tl.int64) * width + column
+    if CHAINED:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    row = tl.load(x + at, mask=inside, other=0.0)
+    if PARTS > 0:
+        rows = tl.num_programs(0).to(tl.int64)
+        more = tl.load(added + at, mask=inside, other=0.0).to(tl.float32)
+        for part in tl.static_range(1, PARTS):
+            more += tl.load(added + part * rows * width + at, mask=inside, other=0.0).to(tl.float32)
+        if ADDED_BIAS:
+            more += tl.load(added_bias + column, mask=inside, other=0.0).to(tl.float32)
+        row = (row.to(tl.float32) + more.to(x.dtype.element_ty).to(tl.float32)).to(x.dtype.element_ty)
+        tl.store(x + at, row, mask=inside)
+    wide = row.to(tl.float32)
+    mean = tl.sum(wide, 0) / width
+    off = tl.where(inside, wide - mean, 0.0)
+    out = off * tl.rsqrt(tl.sum(off * off, 0) / width + eps)
+    out = out * tl.load(scale + column, mask=inside, other=0.0).to(tl.float32)
+    if BIASED:
+        out += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(normed + at, out.to(normed.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def product(
+    x,  # [row, inner]
+    weight,  # [column, inner]
+    bias,  # [column]
+    out,  # [row, column] with bias; [part, row, column] of float32 without, where RAW
+    rows,
+    columns,
+    inner,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    INNER: tl.constexpr,
+    PARTS: tl.constexpr,
+    RAW: tl.constexpr,
+    RELU: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    """``x`` times ``weight`` transposed, for few rows: each program streams some of the weights' rows, or a part of them."""
+    row, column = tl.arange(0, ROWS), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    length = inner // PARTS
+    start = tl.program_id(1) * length
+    lines = weight + column.to(tl.int64) * inner + start
+    if CHAINED:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    step = tl.arange(0, INNER)
+    x_at = x + row[:, None] * inner + (start + step)[None, :]
+    w_at = lines[None, :] + step[:, None]
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for _ in range(0, length, INNER):
+        left = tl.load(x_at, mask=row[:, None] < rows, other=0.0)
+        total = tl.dot(left, tl.load(w_at), total)
+        x_at += INNER
+        w_at += INNER
+    to = row[:, None] * columns + column[None, :]
+    if RAW:
+        tl.store(out + tl.program_id(1) * rows * columns + to, total, mask=row[:, None] < rows)
+    else:
+        total += tl.load(bias + column)[None, :].to(tl.float32)
+        if RELU:
+            total = tl.maximum(total, 0.0)
+        tl.store(out + to, total.to(out.dtype.element_ty), mask=row[:, None] < rows)

@@ -1,0 +1,27 @@
+"""Host memory of any size that a GPU's kernels reach: registered where it lies, so not rounded to a power of two."""
+
+import torch
+from torch import Tensor
+
+from runtime.memory import Mapped
+
+
+def registered(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeroed host memory as a tensor of ``device``; unregistered when the tensor goes."""
+    memory = torch.zeros(shape, dtype=dtype)
+    if device.type != "cuda":
+        return memory
+    flat: Tensor = torch.as_tensor(_Registered(memory), device=device)
+    return flat.view(dtype).view(shape)
+
+
+class _Registered(Mapped):
+    def __init__(self, memory: Tensor) -> None:
+        super().__init__(memory)
+        size_bytes = memory.numel() * memory.element_size()
+        error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), size_bytes, 0)  # type: ignore[no-untyped-call]
+        if int(error):
+            raise MemoryError(f"{size_bytes} bytes of host memory, could not be pinned: error {int(error)}")
+
+    def __del__(self) -> None:
+        torch.cuda.cudart().cudaHostUnregister(self.pinned.data_ptr())  # type: ignore[no-untyped-call]

@@ -1,0 +1,102 @@
+"""Matrix products of few rows, and the residual sums and norms between them, chained where the GPU can."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as fn
+
+from runtime.graph.launch import chains, kernels, power_of_two
+from runtime.models.decoder import Affine
+
+MOST_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiling:
+    """Of a weight matrix: columns and inner elements of a tile, parts of the inner dimension, tiles in flight."""
+
+    columns: int
+    inner: int
+    parts: int
+    stages: int
+
+    def fits(self, x: Tensor, weight: Tensor) -> bool:
+        """Whether it divides ``weight`` [column, inner] for the rows of ``x``; what it does not, cuBLAS multiplies."""
+        columns, inner = weight.shape
+        sixteen_bit = x.dtype in (torch.float16, torch.bfloat16)
+        divides = columns % self.columns == 0 and inner % (self.inner * self.parts) == 0
+        return sixteen_bit and divides and x.shape[0] <= MOST_ROWS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sum:
+    """Parts [part, row, column] that are still to be added, and the bias of their sum."""
+
+    parts: Tensor
+    bias: Tensor | None
+
+
+def linear(x: Tensor, affine: Affine, tiling: Tiling, *, relu: bool = False) -> Tensor:
+    """With bias, and ReLU where asked for. ``tiling`` has one part."""
+    if not tiling.fits(x, affine.weight) or affine.bias is None:
+        y = fn.linear(x, affine.weight, affine.bias)
+        return fn.relu(y) if relu else y
+    out = x.new_empty((x.shape[0], affine.weight.shape[0]))
+    _launch(x, affine.weight, affine.bias, out, tiling, relu=relu)
+    return out
+
+
+def partial_linear(x: Tensor, affine: Affine, tiling: Tiling) -> Sum:
+    """In parts, which ``add_norm`` adds up."""
+    if not tiling.fits(x, affine.weight):
+        return Sum(parts=fn.linear(x, affine.weight, affine.bias)[None], bias=None)
+    out = torch.empty((tiling.parts, x.shape[0], affine.weight.shape[0]), device=x.device)
+    _launch(x, affine.weight, None, out, tiling, relu=False)
+    return Sum(parts=out, bias=affine.bias)
+
+
+def add_norm(x: Tensor, added: Sum | None, norm: Affine, eps: float, normed: Tensor) -> None:
+    """``x`` [row, hidden] += ``added``, and its layer norm in ``normed``."""
+    width, chained = x.shape[1], chains(x.device, x.shape[0])
+    added_bias = None if added is None else added.bias
+    kernels().add_norm[(x.shape[0],)](
+        x,
+        x if added is None else added.parts,
+        x if added_bias is None else added_bias,
+        norm.weight,
+        x if norm.bias is None else norm.bias,
+        normed,
+        width,
+        eps,
+        WIDTH=power_of_two(width),
+        PARTS=0 if added is None else added.parts.shape[0],
+        ADDED_BIAS=added_bias is not None,
+        BIASED=norm.bias is not None,
+        CHAINED=chained,
+        launch_pdl=chained,
+        num_warps=8 if width > 1024 else 1,
+    )
+
+
+def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tiling: Tiling, *, relu: bool) -> None:
+    chained = chains(x.device, x.shape[0])
+    kernels().product[weight.shape[0] // tiling.columns, tiling.parts](
+        x,
+        weight,
+        x if bias is None else bias,
+        out,
+        x.shape[0],
+        weight.shape[0],
+        weight.shape[1],
+        ROWS=max(16, power_of_two(x.shape[0])),
+        COLUMNS=tiling.columns,
+        INNER=tiling.inner,
+        PARTS=tiling.parts,
+        RAW=bias is None,
+        RELU=relu,
+        CHAINED=chained,
+        launch_pdl=chained,
+        num_warps=4,
+        num_stages=tiling.stages,
+    )

@@ -1,0 +1,210 @@
+"""Sparse window attention on the device: who is attended to, who dies, who gives way to whom, a step ahead.
+
+An *entry* stands for a living token; its slot lies in HBM or, where those do not suffice, in pinned host memory. What a
+step attends to is in HBM; the least wanted of the others change places with it. The rules are those of
+``runtime.selectors.swa`` and ``runtime.ledger``.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from runtime.cache import hbm_slots
+from runtime.graph.launch import Launcher, Listed, power_of_two
+from runtime.graph.pinned import registered
+from runtime.lanes import Lanes
+from runtime.ledger import Ledger
+from runtime.masks import listed
+from runtime.models import Decoder
+from runtime.prefill import first_picks
+from runtime.selectors import Scope
+from runtime.selectors.swa import SparseWindow
+from sim.attention import TokenCounts
+from sim.plan import Plan
+
+
+class Entries(NamedTuple):
+    """Of every layer and lane; the names are ``kernels.settle``'s."""
+
+    rank: Tensor
+    position: Tensor
+    last: Tensor
+    place: Tensor
+    ring: Tensor
+    slots: Tensor
+    counts: Tensor
+    moves: Tensor
+    move_counts: Tensor
+
+
+class WindowSlots:
+    """Keys and values [layer, lane, head, slot, channel]; on the host [layer, lane, slot, head, channel]."""
+
+    def __init__(self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor, row: Tensor) -> None:
+        spec, device = decoder.spec, decoder.device
+        self.plan, self.decoder, self.lanes, self.padding, self.row = plan, decoder, lanes, padding, row
+        self.counts = plan.setting.token_counts
+        self.launcher = Launcher(spec, padding)
+        self.history = [plan.setting.attention.history_steps(cached) for cached in self.counts.cached]
+        self.width = max(near + far for near, far in zip(self.counts.local, self.counts.selected, strict=True))
+        self.entries = 1 + max(n - gone for n, gone in zip(self.counts.cached, self.counts.dead, strict=True))
+        self.near = min(self.entries, hbm_slots(plan))
+        self.far = self.entries - self.near
+        shape = (spec.layers, lanes.count, spec.heads, self.near, spec.head_dim)
+        self.keys = torch.zeros(shape, dtype=decoder.dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        host = (spec.layers, lanes.count, max(1, self.far), spec.heads, spec.head_dim)
+        self.host_keys, self.host_values = (registered(device, host, decoder.dtype) for _ in range(2))
+        self.state = self._empty(spec.layers, lanes.count)
+        scores = (spec.layers, lanes.count, spec.heads)
+        self.scores = torch.zeros((*scores, self.width), device=device)
+        self.peaks, self.sums = torch.zeros(scores, device=device), torch.ones(scores, device=device)
+        self.table = _table(self.counts, self.history, device)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of HBM: slots, and the weights of past queries."""
+        ring = self.state.ring
+        return 2 * self.keys.numel() * self.keys.element_size() + ring.numel() * ring.element_size()
+
+    def start(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Choose what the first step attends to, and keep what lives, [lane, token, head, channel]."""
+        ledger, selector = Ledger(self.plan, self.lanes.count, k.device), SparseWindow(self._scope())
+        selector.start(q[:, :, :, None], k)
+        ledger.want(0, torch.zeros_like(ledger.alive))
+        if self.plan.homes.steps > 1:
+            ledger.want(1, first_picks(ledger, selector))
+            ledger.bury(0)
+            ledger.bury(1)
+            self._enter(layer, self._ordered(ledger), ledger, selector, k, v)
+
+    def begin_step(self) -> None:
+        """Every layer's list is there already."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
+        state = self.state
+        wanted = Listed(
+            slots=state.slots[layer], scores=self.scores[layer], peaks=self.peaks[layer], sums=self.sums[layer]
+        )
+        keys, values = self.keys[layer], self.values[layer]
+        self.launcher.attend(q, k, v, keys, values, attended, counts=state.counts[layer], listed=wanted)
+
+    def settle(self, layer: int) -> None:
+        """Choose for the next step, and move what it needs."""
+        state = Entries(*(tensor[layer] for tensor in self.state))
+        self.launcher.kernels.settle[(self.lanes.count,)](
+            self.scores[layer],
+            self.peaks[layer],
+            self.sums[layer],
+            state.rank,
+            state.slots,
+            state.counts,
+            state.position,
+            state.last,
+            state.place,
+            state.ring,
+            self.launcher.padding,
+            self.row,
+            self.table,
+            state.moves,
+            state.move_counts,
+            self.launcher.heads,
+            self.width,
+            state.ring.shape[1],
+            self.entries,
+            self.table.shape[1],
+            self.near,
+            ENTRIES=power_of_two(self.entries),
+            CHUNK=8,
+            num_warps=4,
+        )
+        if self.far:
+            near, far = (self.keys[layer], self.values[layer]), (self.host_keys[layer], self.host_values[layer])
+            self.launcher.exchange(state.moves, state.move_counts, near, far)
+
+    def picks(self) -> list[list[tuple[int, ...]]]:
+        """Positions that the coming step attends to, [layer][lane]; reads the device."""
+        held = zip(self.state.rank.tolist(), self.state.position.tolist(), strict=True)
+        return [
+            [
+                tuple(sorted(p for i, p in zip(*lane, strict=True) if i >= 0))
+                for lane in zip(index, position, strict=True)
+            ]
+            for index, position in held
+        ]
+
+    def _empty(self, layers: int, lanes: int) -> Entries:
+        device, dtype = self.decoder.device, self.decoder.dtype
+        entry = torch.full((layers, lanes, self.entries), -1, dtype=torch.int32, device=device)
+        place = torch.arange(self.entries, dtype=torch.int32, device=device).expand_as(entry)
+        queries = max(1, *self.history)
+        return Entries(
+            rank=entry,
+            position=entry.clone(),
+            last=entry.clone(),
+            place=place.clone(),
+            ring=torch.zeros((layers, lanes, queries, self.entries), dtype=dtype, device=device),
+            slots=torch.zeros((layers, lanes, self.width), dtype=torch.int32, device=device),
+            counts=torch.ones((layers, lanes), dtype=torch.int32, device=device),
+            moves=torch.zeros((layers, lanes, self.entries, 4), dtype=torch.int32, device=device),
+            move_counts=torch.zeros((layers, lanes), dtype=torch.int32, device=device),
+        )
+
+    def _ordered(self, ledger: Ledger) -> Tensor:
+        """Living tokens [lane, token]: first those that the first step attends to."""
+        attended = self.counts.local[1] - 1 + self.counts.selected[1]
+        living = self.counts.cached[1] - 1 - self.counts.dead[1]
+        wanted = ledger.alive & ledger.wanted
+        first, _ = listed(wanted, attended)
+        others, _ = listed(ledger.alive & ~wanted, living - attended)
+        return torch.cat((first, others), dim=-1)
+
+    def _enter(self, layer: int, tokens: Tensor, ledger: Ledger, selector: SparseWindow, k: Tensor, v: Tensor) -> None:
+        """Entries for ``tokens``; the first step's newborn token comes right after those it attends to."""
+        attended, state = self.counts.local[1] - 1 + self.counts.selected[1], self.state
+        entry = torch.arange(tokens.shape[1], device=k.device)
+        entry = torch.where(entry < attended, entry, entry + 1)
+        state.rank[layer], state.position[layer], state.last[layer] = -1, -1, -1
+        state.place[layer] = torch.arange(self.entries, device=k.device)
+        state.position[layer][:, entry] = tokens.to(torch.int32)
+        state.last[layer][:, entry] = ledger.last.gather(-1, tokens).to(torch.int32)
+        state.position[layer][:, attended], state.last[layer][:, attended] = self.counts.cached[0], 1
+        state.rank[layer][:, : attended + 1] = torch.arange(attended + 1, device=k.device)
+        real = state.position[layer][:, : attended + 1] >= self.padding[:, None]
+        state.slots[layer][:, : attended + 1] = state.rank[layer][:, : attended + 1].where(real, -1)
+        state.counts[layer] = attended + 1
+        self._remember(layer, entry, tokens, selector)
+        self._store(layer, entry, tokens, k, v)
+
+    def _remember(self, layer: int, entry: Tensor, tokens: Tensor, selector: SparseWindow) -> None:
+        """Weights of the prompt's last queries."""
+        assert selector.prompt is not None
+        ring, paid = self.state.ring[layer], selector.prompt  # [lane, query, entry], [lane, query, token]
+        queries = torch.arange(self.counts.cached[0] - paid.shape[1], self.counts.cached[0], device=paid.device)
+        rows = paid.gather(-1, tokens[:, None].expand(-1, paid.shape[1], -1))
+        ring[:, (queries % ring.shape[1])[:, None], entry[None]] = rows
+
+    def _store(self, layer: int, entry: Tensor, tokens: Tensor, k: Tensor, v: Tensor) -> None:
+        lane, near = torch.arange(k.shape[0], device=k.device)[:, None], entry < self.near
+        for rows, here, there in ((k, self.keys, self.host_keys), (v, self.values, self.host_values)):
+            kept = rows[lane, tokens]  # [lane, token, head, channel]
+            here[layer][:, :, entry[near]] = kept[:, near].transpose(1, 2)
+            if self.far:
+                there[layer][:, entry[~near] - self.near] = kept[:, ~near]
+
+    def _scope(self) -> Scope:
+        return Scope(
+            attention=self.plan.setting.attention,
+            counts=self.counts,
+            padding=self.padding,
+            dtype=self.decoder.dtype,
+            scale=self.decoder.spec.head_dim**-0.5,
+        )
+
+
+def _table(counts: TokenCounts, history: list[int], device: torch.device) -> Tensor:
+    """[5, row]: what ``kernels.settle`` looks up; the last row twice, for the step that has none after it."""
+    dying = [now - before for before, now in zip((0, *counts.dead), counts.dead, strict=False)]
+    columns = (counts.cached, counts.local, counts.selected, dying, history)
+    return torch.tensor([[*column, column[-1]] for column in columns], dtype=torch.int32, device=device)

@@ -1,0 +1,33 @@
+"""The prompts' pass: a layer over whole sequences, and what the first step will attend to."""
+
+import torch
+from torch import Tensor
+
+from runtime.attention import attend_prompt
+from runtime.ledger import Ledger
+from runtime.models import Decoder
+from runtime.selectors import LayerSelector
+from sim.footprint import prefill_rows
+
+
+def prompt_layer(
+    decoder: Decoder, layer: int, x: Tensor, positions: Tensor, padding: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Query, key, value and output of a layer, in passes of whole sequences."""
+    size, scale = prefill_rows(x.shape[0], x.shape[1]) // x.shape[1], decoder.spec.head_dim**-0.5
+    passes = []
+    for at in range(0, x.shape[0], size):
+        rows, where = x[at : at + size], positions[at : at + size]
+        q, k, v = decoder.project(layer, rows, where)
+        attended = attend_prompt(q, k, v, padding[at : at + size], scale)
+        passes.append((q, k, v, decoder.finish(layer, rows, attended)))
+    q, k, v, after = (torch.cat(parts) if len(passes) > 1 else parts[0] for parts in zip(*passes, strict=True))
+    return q, k, v, after
+
+
+def first_picks(ledger: Ledger, selector: LayerSelector) -> Tensor:
+    """What row 1 will attend to, [lane, position]: of the older tokens as many may be candidates as live on."""
+    counts, older = ledger.counts, ledger.older(0)
+    living = selector.picks(0, older, counts.cached[0] - counts.dead[0] - counts.local[0])
+    candidates = ledger.older(1) & (living | ~older)
+    return selector.picks(1, candidates, counts.selected[1])

@@ -1,0 +1,148 @@
+"""A captured decode step gives what the eager runtime gives: tokens, logits and selections. Needs a CUDA device."""
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from runtime.execute import DTYPES, Options, Run, execute
+from runtime.models.config import config_from_json
+from runtime.models.decoder import Decoder
+from runtime.models.random_weights import random_decoder
+from runtime.recorder import Record
+from sim.attention import Selector
+from sim.homes import TokenHomes
+from sim.plan import Placement, Plan
+from sim.spec import DType
+from tests.runtime.plans import Choice, all_in_hbm
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="captures a CUDA graph")
+TOLERANCE = {DType.FP32: 1e-3, DType.FP16: 6e-2}  # of logits around 10
+
+_SHAPE = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+_FAMILIES = {
+    "opt": _SHAPE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 160},
+    "wide opt": _SHAPE
+    | {"hidden_size": 1024, "ffn_dim": 2048, "word_embed_proj_dim": 1024, "max_position_embeddings": 160},
+    "llama": _SHAPE | {"num_key_value_heads": 4, "intermediate_size": 96, "max_position_embeddings": 160},
+}
+
+
+def decoder(family: str, dtype: DType, seed: int) -> Decoder:
+    """Random weights, large enough to attend unevenly."""
+    config = config_from_json({"model_type": family.split()[-1]} | _FAMILIES[family], name="small", source="test")
+    made = random_decoder(config, device=torch.device("cuda"), dtype=DTYPES[dtype], seed=seed)
+    made.weights.embedding.mul_(30 if config.spec.hidden < 512 else 8)
+    for layer in made.weights.layers:
+        layer.qkv.weight.mul_(12 if config.spec.hidden < 512 else 3)
+        layer.out.weight.mul_(4)
+    return made
+
+
+def resident(plan: Plan, slots: int) -> Plan:
+    """The plan with ``slots`` in HBM: of what is more, the selected tokens have copies."""
+    counts = plan.setting.token_counts
+    rows, off = [], 0
+    for cached, dead, local, selected in zip(counts.cached, counts.dead, counts.local, counts.selected, strict=True):
+        living = cached - dead
+        if living > slots:
+            off = max(off, min(living - local, selected + living - slots))
+        copies = max(0, min(off, slots - (living - off)))
+        rows.append((living - off, off, copies))
+    hbm, host, copies_column = zip(*rows, strict=True)
+    none = (0,) * len(rows)
+    homes = TokenHomes(hbm=hbm, host_kv=host, activations=none, dropped=counts.dead, copies=copies_column)
+    return Plan(setting=replace(plan.setting, placement=Placement.RESIDENT), homes=homes)
+
+
+def newest_in_hbm(plan: Plan, slots: int) -> Plan:
+    """The plan under dense attention with ``slots`` in HBM."""
+    cached = plan.setting.token_counts.cached
+    none = (0,) * len(cached)
+    hbm, host = tuple(min(n, slots) for n in cached), tuple(max(0, n - slots) for n in cached)
+    return replace(plan, homes=TokenHomes(hbm=hbm, host_kv=host, activations=none, dropped=none, copies=none))
+
+
+def compare(plan: Plan, made: Decoder, lengths: list[int], dtype: DType) -> None:
+    """Step by step, until rounding lets the two part: then they have seen other tokens."""
+    from runtime.execute import _padded
+    from runtime.graph.run import GraphWave
+
+    rng = random.Random(5)
+    prompts = [[rng.randrange(97) for _ in range(length)] for length in lengths]
+    record = Record(picks=True, logits=True)
+    eager = execute(plan, made, prompts, options=Options(stop=False, record=record))
+    padded = _padded(prompts, plan.setting.workload.prompt_tokens, made.device)
+    wave = GraphWave(plan, made, padded.padding.tolist())
+    logits, picks = [], []
+
+    def look(_: int) -> None:
+        logits.append(wave.step.logits.float().clone())
+        picks.append(wave.slots.picks())
+
+    for _ in range(2):  # the second run finds the slots as the first one left them
+        logits.clear()
+        picks.clear()
+        run = wave.run(padded, look)
+        logits.append(wave.step.logits.float().clone())
+        check(plan, eager, run.tokens.tolist(), torch.stack(logits[1:], 1), picks, dtype)
+
+
+def check(plan: Plan, eager: Run, tokens: list[list[int]], logits: torch.Tensor, picks: list, dtype: DType) -> None:
+    assert eager.logits is not None
+    if dtype is DType.FP32:
+        assert tokens == [list(row) for row in eager.completions]
+    for lane, row in enumerate(eager.completions):
+        same = next((at for at, (a, b) in enumerate(zip(tokens[lane], row, strict=True)) if a != b), len(row))
+        parted = same
+        if picks[0]:
+            parted = min(same, first_other_pick(plan, eager, picks, lane))
+        got, want = logits[lane, : parted - 1], eager.logits[lane, 1:parted]
+        torch.testing.assert_close(got, want, atol=TOLERANCE[dtype], rtol=0)
+        assert parted >= (len(row) if dtype is DType.FP32 else 4)
+
+
+def first_other_pick(plan: Plan, eager: Run, picks: list, lane: int) -> int:
+    assert eager.picks is not None
+    counts = plan.setting.token_counts
+    for row in range(1, plan.homes.steps):
+        older = counts.cached[row] - counts.local[row]
+        for layer, lanes in enumerate(picks[row - 1]):
+            got = [token for token in lanes[lane] if token < older]
+            if got != sorted(eager.picks[row - 1][layer][lane]):
+                return row
+    return plan.homes.steps
+
+
+@cuda
+@pytest.mark.parametrize("dtype", [DType.FP32, DType.FP16])
+@pytest.mark.parametrize("family", ["opt", "wide opt", "llama"])
+@pytest.mark.parametrize("slots", [None, 15, 50])
+def test_dense_decoding_by_graph_is_eager_decoding(family: str, dtype: DType, slots: int | None) -> None:
+    """With few slots in HBM the rest is read from host memory."""
+    made = decoder(family, dtype, seed=1)
+    plan = all_in_hbm(made.spec, Choice(batch=3, concurrency=3, prompt=20, output=100, dtype=dtype))
+    plan = newest_in_hbm(plan, slots or 200)
+    compare(plan, made, [20, 17, 3], dtype)
+
+
+@cuda
+def test_a_batch_large_enough_to_chain_kernels_decodes_as_eagerly() -> None:
+    made = decoder("wide opt", DType.FP16, seed=3)
+    choice = Choice(
+        selector=Selector.SWA, sparsity=0.8, batch=32, concurrency=32, prompt=40, output=70, dtype=DType.FP16
+    )
+    compare(resident(all_in_hbm(made.spec, choice), 22), made, [40 - lane % 5 for lane in range(32)], DType.FP16)
+
+
+@cuda
+@pytest.mark.parametrize("dtype", [DType.FP32, DType.FP16])
+@pytest.mark.parametrize("family", ["opt", "wide opt", "llama"])
+@pytest.mark.parametrize("slots", [None, 22])
+def test_window_decoding_by_graph_is_eager_decoding(family: str, dtype: DType, slots: int | None) -> None:
+    """With few slots in HBM tokens go to host memory and some come back."""
+    made = decoder(family, dtype, seed=2)
+    choice = Choice(selector=Selector.SWA, sparsity=0.8, batch=3, concurrency=3, prompt=40, output=70, dtype=dtype)
+    plan = resident(all_in_hbm(made.spec, choice), slots or 200)
+    compare(plan, made, [40, 37, 12], dtype)
