@@ -1,8 +1,5 @@
 """Triton kernels of a decode step. Imported only where a GPU runs them: machines without one may lack Triton.
 
-Where CHAINED, a kernel is launched while the one before it still runs, and waits before it touches what that one writes;
-since each waits before it ends, what came earlier has ended too.
-
 A lane is a sequence. Keys and values lie as [lane, head, slot, channel], so that a head's rows are neighbours.
 """
 
@@ -312,90 +309,3 @@ def _exchange_lane(
         tl.store(host_values + there, v_out, mask=writes)
         tl.store(keys + here, k_in, mask=reads)
         tl.store(values + here, v_in, mask=reads)
-
-
-@triton.jit
-def add_norm(
-    x,
-    added,  # [part, row, width]
-    added_bias,
-    scale,
-    bias,
-    normed,
-    width,
-    eps,
-    WIDTH: tl.constexpr,
-    PARTS: tl.constexpr,
-    ADDED_BIAS: tl.constexpr,
-    BIASED: tl.constexpr,
-    CHAINED: tl.constexpr,
-):
-    """``x`` += the sum of ``added``, and its layer norm; a program a row."""
-    column = tl.arange(0, WIDTH)
-    inside = column < width
-    at = tl.program_id(0).to(tl.int64) * width + column
-    if CHAINED:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    row = tl.load(x + at, mask=inside, other=0.0)
-    if PARTS > 0:
-        rows = tl.num_programs(0).to(tl.int64)
-        more = tl.load(added + at, mask=inside, other=0.0).to(tl.float32)
-        for part in tl.static_range(1, PARTS):
-            more += tl.load(added + part * rows * width + at, mask=inside, other=0.0).to(tl.float32)
-        if ADDED_BIAS:
-            more += tl.load(added_bias + column, mask=inside, other=0.0).to(tl.float32)
-        row = (row.to(tl.float32) + more.to(x.dtype.element_ty).to(tl.float32)).to(x.dtype.element_ty)
-        tl.store(x + at, row, mask=inside)
-    wide = row.to(tl.float32)
-    mean = tl.sum(wide, 0) / width
-    off = tl.where(inside, wide - mean, 0.0)
-    out = off * tl.rsqrt(tl.sum(off * off, 0) / width + eps)
-    out = out * tl.load(scale + column, mask=inside, other=0.0).to(tl.float32)
-    if BIASED:
-        out += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-    tl.store(normed + at, out.to(normed.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def product(
-    x,  # [row, inner]
-    weight,  # [column, inner]
-    bias,  # [column]
-    out,  # [row, column] with bias; [part, row, column] of float32 without, where RAW
-    rows,
-    columns,
-    inner,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
-    PARTS: tl.constexpr,
-    RAW: tl.constexpr,
-    RELU: tl.constexpr,
-    CHAINED: tl.constexpr,
-):
-    """``x`` times ``weight`` transposed, for few rows: each program streams some of the weights' rows, or a part of them."""
-    row, column = tl.arange(0, ROWS), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
-    length = inner // PARTS
-    start = tl.program_id(1) * length
-    lines = weight + column.to(tl.int64) * inner + start
-    if CHAINED:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
-    step = tl.arange(0, INNER)
-    x_at = x + row[:, None] * inner + (start + step)[None, :]
-    w_at = lines[None, :] + step[:, None]
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for _ in range(0, length, INNER):
-        left = tl.load(x_at, mask=row[:, None] < rows, other=0.0)
-        total = tl.dot(left, tl.load(w_at), total)
-        x_at += INNER
-        w_at += INNER
-    to = row[:, None] * columns + column[None, :]
-    if RAW:
-        tl.store(out + tl.program_id(1) * rows * columns + to, total, mask=row[:, None] < rows)
-    else:
-        total += tl.load(bias + column)[None, :].to(tl.float32)
-        if RELU:
-            total = tl.maximum(total, 0.0)
-        tl.store(out + to, total.to(out.dtype.element_ty), mask=row[:, None] < rows)

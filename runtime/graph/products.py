@@ -1,12 +1,13 @@
 """Matrix products of few rows, and the residual sums and norms between them, chained where the GPU can."""
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
-from runtime.graph.launch import chains, kernels, power_of_two
+from runtime.graph.launch import chains, power_of_two
 from runtime.models.decoder import Affine
 
 MOST_ROWS = 64
@@ -60,7 +61,7 @@ def add_norm(x: Tensor, added: Sum | None, norm: Affine, eps: float, normed: Ten
     """``x`` [row, hidden] += ``added``, and its layer norm in ``normed``."""
     width, chained = x.shape[1], chains(x.device, x.shape[0])
     added_bias = None if added is None else added.bias
-    kernels().add_norm[(x.shape[0],)](
+    _kernels().add_norm[(x.shape[0],)](
         x,
         x if added is None else added.parts,
         x if added_bias is None else added_bias,
@@ -81,7 +82,7 @@ def add_norm(x: Tensor, added: Sum | None, norm: Affine, eps: float, normed: Ten
 
 def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tiling: Tiling, *, relu: bool) -> None:
     chained = chains(x.device, x.shape[0])
-    kernels().product[weight.shape[0] // tiling.columns, tiling.parts](
+    _kernels().product[weight.shape[0] // tiling.columns, tiling.parts](
         x,
         weight,
         x if bias is None else bias,
@@ -100,3 +101,10 @@ def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tiling:
         num_warps=4,
         num_stages=tiling.stages,
     )
+
+
+def _kernels() -> ModuleType:
+    """See ``runtime.graph.launch.kernels``."""
+    from runtime.graph import product_kernels as module
+
+    return module
