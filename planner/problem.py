@@ -25,7 +25,10 @@ FORWARD_TANGENTS = 8  # straight pieces for the square of a recomputed prefix: a
 
 @dataclass(slots=True, kw_only=True)
 class Program:
-    """The program under construction. Variables by knot; those of time by wave size, then knot."""
+    """The program under construction. Variables by knot; those of time by wave size, then knot.
+
+    Times are measured in ``unit_s``, what a layer takes at least: the solver's tolerances are absolute.
+    """
 
     problem: Coefficients
     knots: tuple[int, ...]
@@ -33,6 +36,7 @@ class Program:
     latency: Weights
     max_tpot_s: float | None
     saved_range: SavedRange
+    unit_s: float
     lp: pulp.LpProblem
     rows: dict[str, pulp.LpConstraint] = field(default_factory=dict)
     kv: list[pulp.LpVariable] = field(default_factory=list)
@@ -57,6 +61,10 @@ class Program:
         self.rows[name] = _summed(terms) <= limit
         self.lp.addConstraint(self.rows[name], name)
 
+    def at_most_s(self, name: str, tokens: Sequence[Term], times: Sequence[Term], limit_s: float) -> None:
+        """Seconds for tokens and switches + factor x time variables <= limit."""
+        self.at_most(name, [*_scaled(tokens, self.unit_s), *times], limit_s / self.unit_s)
+
     def following(self, variables: Sequence[pulp.LpVariable], place: int, scale: float) -> list[Term]:
         """A quantity one step after the knot at ``place``, on the line to the next knot."""
         if place + 1 == len(self.knots):
@@ -80,6 +88,7 @@ def build(
         latency=latency_weights(problem.setting),
         max_tpot_s=max_tpot_s,
         saved_range=saved_range or any_saved(problem),
+        unit_s=float(np.mean(problem.timings[0].still.layer_s)),
         lp=pulp.LpProblem("token_homes", pulp.LpMinimize),
     )
     define_token_variables(program)
@@ -278,20 +287,21 @@ def define_fetch_time_constraints(program: Program) -> None:
         for place, knot in enumerate(program.knots):
             streamed_s = float(timing.still.prefetch_s[knot])
             if knot == 0 or program.problem.setting.host_attention:
-                program.at_most(f"streamed_wave_{timing.sequences}_step_{knot}", [(fetch_s[place], -1.0)], -streamed_s)
+                program.at_most_s(
+                    f"streamed_wave_{timing.sequences}_step_{knot}", [], [(fetch_s[place], -1.0)], -streamed_s
+                )
                 continue
             for number, (constant_s, per_byte_s) in enumerate(timing.prices.fetch.pieces):
                 terms = [
                     (program.kv[place], per_byte_s * float(timing.h2d_bytes_by_kv[knot])),
                     (program.inputs[place], per_byte_s * float(timing.h2d_bytes_by_inputs[knot])),
-                    (fetch_s[place], -1.0),
                 ]
                 where = f"{number}_wave_{timing.sequences}_step_{knot}"
                 linked = (program.linked[place], constant_s + _duplex_s(timing, knot))
-                program.at_most(f"fetch_{where}", [*terms, linked], -streamed_s)
+                program.at_most_s(f"fetch_{where}", [*terms, linked], [(fetch_s[place], -1.0)], -streamed_s)
                 if from_host:
                     switch = (program.recomputing[place], constant_s)
-                    program.at_most(f"fetch_inputs_{where}", [*terms, switch], -streamed_s)
+                    program.at_most_s(f"fetch_inputs_{where}", [*terms, switch], [(fetch_s[place], -1.0)], -streamed_s)
 
 
 def define_layer_time_constraints(program: Program) -> None:
@@ -300,16 +310,15 @@ def define_layer_time_constraints(program: Program) -> None:
         for place, knot in enumerate(program.knots):
             common = [
                 (program.kv[place], float(timing.gpu_s_by_kv[knot])),
-                (fetch_s[place], timing.prices.sm_share),
-                (layer_s[place], -1.0),
                 (program.written[place], timing.gpu_s_by_written if knot else 0.0),
             ]
+            times = [(fetch_s[place], timing.prices.sm_share), (layer_s[place], -1.0)]
             beside_s = timing.prices.sm_share * float(timing.still.prefetch_s[knot])  # streamed weights take no SMs
             for number, (constant_s, per_token_s) in enumerate(_recompute_pieces(program, timing, knot)):
                 second = program.forward[place] if program.problem.uses_forward else program.inputs[place]
                 terms = [*common, (second, per_token_s), (program.recomputing[place], constant_s)]
                 name = f"layer_{number}_wave_{timing.sequences}_step_{knot}"
-                program.at_most(name, terms, beside_s - float(timing.still.layer_s[knot]))
+                program.at_most_s(name, terms, times, beside_s - float(timing.still.layer_s[knot]))
 
 
 def define_host_attention_constraints(program: Program) -> None:
@@ -319,13 +328,10 @@ def define_host_attention_constraints(program: Program) -> None:
     for timing, layer_s in zip(program.problem.timings, program.layer_s, strict=True):
         for number, (round_trip_s, per_token_s) in enumerate(timing.prices.host_attention.pieces):
             for place, knot in enumerate(program.knots[1:], 1):
-                terms = [
-                    (program.kv[place], per_token_s),
-                    (program.linked[place], round_trip_s),
-                    (layer_s[place], -1.0),
-                ]
+                terms = [(program.kv[place], per_token_s), (program.linked[place], round_trip_s)]
                 beside_s = float(timing.still.query_s[knot] + timing.still.rest_s[knot])
-                program.at_most(f"host_attention_{number}_wave_{timing.sequences}_step_{knot}", terms, -beside_s)
+                name = f"host_attention_{number}_wave_{timing.sequences}_step_{knot}"
+                program.at_most_s(name, terms, [(layer_s[place], -1.0)], -beside_s)
 
 
 def define_write_time_constraints(program: Program) -> None:
@@ -337,7 +343,7 @@ def define_write_time_constraints(program: Program) -> None:
             if place + 1 == len(program.knots) and not at_birth:
                 continue
             seconds = per_byte_s + timing.duplex_s_per_byte * (1.0 if knot else 0.0)
-            terms = [(write_s[place], -1.0), (program.written[place], seconds * timing.d2h_bytes_by_written)]
+            terms = [(program.written[place], seconds * timing.d2h_bytes_by_written)]
             still_s = float(timing.still.write_s[knot])
             if knot == 0:
                 kept, living = _kept_by_prefill(program)
@@ -346,7 +352,7 @@ def define_write_time_constraints(program: Program) -> None:
                 still_s += living * seconds * timing.d2h_bytes_by_written
             if not at_birth and place + 1 < len(program.knots):
                 terms.append((program.linked[place + 1], setup_s))
-            program.at_most(f"write_wave_{timing.sequences}_step_{knot}", terms, -still_s)
+            program.at_most_s(f"write_wave_{timing.sequences}_step_{knot}", terms, [(write_s[place], -1.0)], -still_s)
 
 
 def define_step_time_constraints(program: Program) -> None:
@@ -354,8 +360,9 @@ def define_step_time_constraints(program: Program) -> None:
     for wave, timing in enumerate(program.problem.timings):
         for place, knot in enumerate(program.knots):
             for name, terms, constant_s in _paths(program, wave, timing, place):
-                program.at_most(
+                program.at_most_s(
                     f"path_{name}_wave_{timing.sequences}_step_{knot}",
+                    [],
                     [*terms, (program.step_s[wave][place], -1.0)],
                     -constant_s,
                 )
@@ -364,11 +371,11 @@ def define_step_time_constraints(program: Program) -> None:
 def define_latency_constraint(program: Program) -> None:
     """The mean time between tokens is at most what the user allows."""
     if program.max_tpot_s is not None:
-        program.at_most("latency", _weighted_steps(program, program.latency), program.max_tpot_s)
+        program.at_most_s("latency", [], _weighted_steps(program, program.latency), program.max_tpot_s)
 
 
 def define_objective(program: Program) -> None:
-    """Weighted seconds of all waves."""
+    """Weighted times of all waves."""
     program.lp.setObjective(_summed(_weighted_steps(program, program.weights)))
 
 

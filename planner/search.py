@@ -31,6 +31,7 @@ KNOTS = 20  # sampled steps after the first one that overflows
 ALL_KNOTS = 40  # so few steps are all sampled
 REFINE_SHARE = 3e-3  # knots are doubled while a plan is further than this from its bound and still gets nearer
 REFINEMENTS = 2
+TIGHT = 1e-6  # slack of a constraint that binds; rows are scaled to about 1
 
 POLISH_SHARE = 1e-5  # less is not worth another round
 
@@ -178,11 +179,10 @@ class Search:
         best: Found | None = None
         for _ in range(REFINEMENTS + 1):
             sampled = choose_knots(problem, knots)
-            saved = self._saved.get(setting)
-            program = build(problem, sampled, self.request.objective, self.request.max_tpot_s, saved)
-            run = run_solver(program.lp, self.solver)
-            if not run.is_optimal:
+            solved = self._solved_program(problem, sampled)
+            if solved is None:
                 return best
+            program, run = solved
             found = self._rounded(problem, shape_of(program), run, binding_constraints(program))
             gained = found is not None and (best is None or found.objective_s < best.objective_s * (1 - PRUNE_SHARE))
             if found and (best is None or found.objective_s < best.objective_s):
@@ -193,6 +193,15 @@ class Search:
                 return best
             knots *= 2
         return best
+
+    def _solved_program(self, problem: Coefficients, knots: tuple[int, ...]) -> tuple[Program, SolverRun] | None:
+        """With as many saved inputs as the bound suggests; where they leave no room, with any number."""
+        for saved in dict.fromkeys((self._saved.get(problem.setting), None)):
+            program = build(problem, knots, self.request.objective, self.request.max_tpot_s, saved)
+            run = in_seconds(run_solver(program.lp, self.solver), program)
+            if run.is_optimal:
+                return program, run
+        return None
 
     def _rounded(self, problem: Coefficients, shape: Shape, run: SolverRun, binding: tuple[str, ...]) -> Found | None:
         """The program's lines in whole tokens; where there are few tokens and rounding breaks a limit, whole ones near them."""
@@ -285,6 +294,11 @@ class _Queue:
         return bound_s, stage, choice
 
 
+def in_seconds(run: SolverRun, program: Program) -> SolverRun:
+    """Objective and bound, which the program measures in its own unit."""
+    return replace(run, objective=run.objective * program.unit_s, bound=run.bound * program.unit_s)
+
+
 def choose_knots(problem: Coefficients, wanted: int) -> tuple[int, ...]:
     """Steps to sample: the prefill, both sides of the step that first overflows HBM, and evenly from there to the end."""
     last = problem.steps - 1
@@ -338,7 +352,7 @@ def binding_constraints(program: Program) -> tuple[str, ...]:
     tight = (
         name
         for name, constraint in program.rows.items()
-        if name.startswith(("hbm_capacity", "host_capacity", "pool", "path")) and abs(constraint.value()) < 1e-9
+        if name.startswith(("hbm_capacity", "host_capacity", "pool", "path")) and abs(constraint.value()) < TIGHT
     )
     families = (name.partition("_step_") for name in [*tight, "latency"] if name in program.rows)
     return tuple(

@@ -67,6 +67,17 @@ def exhaustive_optimum(request: Request, *, at_most_s: float = float("inf")) -> 
     return Optimum(plan=best, objective_s=measured_s, cases=searched)
 
 
+def optimum_of_setting(setting: Setting, request: Request, cost: CostModel) -> tuple[Plan, float] | None:
+    """The best plan of one setting and its objective; None if none fits."""
+    choice = _Choice.of(setting, cost, request)
+    best, limit_s = None, float("inf")
+    for case in sorted(choice.cases(limit_s), key=lambda case: case.least_s) if choice else ():
+        found = case.search(limit_s) if case.least_s <= limit_s else None
+        if found is not None:
+            best, limit_s = found, found[1]
+    return best
+
+
 def settings_to_search(request: Request) -> Iterator[Setting]:
     """All in HBM where that fits, with the CPU's help, and every way to spill, by either kind of write-back."""
     for family in families(request):
