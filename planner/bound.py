@@ -14,42 +14,15 @@ from numpy.typing import NDArray
 from planner.coefficients import Coefficients, Timing, evenly_attended
 from planner.options import Family
 from planner.request import Objective, Request
+from planner.spill import SLACK, Line, SavedRange, Spill, any_saved, spill_of
 from sim.cost import CostModel
 from sim.flows import Column, counts_of
 from sim.footprint import layer_weight_bytes
 from sim.layer import LayerGemms, layer_prices
 from sim.pipeline import step_seconds
-from sim.plan import Placement
 
 SAVED_CASES = 4  # of how many tokens have their inputs saved, to begin with
-SLACK = 1e-9  # relative, where sums are compared
 NARROW_SHARE = 0.0125  # a case this narrow, relative to its upper end, or narrower than a token, is not halved
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SavedRange:
-    """Between ``fewest`` and ``most`` tokens have their inputs saved at birth."""
-
-    fewest: float
-    most: float
-
-    @property
-    def width(self) -> float:
-        return self.most - self.fewest
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Spill:
-    """At the steps that overflow HBM: the tokens off it, by ``second`` (tokens that are recomputed), between two limits.
-
-    ``kv`` tokens are ``kv_base`` + ``kv_slope`` * second. [overflowing step] each.
-    """
-
-    steps: NDArray[np.intp]
-    kv_base: Column
-    kv_slope: Column
-    lowest: Column
-    highest: Column
 
 
 def least_bound(problem: Coefficients, judge: Callable[[tuple[Column, ...]], float]) -> tuple[float, SavedRange]:
@@ -78,11 +51,6 @@ def rough_bound(problem: Coefficients, judge: Callable[[tuple[Column, ...]], flo
     return _case_bound(problem, any_saved(problem), judge)
 
 
-def any_saved(problem: Coefficients) -> SavedRange:
-    """From no saved inputs to those of every token."""
-    return SavedRange(fewest=0.0, most=float(counts_of(problem.setting).cached[-1]))
-
-
 def is_coupled(problem: Coefficients) -> bool:
     """Saved inputs take room from birth and so couple the steps; it matters where that room is short."""
     memory, tokens = problem.memory, float(counts_of(problem.setting).cached[-1])
@@ -91,104 +59,11 @@ def is_coupled(problem: Coefficients) -> bool:
 
 
 def _case_bound(problem: Coefficients, case: SavedRange, judge: Callable[[tuple[Column, ...]], float]) -> float:
-    spill = _spill(problem, case)
+    spill = spill_of(problem, case)
     alike = np.isclose(spill.lowest, spill.highest, rtol=SLACK, atol=SLACK)
     if np.any((spill.lowest > spill.highest) & ~alike):
         return float("inf")
     return judge(tuple(_step_bound(problem, timing, spill) for timing in problem.timings))
-
-
-def _spill(problem: Coefficients, case: SavedRange) -> _Spill:
-    """Freeing just what is needed is cheapest, so a step's choice is one number: how many tokens are recomputed."""
-    memory, counts = problem.memory, counts_of(problem.setting)
-    saved = np.maximum(0.0, np.minimum(counts.cached, case.fewest) - counts.dead)
-    need_all = memory.hbm_all_in + memory.hbm_per_saved * saved - memory.hbm_budget
-    host_all = memory.host_all_in + memory.host_per_saved * saved
-    steps = _spilling_steps(problem, (need_all > 0) | (host_all > memory.host_budget))
-    need, kv_frees = np.maximum(need_all[steps], 0.0), memory.freed_by_kv[steps]
-    second_frees, most = _second_home(problem, steps)
-    most = np.minimum(most, np.maximum(0.0, case.most - counts.dead[steps]) / (1 + counts.copy_rate[steps]))
-    enough = np.divide(need, second_frees, out=np.full_like(need, np.inf), where=second_frees > 0)
-    enough = np.where(need > 0, enough, 0.0)
-    lowest = np.where((kv_frees > 0) | (need == 0), 0.0, enough)
-    kv_base, kv_slope = _fewest_kv(need, kv_frees, second_frees, most)
-    highest = np.ceil(enough - SLACK)
-    if problem.setting.placement is Placement.RECENT:
-        off = _off_by_then(_Line(kv_base, kv_slope + 1), lowest, highest, counts.dead[steps])
-        kv_base, kv_slope = _higher(_Line(kv_base, kv_slope), _Line(off, -1.0 * (most > 0)), np.minimum(most, off) / 2)
-        highest = np.maximum(highest, off)
-    pool = counts.cached[steps] - 1 if problem.uses_forward else counts.pool[steps]
-    host_second = memory.host_by_forward[steps] if problem.uses_forward else memory.host_by_inputs[steps]
-    host_kv = memory.host_by_kv[steps]
-    highest = np.maximum(highest, _room_on_host(host_all[steps], host_second, memory.host_budget))
-    highest = np.minimum(most, highest)
-    for base, slope, limit in (
-        (kv_base, kv_slope + 1, pool),
-        (host_all[steps] + host_kv * kv_base, host_kv * kv_slope + host_second, memory.host_budget),
-    ):
-        lowest, highest = _within(lowest, highest, base - limit, slope)
-    return _Spill(steps=steps, kv_base=kv_base, kv_slope=kv_slope, lowest=lowest, highest=highest)
-
-
-def _spilling_steps(problem: Coefficients, overflows: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """Steps that may have tokens off HBM of need: those that overflow and, as homes only move outward, all that follow."""
-    setting = problem.setting
-    if setting.host_attention:
-        return np.arange(problem.steps)
-    return np.flatnonzero(np.logical_or.accumulate(overflows) if setting.placement is Placement.RECENT else overflows)
-
-
-def _off_by_then(total: "_Line", lowest: Column, highest: Column, dead: Column) -> Column:
-    """Living tokens off HBM, at least: the most that any step so far could not do without, less those that have died."""
-    ends = (total.at(lowest), np.where(np.isfinite(highest), total.at(np.maximum(lowest, highest)), np.inf))
-    off: Column = np.maximum.accumulate(np.minimum(*ends) + dead) - dead
-    return off
-
-
-def _higher(first: "_Line", second: "_Line", at: Column) -> tuple[Column, Column]:
-    """Base and slope of whichever line is higher there."""
-    better = second.at(at) > first.at(at)
-    return np.where(better, second.base, first.base), np.where(better, second.slope, first.slope)
-
-
-def _fewest_kv(need: Column, kv_frees: Column, second_frees: Column, most: Column) -> tuple[Column, Column]:
-    """Base and slope of the fewest kv tokens with which ``need`` bytes are freed, by recomputed tokens.
-
-    Tokens are whole, so at least need / (most that one frees), rounded up, must go; of the two lines the one that is
-    higher in the middle counts.
-    """
-    helps = kv_frees > 0
-    count = np.ceil(need / np.maximum(np.maximum(kv_frees, second_frees), SLACK) - SLACK) * helps
-    base = np.divide(need, kv_frees, out=np.zeros_like(need), where=helps)
-    slope = -np.divide(second_frees, kv_frees, out=np.zeros_like(need), where=helps & (need > 0))
-    whole = _Line(count, -1.0 * (helps & (second_frees > 0)))
-    return _higher(_Line(base, slope), whole, np.minimum(most, count) / 2)
-
-
-def _room_on_host(held: Column, by_second: Column, budget: float) -> Column:
-    """Recomputed tokens with which the host has room where every token has a place there (written back at birth)."""
-    room: Column = np.divide(held - budget, -by_second, out=np.zeros_like(held), where=by_second < 0)
-    return room
-
-
-def _second_home(problem: Coefficients, steps: NDArray[np.intp]) -> tuple[Column, Column]:
-    """Bytes that one recomputed token frees in HBM, and how many there may be."""
-    memory, setting = problem.memory, problem.setting
-    if problem.uses_inputs:
-        return memory.freed_by_inputs[steps], counts_of(setting).pool[steps]
-    if problem.uses_forward:
-        return memory.freed_by_forward[steps], np.full(len(steps), float(setting.workload.prompt_tokens))
-    return np.zeros(len(steps)), np.zeros(len(steps))
-
-
-def _within(lowest: Column, highest: Column, base: Column, slope: Column) -> tuple[Column, Column]:
-    """Tighten the limits of x so that base + slope * x <= 0; an empty range comes out with lowest > highest."""
-    slack = SLACK * np.abs(base)
-    at = -np.divide(base, slope, out=np.zeros_like(base), where=slope != 0)
-    lowest = np.where(slope < 0, np.maximum(lowest, at), lowest)
-    highest = np.where(slope > 0, np.minimum(highest, at), highest)
-    hopeless = (slope == 0) & (base > slack)
-    return lowest, np.where(hopeless, -np.inf, highest)
 
 
 def still_bound(problem: Coefficients) -> tuple[Column, ...]:
@@ -206,7 +81,7 @@ def _still_s(problem: Coefficients, timing: Timing) -> Column:
     return step_seconds(timing.still, setting.model.layers, setting.prefetch_layers)
 
 
-def _step_bound(problem: Coefficients, timing: Timing, spill: _Spill) -> Column:
+def _step_bound(problem: Coefficients, timing: Timing, spill: Spill) -> Column:
     """The base of every step, raised where HBM overflows."""
     steps = spill.steps
     if problem.setting.host_attention:
@@ -221,7 +96,7 @@ def _step_bound(problem: Coefficients, timing: Timing, spill: _Spill) -> Column:
     return step_s
 
 
-def _spilled_s(problem: Coefficients, timing: Timing, spill: _Spill) -> Column:
+def _spilled_s(problem: Coefficients, timing: Timing, spill: Spill) -> Column:
     """Seconds of the steps that overflow HBM."""
     lines = _lines(timing, spill)
     if problem.uses_inputs or problem.uses_forward:
@@ -229,7 +104,7 @@ def _spilled_s(problem: Coefficients, timing: Timing, spill: _Spill) -> Column:
     return _fixed(problem, timing, spill, lines)
 
 
-def _assisted(problem: Coefficients, timing: Timing, spill: _Spill) -> Column:
+def _assisted(problem: Coefficients, timing: Timing, spill: Spill) -> Column:
     """The CPU attends to the tokens on the host: at least as many as must be there, more where GPU and CPU then even out."""
     still, prices, setting = timing.still, timing.prices, problem.setting
     least = np.maximum(np.ceil(spill.kv_base - SLACK), 0.0)
@@ -259,7 +134,7 @@ class _Lines:
     gpu_slope: Column
 
 
-def _lines(timing: Timing, spill: _Spill) -> _Lines:
+def _lines(timing: Timing, spill: Spill) -> _Lines:
     steps, (setup_s, per_byte_s) = spill.steps, timing.prices.fetch.pieces[-1]
     by_kv, by_second = timing.h2d_bytes_by_kv[steps], timing.h2d_bytes_by_inputs[steps]
     bytes_base, bytes_slope = by_kv * spill.kv_base, by_kv * spill.kv_slope + by_second
@@ -275,7 +150,7 @@ def _lines(timing: Timing, spill: _Spill) -> _Lines:
     )
 
 
-def _fixed(problem: Coefficients, timing: Timing, spill: _Spill, lines: _Lines) -> Column:
+def _fixed(problem: Coefficients, timing: Timing, spill: Spill, lines: _Lines) -> Column:
     """Nothing can be recomputed: what is fetched is known, so every path through the step counts."""
     layers, depth, head_s = problem.setting.model.layers, problem.setting.prefetch_layers, timing.prices.head_s
     fetch_s, gpu_s = lines.fetch_base, lines.gpu_base
@@ -288,7 +163,7 @@ def _fixed(problem: Coefficients, timing: Timing, spill: _Spill, lines: _Lines) 
     return longest
 
 
-def _shared(problem: Coefficients, timing: Timing, spill: _Spill, lines: _Lines) -> Column:
+def _shared(problem: Coefficients, timing: Timing, spill: Spill, lines: _Lines) -> Column:
     """Tokens are shared between fetching and recomputing, so that both take equally long or a limit is hit.
 
     A step is at least any mean of its paths, weight m on computing, L c + head, and 1 - m on fetching, either
@@ -306,31 +181,31 @@ def _shared(problem: Coefficients, timing: Timing, spill: _Spill, lines: _Lines)
 
 
 def _mean_of_paths(
-    problem: Coefficients, timing: Timing, spill: _Spill, lines: _Lines, constant_s: Column, per_token_s: Column
+    problem: Coefficients, timing: Timing, spill: Spill, lines: _Lines, constant_s: Column, per_token_s: Column
 ) -> Column:
     """The bound for one piece of the recomputation's price; ``constant_s`` of it is saved where nothing is recomputed."""
-    layer = _Line(lines.gpu_base + constant_s, lines.gpu_slope + per_token_s)
-    fetch = _Line(lines.fetch_base, lines.fetch_slope)
+    layer = Line(lines.gpu_base + constant_s, lines.gpu_slope + per_token_s)
+    fetch = Line(lines.fetch_base, lines.fetch_slope)
     layers, depth, head_s = problem.setting.model.layers, problem.setting.prefetch_layers, timing.prices.head_s
     lowest, highest = spill.lowest, np.maximum(spill.lowest, spill.highest)
     if timing.prices.recalls:
-        total = _Line(layers * (layer.base + fetch.base) + head_s, layers * (layer.slope + fetch.slope))
+        total = Line(layers * (layer.base + fetch.base) + head_s, layers * (layer.slope + fetch.slope))
         none = np.where(lowest > 0, np.inf, total.base - layers * constant_s)
         return np.minimum(np.minimum(total.at(lowest), total.at(highest)), none)
     query_s = timing.still.query_s[spill.steps]
-    compute = _Line(layers * layer.base + head_s, layers * layer.slope)
-    finished = _Line(layer.base - query_s + head_s, layer.slope)  # attend, rest and head, behind the last fetch
+    compute = Line(layers * layer.base + head_s, layers * layer.slope)
+    finished = Line(layer.base - query_s + head_s, layer.slope)  # attend, rest and head, behind the last fetch
     ahead = (finished.at(lowest) < depth * fetch.at(lowest)) & (spill.steps > 0)
-    behind = _Line(np.where(ahead, 0.0, finished.base), np.where(ahead, 0.0, finished.slope))
+    behind = Line(np.where(ahead, 0.0, finished.base), np.where(ahead, 0.0, finished.slope))
     streamed_s = np.where(ahead & ~_followed(spill), depth * _streamed_next_s(timing, spill), 0.0)
-    fetched = _Line(
+    fetched = Line(
         (layers - depth) * fetch.base + behind.base + streamed_s, (layers - depth) * fetch.slope + behind.slope
     )
-    fetched_whole = _Line(fetched.base + ahead * depth * fetch.base, fetched.slope + ahead * depth * fetch.slope)
+    fetched_whole = Line(fetched.base + ahead * depth * fetch.base, fetched.slope + ahead * depth * fetch.slope)
     mean = _indifferent(compute, fetched_whole, lowest, highest)
     left = (1 - mean) * ahead * depth * _followed(spill)  # of the next step's fetch
     before = np.append(0.0, left[:-1])
-    total = _Line(
+    total = Line(
         mean * compute.base + (1 - mean) * fetched.base + before * fetch.base,
         mean * compute.slope + (1 - mean) * fetched.slope + before * fetch.slope,
     )
@@ -340,29 +215,18 @@ def _mean_of_paths(
     return np.minimum(np.minimum(total.at(lowest), total.at(highest)), none)
 
 
-def _followed(spill: _Spill) -> NDArray[np.bool_]:
+def _followed(spill: Spill) -> NDArray[np.bool_]:
     """The next step overflows HBM too."""
     return np.append(np.diff(spill.steps) == 1, False)
 
 
-def _streamed_next_s(timing: Timing, spill: _Spill) -> Column:
+def _streamed_next_s(timing: Timing, spill: Spill) -> Column:
     """What the step after each fetches for a layer whatever is in HBM: streamed weights."""
     streamed_s = np.append(timing.still.prefetch_s[1:], 0.0)
     return streamed_s[spill.steps]
 
 
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """Seconds, linear in the recomputed tokens."""
-
-    base: Column
-    slope: Column
-
-    def at(self, tokens: Column) -> Column:
-        return self.base + self.slope * tokens
-
-
-def _indifferent(compute: _Line, fetched: _Line, lowest: Column, highest: Column) -> Column:
+def _indifferent(compute: Line, fetched: Line, lowest: Column, highest: Column) -> Column:
     """The weight of computing that makes the mean independent of the choice; all or nothing where a limit is hit."""
     gap = compute.slope - fetched.slope
     even = np.divide(fetched.base - compute.base, gap, out=np.zeros_like(gap), where=gap > 0)
@@ -373,7 +237,7 @@ def _indifferent(compute: _Line, fetched: _Line, lowest: Column, highest: Column
     return mean
 
 
-def _prefill_write_s(problem: Coefficients, timing: Timing, spill: _Spill) -> float:
+def _prefill_write_s(problem: Coefficients, timing: Timing, spill: Spill) -> float:
     """Prefill that overflows: what must cross to the host behind the first layer."""
     per_byte_s = timing.prices.stream.pieces[-1][1]
     ends = (spill.lowest[0], max(spill.lowest[0], spill.highest[0]))

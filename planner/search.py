@@ -9,16 +9,19 @@ from functools import partial
 
 import numpy as np
 
-from planner.bound import SavedRange, family_bound, fits, is_coupled, least_bound, paged_bound, rough_bound, still_bound
+from planner.bound import family_bound, fits, is_coupled, least_bound, paged_bound, rough_bound, still_bound
 from planner.coefficients import Coefficients, coefficients_of
+from planner.neighbours import centre_of, centre_of_lines
 from planner.objective import latency_weights, objective_of, objective_weights
 from planner.options import Family, assisted_settings, families, paged_settings, resident_settings, spilling_settings
-from planner.polish import Neighbourhood, centre_of, centre_of_lines, has_few_tokens
-from planner.problem import Program, build
+from planner.polish import Neighbourhood, has_few_tokens
+from planner.problem import build
+from planner.program import Program
 from planner.request import Request
 from planner.rounding import Shape, round_homes
 from planner.solution import Certificate
 from planner.solvers import SolverRun, default_solver, run_solver
+from planner.spill import SavedRange
 from sim.cost import CostModel
 from sim.flows import Column
 from sim.forecast import Forecast, forecast, over_capacity

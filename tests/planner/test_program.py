@@ -17,7 +17,8 @@ from planner.bound import least_bound
 from planner.coefficients import coefficients_of
 from planner.objective import objective_weights
 from planner.optimum import optimum
-from planner.problem import Program, build
+from planner.problem import build
+from planner.program import Program
 from planner.request import Request
 from planner.solvers import SolverRun, run_solver
 from sim import catalogue
