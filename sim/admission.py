@@ -91,6 +91,26 @@ class _Sequence:
     had: int = 0
 
 
+class Change(NamedTuple):
+    """A sequence that enters or steps back with ``done`` tokens generated; ``swapped``: by copy, not by prefill."""
+
+    number: int
+    done: int
+    swapped: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What one machine step does, in this order: who steps back, who enters, who decodes.
+
+    Who enters by prefill gets its next token from that and does not decode in the same step.
+    """
+
+    left: tuple[Change, ...]
+    entered: tuple[Change, ...]
+    decoding: tuple[int, ...]
+
+
 @dataclass(slots=True)
 class _Event:
     """What happens in a machine step besides decoding."""
@@ -98,15 +118,17 @@ class _Event:
     prefilled: list[int] = field(default_factory=list)
     swapped_in: float = 0.0
     swapped_out: float = 0.0
+    left: list[Change] = field(default_factory=list)
+    entered: list[Change] = field(default_factory=list)
 
 
 def schedule(rules: Rules) -> Schedule:
     """Run the admission rule until every sequence has its tokens."""
-    return _Scheduler(rules).run()
+    return Scheduler(rules).run()
 
 
-class _Scheduler:
-    """Steps in which nobody enters, leaves or steps back are taken together."""
+class Scheduler:
+    """The admission rule. ``run`` takes steps together in which nobody enters, leaves or steps back; a runtime calls ``step``."""
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
@@ -114,7 +136,7 @@ class _Scheduler:
         self.waiting = deque(_Sequence(number) for number in range(rules.batch))
         self.running: list[_Sequence] = []
         self.runs: list[Run] = []
-        self.step = 0
+        self.steps = 0
         self.host_bytes = 0.0
         self.host_levels: list[tuple[int, float]] = []
         self.first_step: dict[int, int] = {}
@@ -123,18 +145,35 @@ class _Scheduler:
 
     def run(self) -> Schedule:
         while self.waiting or self.running:
-            event = _Event()
-            self._make_room(event)
-            for sequence in self.running:
-                sequence.done += 1
-            self._admit(event)
-            self._finish()
-            if event != _Event():
-                self.events[self.step] = event
-                self.host_levels.append((self.step, self.host_bytes))
-            self.step += 1
+            self.step()
             self._skip_quiet_steps()
         return self._collected()
+
+    def step(self) -> Turn | None:
+        """One machine step; None when every sequence has its tokens."""
+        if not (self.waiting or self.running):
+            return None
+        event = _Event()
+        self._make_room(event)
+        for sequence in self.running:
+            sequence.done += 1
+        decoding = [sequence.number for sequence in self.running]
+        self._admit(event)
+        self._finish()
+        if event != _Event():
+            self.events[self.steps] = event
+            self.host_levels.append((self.steps, self.host_bytes))
+        self.steps += 1
+        decoding += [change.number for change in event.entered if change.swapped]
+        return Turn(left=tuple(event.left), entered=tuple(event.entered), decoding=tuple(decoding))
+
+    def retire(self, number: int) -> None:
+        """Take out a running sequence whose text has ended before its last token."""
+        for sequence in self.running:
+            if sequence.number == number:
+                self.last_step[number] = self.steps - 1
+                self._close(sequence)
+        self.running = [sequence for sequence in self.running if sequence.number != number]
 
     def _held(self, ahead: int = 0) -> float:
         """Bytes that all that run hold, ``ahead`` steps from now."""
@@ -153,6 +192,7 @@ class _Scheduler:
             sequence.swapped = True
             self.host_bytes += kept
             event.swapped_out += kept
+        event.left.append(Change(sequence.number, sequence.done, sequence.swapped))
         self.waiting.appendleft(sequence)
 
     def _admit(self, event: _Event) -> None:
@@ -171,7 +211,8 @@ class _Scheduler:
             self._enter(sequence, event)
 
     def _enter(self, sequence: _Sequence, event: _Event) -> None:
-        sequence.since, sequence.had = self.step, sequence.done
+        sequence.since, sequence.had = self.steps, sequence.done
+        event.entered.append(Change(sequence.number, sequence.done, sequence.swapped))
         if sequence.swapped:
             moved = self.rules.held_bytes[sequence.done - 1]
             self.host_bytes -= moved
@@ -179,14 +220,14 @@ class _Scheduler:
             sequence.swapped = False
         else:
             event.prefilled.append(self.rules.prompt_tokens + sequence.done)
-            sequence.since, sequence.had = self.step + 1, sequence.done + 1
-        self.first_step.setdefault(sequence.number, self.step)
+            sequence.since, sequence.had = self.steps + 1, sequence.done + 1
+        self.first_step.setdefault(sequence.number, self.steps)
         sequence.done += 1
 
     def _finish(self) -> None:
         for sequence in self.running:
             if sequence.done == self.tokens:
-                self.last_step[sequence.number] = self.step
+                self.last_step[sequence.number] = self.steps
                 self._close(sequence)
         self.running = [sequence for sequence in self.running if sequence.done < self.tokens]
 
@@ -205,7 +246,7 @@ class _Scheduler:
             low, high = (middle, high) if self._held(middle - 1) <= self.rules.budget_bytes else (low, middle - 1)
         for sequence in self.running:
             sequence.done += low
-        self.step += low
+        self.steps += low
 
     def _someone_fits(self) -> bool:
         """The next in line could enter now (a step's prefill was full, say)."""
@@ -218,21 +259,21 @@ class _Scheduler:
         return tuple(Served(sequences=many, first_step=a, last_step=b) for (a, b), many in sorted(ends.items()))
 
     def _collected(self) -> Schedule:
-        column = {name: np.zeros(self.step) for name in ("prefilled", "prefilled_tokens", "prefilled_squares")}
-        swaps = {name: np.zeros(self.step) for name in ("swapped_in", "swapped_out")}
+        column = {name: np.zeros(self.steps) for name in ("prefilled", "prefilled_tokens", "prefilled_squares")}
+        swaps = {name: np.zeros(self.steps) for name in ("swapped_in", "swapped_out")}
         held = np.array(self.rules.held_bytes)
-        entered: Column = np.zeros(self.step)
+        entered: Column = np.zeros(self.steps)
         for step, event in self.events.items():
             column["prefilled"][step] = len(event.prefilled)
             column["prefilled_tokens"][step] = sum(event.prefilled)
             column["prefilled_squares"][step] = sum(tokens * tokens for tokens in event.prefilled)
             swaps["swapped_in"][step], swaps["swapped_out"][step] = event.swapped_in, event.swapped_out
             entered[step] = sum(held[tokens - self.rules.prompt_tokens] for tokens in event.prefilled)
-        host: Column = np.zeros(self.step)
+        host: Column = np.zeros(self.steps)
         for step, level in self.host_levels:
             host[step:] = level
         planned = Schedule(
-            steps=self.step,
+            steps=self.steps,
             runs=tuple(self.runs),
             held_bytes=entered,
             host_bytes=host,

@@ -1,5 +1,6 @@
 """Continuous admission: who runs when, by hand and by property."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.admission import Rules, schedule
+from sim.admission import Rules, Scheduler, schedule
 from sim.outcome import Served
 from sim.plan import Preemption
 
@@ -84,3 +85,45 @@ def test_everyone_is_served_and_nothing_overflows(given_rules: Rules) -> None:
     assert all(some.last_step - some.first_step >= tokens - 1 for some in planned.served)
     if given_rules.preemption is Preemption.RECOMPUTE:
         assert planned.swapped_out.sum() == 0.0
+
+
+def test_turn_by_turn_the_three_do_as_scheduled() -> None:
+    scheduler = Scheduler(TWO_OF_THREE)
+    turns = list(iter(scheduler.step, None))
+
+    assert [[change.number for change in turn.entered] for turn in turns] == [[0, 1, 2], [], [], [1], [2], []]
+    assert [turn.left for turn in turns] == [(), ((2, 1, False),), ((1, 2, False),), (), (), ()]
+    assert [turn.decoding for turn in turns] == [(), (0, 1), (0,), (), (), (2,)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(rules())
+def test_turns_add_up_to_the_schedule(given_rules: Rules) -> None:
+    planned, turns = schedule(given_rules), list(iter(Scheduler(given_rules).step, None))
+    done = dict.fromkeys(range(given_rules.batch), 0)
+    for turn in turns:
+        for change in turn.entered:
+            assert done[change.number] == change.done
+        prefilled = [change.number for change in turn.entered if not change.swapped]
+        for number in (*turn.decoding, *prefilled):
+            done[number] += 1
+
+    assert len(turns) == planned.steps
+    assert [len(turn.decoding) for turn in turns] == planned.decoding(np.ones(len(given_rules.held_bytes))).tolist()
+    assert set(done.values()) == {len(given_rules.held_bytes)}
+
+
+@settings(max_examples=100, deadline=None)
+@given(rules(), st.randoms(use_true_random=False))
+def test_texts_that_end_early_make_room(given_rules: Rules, rng: random.Random) -> None:
+    scheduler, ended, steps = Scheduler(given_rules), set[int](), 0
+    while (turn := scheduler.step()) is not None:
+        steps += 1
+        assert not ended & {*turn.decoding, *(change.number for change in (*turn.entered, *turn.left))}
+        for sequence in list(scheduler.running):
+            if rng.random() < 0.3:
+                scheduler.retire(sequence.number)
+                ended.add(sequence.number)
+
+    assert steps <= schedule(given_rules).steps
+    assert scheduler.host_bytes == 0.0
