@@ -191,7 +191,8 @@ def _mean_of_paths(
     if timing.prices.recalls:
         total = Line(layers * (layer.base + fetch.base) + head_s, layers * (layer.slope + fetch.slope))
         none = np.where(lowest > 0, np.inf, total.base - layers * constant_s)
-        return np.minimum(np.minimum(total.at(lowest), total.at(highest)), none)
+        known_late: Column = np.minimum(np.minimum(total.at(lowest), total.at(highest)), none)
+        return known_late
     query_s = timing.still.query_s[spill.steps]
     compute = Line(layers * layer.base + head_s, layers * layer.slope)
     finished = Line(layer.base - query_s + head_s, layer.slope)  # attend, rest and head, behind the last fetch
@@ -212,7 +213,8 @@ def _mean_of_paths(
     fetched_none = fetched.base - np.where(ahead, 0.0, constant_s)
     mean_none = mean * (compute.base - layers * constant_s) + (1 - mean) * fetched_none
     none = np.where(lowest > 0, np.inf, np.maximum(mean_none, fetched_none) + before * fetch.base)
-    return np.minimum(np.minimum(total.at(lowest), total.at(highest)), none)
+    known_ahead: Column = np.minimum(np.minimum(total.at(lowest), total.at(highest)), none)
+    return known_ahead
 
 
 def _followed(spill: Spill) -> NDArray[np.bool_]:

@@ -8,6 +8,7 @@ how long its own fetch, delayed by what it then writes back, keeps the step befo
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -111,10 +112,12 @@ class Neighbourhood:
         """Times of the layers in each row; row 0 of ``layer_times`` is the prefill, so one is put before them."""
         led = Flows(**{column.name: np.append(0.0, getattr(flows, column.name)) for column in fields(flows)})
         times = layer_times(prices, led, self.cost)
-        gpu = {
+        gpu: dict[str, Any] = {
             name: np.where(step, getattr(times, name)[1:], getattr(times, name)[0]) for name in ("layer_s", "query_s")
         }
-        link = {name: getattr(times, name)[1:] for name in ("prefetch_s", "correct_s", "write_s", "head_s")}
+        link: dict[str, Any] = {
+            name: getattr(times, name)[1:] for name in ("prefetch_s", "correct_s", "write_s", "head_s")
+        }
         return replace(times, **gpu, **link)
 
     def weighed(self, wave: int, step: Index | int, times: LayerTimes, ahead_s: Column) -> Column:

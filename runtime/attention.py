@@ -30,10 +30,15 @@ def attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Tens
     return torch.stack(mixed).sum(0) if len(mixed) > 1 else mixed[0], weights
 
 
-def attend_prompt(q: Tensor, k: Tensor, v: Tensor, padding: Tensor, scale: float) -> Tensor:
-    """Causal attention, q [sequence, token, head, channel] and k, v with fewer heads; the first ``padding`` are no tokens."""
+def attend_prompt(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale: float) -> Tensor:
+    """Causal attention, q [sequence, token, head, channel] and k, v with fewer heads; the first ``padding`` are no tokens.
+
+    None where every prompt is whole: then no mask of tokens by tokens is made.
+    """
     group = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)))
+    if padding is None:
+        return fn.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
     mask = prompt_mask(q.shape[2], padding)[:, None]
     return fn.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
 

@@ -11,7 +11,7 @@ from sim.footprint import prefill_rows
 
 
 def prompt_layer(
-    decoder: Decoder, layer: int, x: Tensor, positions: Tensor, padding: Tensor
+    decoder: Decoder, layer: int, x: Tensor, positions: Tensor, padding: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Query, key, value and output of a layer, in passes of whole sequences."""
     size, scale = prefill_rows(x.shape[0], x.shape[1]) // x.shape[1], decoder.spec.head_dim**-0.5
@@ -19,7 +19,7 @@ def prompt_layer(
     for at in range(0, x.shape[0], size):
         rows, where = x[at : at + size], positions[at : at + size]
         q, k, v = decoder.project(layer, rows, where)
-        attended = attend_prompt(q, k, v, padding[at : at + size], scale)
+        attended = attend_prompt(q, k, v, None if padding is None else padding[at : at + size], scale)
         passes.append((q, k, v, decoder.finish(layer, rows, attended)))
     q, k, v, after = (torch.cat(parts) if len(passes) > 1 else parts[0] for parts in zip(*passes, strict=True))
     return q, k, v, after

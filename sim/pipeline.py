@@ -35,7 +35,8 @@ def seconds_before(times: LayerTimes, ahead_s: Column, layers: int, depth: int) 
         return _with_recall(times, layers, slower_s, ahead_s)
     computed_s: Column = np.maximum(layers * times.layer_s, (layers - depth) * times.prefetch_s + after_fetch_s)
     ended_s = np.maximum(computed_s + np.maximum(times.head_s, times.write_s), times.layer_s + layers * times.write_s)
-    return np.maximum(ended_s, (layers - depth) * slower_s + depth * ahead_s)
+    step_s: Column = np.maximum(ended_s, (layers - depth) * slower_s + depth * ahead_s)
+    return step_s
 
 
 def _with_recall(times: LayerTimes, layers: int, slower_s: Column, ahead_s: Column) -> Column:
@@ -45,7 +46,8 @@ def _with_recall(times: LayerTimes, layers: int, slower_s: Column, ahead_s: Colu
     computed_s = last_attention_s + after_fetch_s
     first_layer_s = times.layer_s + times.correct_s
     ended_s = np.maximum(computed_s + np.maximum(times.head_s, times.write_s), first_layer_s + layers * times.write_s)
-    return np.maximum(ended_s, last_attention_s + ahead_s)
+    step_s: Column = np.maximum(ended_s, last_attention_s + ahead_s)
+    return step_s
 
 
 def fill_seconds(times: LayerTimes, depth: int) -> float:

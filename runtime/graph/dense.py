@@ -39,12 +39,12 @@ class DenseSlots:
         """Of HBM."""
         return 2 * self.keys.numel() * self.keys.element_size()
 
-    def start(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:  # noqa: ARG002
-        """Keep a prompt's keys and values, [lane, token, head, channel]."""
+    def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:  # noqa: ARG002
+        lanes = slice(first, first + k.shape[0])
         for rows, here, there in ((k, self.keys, self.host_keys), (v, self.values, self.host_values)):
             near, far = rows[:, : self.near], rows[:, self.near :]
-            here[layer, :, :, : near.shape[1]] = near.transpose(1, 2)
-            there[layer, :, :, : far.shape[1]] = far.transpose(1, 2)
+            here[layer, lanes, :, : near.shape[1]] = near.transpose(1, 2)
+            there[layer, lanes, :, : far.shape[1]] = far.transpose(1, 2)
 
     def begin_step(self) -> None:
         torch.index_select(self.cached, 0, self.row, out=self.count)

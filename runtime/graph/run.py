@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from runtime.clock import Clock
 from runtime.graph.dense import DenseSlots
 from runtime.graph.step import DecodeStep
 from runtime.graph.support import require_graphable
@@ -14,6 +15,7 @@ from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.prefill import prompt_layer
 from runtime.wave import Prompts
+from sim.footprint import prefill_rows
 from sim.plan import Plan
 
 
@@ -40,7 +42,7 @@ class GraphWave:
         require_graphable(plan, decoder)
         self.plan, self.decoder = plan, decoder
         self.lanes = Lanes.of(decoder.spec, len(padding), per_head=False)
-        self.padding = torch.tensor(padding, device=decoder.device)
+        self.padding, self.padded = torch.tensor(padding, device=decoder.device), any(padding)
         self.row = torch.ones(1, dtype=torch.int64, device=decoder.device)
         kind = DenseSlots if plan.setting.attention.is_dense else WindowSlots
         self.slots = kind(plan, decoder, self.lanes, self.padding, self.row)
@@ -58,21 +60,27 @@ class GraphWave:
     @torch.inference_mode()
     def prefill(self, prompts: Prompts) -> float:
         """Fill the slots, give the first token; seconds."""
-        decoder, tokens = self.decoder, prompts.tokens
-        with _Stopwatch() as watch:
-            positions = (torch.arange(tokens.shape[1], device=tokens.device) - self.padding[:, None]).clamp(min=0)
-            x = decoder.embed(tokens, positions)
-            for layer in range(decoder.spec.layers):
-                q, k, v, x = prompt_layer(decoder, layer, x, positions, self.padding)
-                self.slots.start(layer, q, k, v)
-            self.step.tokens.copy_(decoder.logits(x[:, -1:])[:, 0].argmax(-1))
+        size = prefill_rows(*prompts.tokens.shape) // prompts.tokens.shape[1]
+        with _Stopwatch(self.decoder.device) as watch:
+            for first in range(0, self.lanes.count, size):
+                self._prefill(first, prompts.tokens[first : first + size])
             self.step.generated[:, 0] = self.step.tokens
         return watch.seconds
+
+    def _prefill(self, first: int, tokens: Tensor) -> None:
+        """All layers of one pass, so that no more than its activations are held; the lanes from ``first`` on."""
+        decoder, padding = self.decoder, self.padding[first : first + len(tokens)]
+        positions = (torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]).clamp(min=0)
+        x = decoder.embed(tokens, positions)
+        for layer in range(decoder.spec.layers):
+            q, k, v, x = prompt_layer(decoder, layer, x, positions, padding if self.padded else None)
+            self.slots.start(layer, first, q, k, v)
+        self.step.tokens[first : first + len(tokens)] = decoder.logits(x[:, -1:])[:, 0].argmax(-1)
 
     @torch.inference_mode()
     def decode(self, first: int, last: int, on_step: Callable[[int], None] | None = None) -> float:
         """Rows ``first`` to before ``last``; seconds."""
-        with _Stopwatch() as watch:
+        with _Stopwatch(self.decoder.device) as watch:
             self.row.fill_(first)
             for row in range(first, last):
                 if on_step:
@@ -86,12 +94,13 @@ class _Stopwatch:
 
     seconds: float
 
+    def __init__(self, device: torch.device) -> None:
+        self.clock = Clock(device)
+
     def __enter__(self) -> "_Stopwatch":
-        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        self.start.record()
+        self.clock.mark()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end.record()
-        torch.cuda.synchronize()
-        self.seconds = float(self.start.elapsed_time(self.end)) / 1e3
+        self.clock.mark()
+        self.seconds = self.clock.seconds()[-1]

@@ -9,10 +9,14 @@ from torch.nn import functional as fn
 
 from runtime.graph.products import Tiling, add_norm, linear, partial_linear
 from runtime.models import Decoder
+from runtime.streams import SideStream
 
 
 class Slots(Protocol):
     """Where a step's keys and values lie, and what it attends to."""
+
+    def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Keep the prompts of some lanes, those from ``first`` on: [lane, token, head, channel]."""
 
     def begin_step(self) -> None: ...
 
@@ -45,11 +49,16 @@ class DecodeStep:
         self.attended = torch.zeros((lanes, spec.heads, spec.head_dim), dtype=decoder.dtype, device=decoder.device)
         self.logits = torch.zeros((lanes, spec.vocab), device=decoder.device)
         self.tilings = Tilings()
-        self.beside = torch.cuda.Stream(decoder.device)  # type: ignore[no-untyped-call]
-        self.graph = torch.cuda.CUDAGraph()
+        self.beside = SideStream(decoder.device, overlap=True)
+        self.replay = self._run
 
     def capture(self) -> None:
-        """Run twice, so that kernels are compiled, then capture. The slots' state is arbitrary afterwards."""
+        """Run twice, so that kernels are compiled, then capture. The slots' state is arbitrary afterwards.
+
+        Without a GPU, where kernels are interpreted, nothing is captured: ``replay`` runs the step.
+        """
+        if self.decoder.device.type != "cuda":
+            return
         stream = torch.cuda.Stream(self.decoder.device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -57,11 +66,10 @@ class DecodeStep:
                 self.row.fill_(1)
                 self._run()
         torch.cuda.current_stream().wait_stream(stream)
-        with torch.cuda.graph(self.graph):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
             self._run()
-
-    def replay(self) -> None:
-        self.graph.replay()
+        self.replay = graph.replay
 
     def _run(self) -> None:
         positions = (self.cached.index_select(0, self.row) - 1 - self.padding)[:, None]
@@ -70,7 +78,7 @@ class DecodeStep:
         self.logits = self._fused(x[:, 0]) if fuses(self.decoder) else self._plain(x, positions)
         self.tokens.copy_(self.logits.argmax(-1))
         self.generated.index_copy_(1, self.row, self.tokens[:, None])
-        torch.cuda.current_stream().wait_stream(self.beside)
+        self.beside.last.wait()
         self.row += 1
 
     def _plain(self, x: Tensor, positions: Tensor) -> Tensor:
@@ -100,8 +108,7 @@ class DecodeStep:
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.slots.attend(layer, q, k, v, self.attended)
-        self.beside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.beside):
+        with self.beside.work():
             self.slots.settle(layer)
 
 

@@ -1,5 +1,7 @@
 """Which plans a captured decode step can run."""
 
+import os
+
 import torch
 
 from runtime.models import Decoder
@@ -11,7 +13,7 @@ def require_graphable(plan: Plan, decoder: Decoder) -> None:
     """Raise ValueError for a plan, or a decoder, that needs more than slots and a selection known a step ahead."""
     setting, spec = plan.setting, decoder.spec
     selector = setting.attention.selector
-    if decoder.device.type != "cuda":
+    if decoder.device.type != "cuda" and not interpreted():
         raise ValueError(f"device={decoder.device}, a decode step is captured on a CUDA device only")
     if selector not in (Selector.DENSE, Selector.SWA):
         raise ValueError(f"attention.selector={selector}, a captured step runs dense or swa")
@@ -25,3 +27,8 @@ def require_graphable(plan: Plan, decoder: Decoder) -> None:
         raise ValueError(f"placement={setting.placement}, a captured step under swa needs resident")
     if decoder.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"dtype={decoder.dtype}, must be fp16, bf16 or fp32")
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels run on the CPU, slowly and without a GPU: for tests."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -38,6 +38,13 @@ class Entries(NamedTuple):
     move_counts: Tensor
 
 
+class _At(NamedTuple):
+    """Some lanes of a layer, as an index of tensors [layer, lane, ...]."""
+
+    layer: int
+    lanes: slice
+
+
 class WindowSlots:
     """Keys and values [layer, lane, head, slot, channel]; on the host [layer, lane, slot, head, channel]."""
 
@@ -68,16 +75,17 @@ class WindowSlots:
         ring = self.state.ring
         return 2 * self.keys.numel() * self.keys.element_size() + ring.numel() * ring.element_size()
 
-    def start(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Choose what the first step attends to, and keep what lives, [lane, token, head, channel]."""
-        ledger, selector = Ledger(self.plan, self.lanes.count, k.device), SparseWindow(self._scope())
+    def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Choose what the first step attends to, and keep what lives."""
+        lanes = slice(first, first + k.shape[0])
+        ledger, selector = Ledger(self.plan, k.shape[0], k.device), SparseWindow(self._scope(lanes))
         selector.start(q[:, :, :, None], k)
         ledger.want(0, torch.zeros_like(ledger.alive))
         if self.plan.homes.steps > 1:
             ledger.want(1, first_picks(ledger, selector))
             ledger.bury(0)
             ledger.bury(1)
-            self._enter(layer, self._ordered(ledger), ledger, selector, k, v)
+            self._enter(_At(layer, lanes), self._ordered(ledger), ledger, selector, k, v)
 
     def begin_step(self) -> None:
         """Every layer's list is there already."""
@@ -160,44 +168,44 @@ class WindowSlots:
         others, _ = listed(ledger.alive & ~wanted, living - attended)
         return torch.cat((first, others), dim=-1)
 
-    def _enter(self, layer: int, tokens: Tensor, ledger: Ledger, selector: SparseWindow, k: Tensor, v: Tensor) -> None:
+    def _enter(self, at: "_At", tokens: Tensor, ledger: Ledger, selector: SparseWindow, k: Tensor, v: Tensor) -> None:
         """Entries for ``tokens``; the first step's newborn token comes right after those it attends to."""
         attended, state = self.counts.local[1] - 1 + self.counts.selected[1], self.state
         entry = torch.arange(tokens.shape[1], device=k.device)
         entry = torch.where(entry < attended, entry, entry + 1)
-        state.rank[layer], state.position[layer], state.last[layer] = -1, -1, -1
-        state.place[layer] = torch.arange(self.entries, device=k.device)
-        state.position[layer][:, entry] = tokens.to(torch.int32)
-        state.last[layer][:, entry] = ledger.last.gather(-1, tokens).to(torch.int32)
-        state.position[layer][:, attended], state.last[layer][:, attended] = self.counts.cached[0], 1
-        state.rank[layer][:, : attended + 1] = torch.arange(attended + 1, device=k.device)
-        real = state.position[layer][:, : attended + 1] >= self.padding[:, None]
-        state.slots[layer][:, : attended + 1] = state.rank[layer][:, : attended + 1].where(real, -1)
-        state.counts[layer] = attended + 1
-        self._remember(layer, entry, tokens, selector)
-        self._store(layer, entry, tokens, k, v)
+        state.rank[at], state.position[at], state.last[at] = -1, -1, -1
+        state.place[at] = torch.arange(self.entries, device=k.device)
+        state.position[at][:, entry] = tokens.to(torch.int32)
+        state.last[at][:, entry] = ledger.last.gather(-1, tokens).to(torch.int32)
+        state.position[at][:, attended], state.last[at][:, attended] = self.counts.cached[0], 1
+        state.rank[at][:, : attended + 1] = torch.arange(attended + 1, device=k.device)
+        real = state.position[at][:, : attended + 1] >= self.padding[at.lanes, None]
+        state.slots[at][:, : attended + 1] = state.rank[at][:, : attended + 1].where(real, -1)
+        state.counts[at] = attended + 1
+        self._remember(at, entry, tokens, selector)
+        self._store(at, entry, tokens, k, v)
 
-    def _remember(self, layer: int, entry: Tensor, tokens: Tensor, selector: SparseWindow) -> None:
+    def _remember(self, at: "_At", entry: Tensor, tokens: Tensor, selector: SparseWindow) -> None:
         """Weights of the prompt's last queries."""
         assert selector.prompt is not None
-        ring, paid = self.state.ring[layer], selector.prompt  # [lane, query, entry], [lane, query, token]
+        ring, paid = self.state.ring[at], selector.prompt  # [lane, query, entry], [lane, query, token]
         queries = torch.arange(self.counts.cached[0] - paid.shape[1], self.counts.cached[0], device=paid.device)
         rows = paid.gather(-1, tokens[:, None].expand(-1, paid.shape[1], -1))
         ring[:, (queries % ring.shape[1])[:, None], entry[None]] = rows
 
-    def _store(self, layer: int, entry: Tensor, tokens: Tensor, k: Tensor, v: Tensor) -> None:
+    def _store(self, at: "_At", entry: Tensor, tokens: Tensor, k: Tensor, v: Tensor) -> None:
         lane, near = torch.arange(k.shape[0], device=k.device)[:, None], entry < self.near
         for rows, here, there in ((k, self.keys, self.host_keys), (v, self.values, self.host_values)):
             kept = rows[lane, tokens]  # [lane, token, head, channel]
-            here[layer][:, :, entry[near]] = kept[:, near].transpose(1, 2)
+            here[at][:, :, entry[near]] = kept[:, near].transpose(1, 2)
             if self.far:
-                there[layer][:, entry[~near] - self.near] = kept[:, ~near]
+                there[at][:, entry[~near] - self.near] = kept[:, ~near]
 
-    def _scope(self) -> Scope:
+    def _scope(self, lanes: slice) -> Scope:
         return Scope(
             attention=self.plan.setting.attention,
             counts=self.counts,
-            padding=self.padding,
+            padding=self.padding[lanes],
             dtype=self.decoder.dtype,
             scale=self.decoder.spec.head_dim**-0.5,
         )

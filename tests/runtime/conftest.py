@@ -1,5 +1,6 @@
 """Without torch and transformers nothing here is collected."""
 
+import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ if TYPE_CHECKING:
 
 if find_spec("torch") is None or find_spec("transformers") is None:
     collect_ignore_glob = ["test_*.py"]
+elif os.environ.get("KVPLAN_DEVICE", "cpu") == "cpu":
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 
 
 @pytest.fixture(scope="session")
