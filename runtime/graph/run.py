@@ -8,6 +8,7 @@ from torch import Tensor
 
 from runtime.clock import Clock
 from runtime.graph.dense import DenseSlots
+from runtime.graph.recall import RecallSlots
 from runtime.graph.step import DecodeStep
 from runtime.graph.support import require_graphable
 from runtime.graph.window import WindowSlots
@@ -15,6 +16,7 @@ from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.prefill import prompt_layer
 from runtime.wave import Prompts
+from sim.attention import Selector
 from sim.footprint import prefill_rows
 from sim.plan import Plan
 
@@ -44,8 +46,7 @@ class GraphWave:
         self.lanes = Lanes.of(decoder.spec, len(padding), per_head=False)
         self.padding, self.padded = torch.tensor(padding, device=decoder.device), any(padding)
         self.row = torch.ones(1, dtype=torch.int64, device=decoder.device)
-        kind = DenseSlots if plan.setting.attention.is_dense else WindowSlots
-        self.slots = kind(plan, decoder, self.lanes, self.padding, self.row)
+        self.slots = _slots(plan.setting.attention.selector)(plan, decoder, self.lanes, self.padding, self.row)
         cached = torch.tensor(plan.setting.token_counts.cached, device=decoder.device)
         self.step = DecodeStep(decoder, self.slots, self.padding, cached, self.row)
         with torch.inference_mode():
@@ -87,6 +88,12 @@ class GraphWave:
                     on_step(row)
                 self.step.replay()
         return watch.seconds
+
+
+def _slots(selector: Selector) -> type[DenseSlots] | type[WindowSlots] | type[RecallSlots]:
+    if selector is Selector.SWA:
+        return WindowSlots
+    return RecallSlots if selector is Selector.PAGES else DenseSlots
 
 
 class _Stopwatch:

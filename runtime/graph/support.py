@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from runtime.graph.recall import has_room_for_copies
 from runtime.models import Decoder
 from sim.attention import Selector
 from sim.plan import Admission, Placement, Plan, Recompute
@@ -11,20 +12,20 @@ from sim.plan import Admission, Placement, Plan, Recompute
 
 def require_graphable(plan: Plan, decoder: Decoder) -> None:
     """Raise ValueError for a plan, or a decoder, that needs more than slots and a selection known a step ahead."""
-    setting, spec = plan.setting, decoder.spec
+    setting = plan.setting
     selector = setting.attention.selector
     if decoder.device.type != "cuda" and not interpreted():
         raise ValueError(f"device={decoder.device}, a decode step is captured on a CUDA device only")
-    if selector not in (Selector.DENSE, Selector.SWA):
-        raise ValueError(f"attention.selector={selector}, a captured step runs dense or swa")
-    if spec.kv_heads != spec.heads:
-        raise ValueError(f"kv_heads={spec.kv_heads}, a captured step needs as many as heads, {spec.heads}")
+    if selector not in (Selector.DENSE, Selector.SWA, Selector.PAGES):
+        raise ValueError(f"attention.selector={selector}, a captured step runs dense, swa or pages")
     if not setting.kv_format.are_native or setting.recompute is not Recompute.NONE or setting.host_attention:
         raise ValueError("a captured step needs native KV formats, recompute=none and host_attention=False")
     if setting.admission is not Admission.WAVES:
         raise ValueError(f"admission={setting.admission}, a captured step runs waves")
-    if selector is Selector.SWA and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:
-        raise ValueError(f"placement={setting.placement}, a captured step under swa needs resident")
+    if not setting.attention.is_dense and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:
+        raise ValueError(f"placement={setting.placement}, a captured step under {selector} needs resident")
+    if selector is Selector.PAGES and not has_room_for_copies(plan):
+        raise ValueError("homes.copies, a captured step under pages needs one for each selected token off HBM")
     if decoder.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"dtype={decoder.dtype}, must be fp16, bf16 or fp32")
 

@@ -9,7 +9,6 @@ from torch.nn import functional as fn
 
 from runtime.models.config import DecoderConfig
 from runtime.models.rope import rotate
-from sim.footprint import PREFILL_CHUNK_TOKENS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,9 +135,6 @@ class Decoder:
         return _rms_norm(x, norm.weight, self.config.norm_eps)
 
     def _mlp(self, weights: LayerWeights, x: Tensor) -> Tensor:
-        """In chunks of a long prompt's tokens: the widest activations are made here."""
-        if x.shape[1] > PREFILL_CHUNK_TOKENS:
-            return torch.cat([self._mlp(weights, part) for part in torch.split(x, PREFILL_CHUNK_TOKENS, 1)], dim=1)
         up = _linear(x, weights.up)
         if not self.spec.gated_mlp:
             return _linear(self.activate(up), weights.down)

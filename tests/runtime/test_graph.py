@@ -3,49 +3,23 @@
 Without a GPU the kernels are interpreted, which is slow: there each test takes few steps, and one width.
 """
 
-import random
 from dataclasses import replace
-from importlib.util import find_spec
 
 import pytest
 import torch
 
-from runtime.execute import DTYPES, Options, Run, execute
-from runtime.models.config import config_from_json
+from runtime.execute import Options, Run, execute
+from runtime.graph.run import GraphWave
 from runtime.models.decoder import Decoder
-from runtime.models.random_weights import random_decoder
 from runtime.recorder import Record
 from sim.attention import Selector
 from sim.homes import TokenHomes
 from sim.plan import Placement, Plan
 from sim.spec import DType
+from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, TOLERANCE, decoder, draw_prompts, kernels, padded
 from tests.runtime.plans import Choice, all_in_hbm
 
-kernels = pytest.mark.skipif(find_spec("triton") is None, reason="runs Triton's kernels")
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-FAMILIES = ["opt", "wide opt", "llama"] if ON_GPU else ["opt", "llama"]
-DTYPES_TRIED = [DType.FP32, DType.FP16] if ON_GPU else [DType.FP32]
-TOLERANCE = {DType.FP32: 1e-3, DType.FP16: 6e-2}  # of logits around 10
-
-_SHAPE = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-_FAMILIES = {
-    "opt": _SHAPE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 160},
-    "wide opt": _SHAPE
-    | {"hidden_size": 1024, "ffn_dim": 2048, "word_embed_proj_dim": 1024, "max_position_embeddings": 160},
-    "llama": _SHAPE | {"num_key_value_heads": 4, "intermediate_size": 96, "max_position_embeddings": 160},
-}
-
-
-def decoder(family: str, dtype: DType, seed: int) -> Decoder:
-    """Random weights, large enough to attend unevenly."""
-    config = config_from_json({"model_type": family.split()[-1]} | _FAMILIES[family], name="small", source="test")
-    made = random_decoder(config, device=DEVICE, dtype=DTYPES[dtype], seed=seed)
-    made.weights.embedding.mul_(30 if config.spec.hidden < 512 else 8)
-    for layer in made.weights.layers:
-        layer.qkv.weight.mul_(12 if config.spec.hidden < 512 else 3)
-        layer.out.weight.mul_(4)
-    return made
+FAMILIES = ["opt", "wide opt", "llama", "grouped llama"] if ON_GPU else ["opt", "grouped llama"]
 
 
 def resident(plan: Plan, slots: int) -> Plan:
@@ -74,15 +48,11 @@ def newest_in_hbm(plan: Plan, slots: int) -> Plan:
 
 def compare(plan: Plan, made: Decoder, lengths: list[int], dtype: DType) -> None:
     """Step by step, until rounding lets the two part: then they have seen other tokens."""
-    from runtime.execute import _padded
-    from runtime.graph.run import GraphWave
-
-    rng = random.Random(5)
-    prompts = [[rng.randrange(97) for _ in range(length)] for length in lengths]
+    prompts = draw_prompts(lengths, seed=5)
     record = Record(picks=True, logits=True)
     eager = execute(plan, made, prompts, options=Options(stop=False, record=record))
-    padded = _padded(prompts, plan.setting.workload.prompt_tokens, made.device)
-    wave = GraphWave(plan, made, padded.padding.tolist())
+    prepared = padded(plan, made, prompts)
+    wave = GraphWave(plan, made, prepared.padding.tolist())
     logits, picks = [], []
 
     def look(_: int) -> None:
@@ -92,7 +62,7 @@ def compare(plan: Plan, made: Decoder, lengths: list[int], dtype: DType) -> None
     for _ in range(2 if ON_GPU else 1):  # the second run finds the slots as the first one left them
         logits.clear()
         picks.clear()
-        run = wave.run(padded, look)
+        run = wave.run(prepared, look)
         logits.append(wave.step.logits.float().clone())
         check(plan, eager, run.tokens.tolist(), torch.stack(logits[1:], 1), picks, dtype)
 
