@@ -283,10 +283,10 @@ def kernels() -> ModuleType:
 
 
 def has_room_for_copies(plan: Plan) -> bool:
-    """Whether in every row the local window is at home in HBM, and all that is selected beyond it can have a copy."""
-    homes, counts = plan.homes, plan.setting.token_counts
-    rows = zip(homes.hbm, homes.host_kv, homes.copies, counts.local, counts.selected, strict=True)
-    return all(hbm >= local and copies >= min(off, selected) for hbm, off, copies, local, selected in rows)
+    """Whether in every row the local window is at home in HBM, and the slots hold all that is selected beyond it."""
+    homes, counts, slots = plan.homes, plan.setting.token_counts, hbm_slots(plan)
+    rows = zip(homes.hbm, homes.host_kv, counts.local, counts.selected, strict=True)
+    return all(hbm >= local and hbm + min(off, selected) <= slots for hbm, off, local, selected in rows)
 
 
 def _host_rows(plan: Plan) -> int:

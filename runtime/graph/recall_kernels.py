@@ -226,12 +226,15 @@ def fetch(
     for turn in range(tl.program_id(2), count, TURNS):
         what = fetches + (lane * width + turn) * 2
         position, slot = tl.load(what).to(tl.int64), tl.load(what + 1).to(tl.int64)
+        held = inside & (
+            position < host_slots
+        )  # before a prompt has been taken in, homes are not yet what they should be
         there = ((lane * host_slots + position) * heads + head)[:, None] * CHANNELS + channel[None, :]
         here = ((lane * heads + head) * hbm_slots + slot)[:, None] * CHANNELS + channel[None, :]
-        k = tl.load(host_keys + there, mask=inside, other=0.0)
-        v = tl.load(host_values + there, mask=inside, other=0.0)
-        tl.store(keys + here, k, mask=inside)
-        tl.store(values + here, v, mask=inside)
+        k = tl.load(host_keys + there, mask=held, other=0.0)
+        v = tl.load(host_values + there, mask=held, other=0.0)
+        tl.store(keys + here, k, mask=held)
+        tl.store(values + here, v, mask=held)
 
 
 @triton.jit

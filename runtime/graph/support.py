@@ -25,7 +25,7 @@ def require_graphable(plan: Plan, decoder: Decoder) -> None:
     if not setting.attention.is_dense and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:
         raise ValueError(f"placement={setting.placement}, a captured step under {selector} needs resident")
     if selector is Selector.PAGES and not has_room_for_copies(plan):
-        raise ValueError("homes.copies, a captured step under pages needs one for each selected token off HBM")
+        raise ValueError("homes, a captured step under pages needs slots for the local window and all that is selected")
     if decoder.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"dtype={decoder.dtype}, must be fp16, bf16 or fp32")
 
