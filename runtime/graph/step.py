@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
-from runtime.graph.products import Tiling, add_norm, linear, partial_linear
+from runtime.graph.products import Sum, Tiling, Turning, add_norm, gate, linear, partial_linear, place
 from runtime.models import Decoder
+from runtime.models.decoder import Affine
 from runtime.streams import SideStream
 
 
@@ -75,7 +76,7 @@ class DecodeStep:
         positions = (self.cached.index_select(0, self.row) - 1 - self.padding)[:, None]
         self.slots.begin_step()
         x = self.decoder.embed(self.tokens[:, None], positions)
-        self.logits = self._fused(x[:, 0]) if fuses(self.decoder) else self._plain(x, positions)
+        self.logits = self._fused(x[:, 0], positions[:, 0]) if fuses(self.decoder) else self._plain(x, positions)
         self.tokens.copy_(self.logits.argmax(-1))
         self.generated.index_copy_(1, self.row, self.tokens[:, None])
         self.beside.last.wait()
@@ -90,21 +91,37 @@ class DecodeStep:
             x = decoder.finish(layer, x, self.attended[:, None])
         return decoder.logits(x)[:, 0]
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def _fused(self, x: Tensor, positions: Tensor) -> Tensor:
         """From x [lane, hidden]: residual sums and norms in one kernel, biases and ReLU in the products' epilogues."""
-        decoder, eps, tilings = self.decoder, self.decoder.config.norm_eps, self.tilings
-        normed, added, lanes = torch.empty_like(x), None, x.shape[0]
+        decoder, tilings, added = self.decoder, self.tilings, None
+        normed, lanes, relu = torch.empty_like(x), x.shape[0], not decoder.spec.gated_mlp
         for layer, weights in enumerate(decoder.weights.layers):
-            add_norm(x, added, weights.attention_norm, eps, normed)
-            rows = linear(normed, weights.qkv, tilings.qkv).view(lanes, 3, decoder.spec.heads, decoder.spec.head_dim)
-            self._attend(layer, rows[:, 0], rows[:, 1], rows[:, 2])
+            self._norm(x, added, weights.attention_norm, normed)
+            q, k, v = self._queries(layer, linear(normed, weights.qkv, tilings.qkv), positions)
+            self._attend(layer, q, k, v)
             mixed = partial_linear(self.attended.view(lanes, -1), weights.out, tilings.out)
-            add_norm(x, mixed, weights.mlp_norm, eps, normed)
-            up = linear(normed, weights.up, tilings.up, relu=True)
-            added = partial_linear(up, weights.down, tilings.down)
+            self._norm(x, mixed, weights.mlp_norm, normed)
+            up = linear(normed, weights.up, tilings.up, relu=relu)
+            added = partial_linear(up if relu else gate(up), weights.down, tilings.down)
         assert decoder.weights.final_norm is not None
-        add_norm(x, added, decoder.weights.final_norm, eps, normed)
+        self._norm(x, added, decoder.weights.final_norm, normed)
         return fn.linear(normed, decoder.weights.head)
+
+    def _norm(self, x: Tensor, added: Sum | None, norm: Affine, normed: Tensor) -> None:
+        add_norm(x, added, norm, self.decoder.config.norm_eps, normed, centred=self.decoder.spec.norm_bias)
+
+    def _queries(self, layer: int, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value [lane, head, channel] of a product's rows, position encoded."""
+        decoder, spec = self.decoder, self.decoder.spec
+        heads = rows.view(rows.shape[0], -1, spec.head_dim)
+        if decoder.frequencies is not None:
+            weights = decoder.weights.layers[layer]
+            both = (weights.query_norm, weights.key_norm)
+            norms = None if both[0] is None or both[1] is None else (both[0], both[1])
+            turning = Turning(frequencies=decoder.frequencies, magnitude=decoder.magnitude, eps=decoder.config.norm_eps)
+            place(heads[:, : spec.heads + spec.kv_heads], spec.heads, positions, turning, norms)
+        q, k, v = torch.split(heads, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
+        return q, k, v
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.slots.attend(layer, q, k, v, self.attended)
@@ -113,11 +130,9 @@ class DecodeStep:
 
 
 def fuses(decoder: Decoder) -> bool:
-    """Whether the decoder has the parts that ``_fused`` puts together: OPT's, with norms before."""
+    """Whether the decoder has the parts that ``_fused`` puts together: OPT's or Llama's, with norms before."""
     config, spec, weights = decoder.config, decoder.spec, decoder.weights
     plain_head = weights.project_out is None and weights.final_norm is not None
-    layer_norms = spec.norm_bias and not spec.qk_norm and config.rope is None
-    simple_mlp = (
-        config.activation == "relu" and not spec.gated_mlp and all(w.up.bias is not None for w in weights.layers)
-    )
-    return plain_head and layer_norms and simple_mlp and config.pre_norm and not config.parallel
+    activation = "silu" if spec.gated_mlp else "relu"
+    biased = spec.gated_mlp or all(w.up.bias is not None for w in weights.layers)
+    return plain_head and biased and config.activation == activation and config.pre_norm and not config.parallel

@@ -54,7 +54,7 @@ class Decoder:
         self.spec = config.spec
         self.weights = weights
         self.activate = _ACTIVATIONS[config.activation]
-        self._frequencies, self._magnitude = self._prepare_rope()
+        self.frequencies, self.magnitude = self._prepare_rope()
 
     @property
     def device(self) -> torch.device:
@@ -122,11 +122,11 @@ class Decoder:
     def _place(self, heads: Tensor, norm: Tensor | None, positions: Tensor) -> Tensor:
         if norm is not None:
             heads = _rms_norm(heads, norm, self.config.norm_eps)
-        if self._frequencies is None:
+        if self.frequencies is None:
             return heads
-        angles = positions[..., None].float() * self._frequencies
+        angles = positions[..., None].float() * self.frequencies
         angles = torch.cat((angles, angles), dim=-1)[..., None, :]  # [batch, token, 1, dims]
-        cos, sin = (angles.cos() * self._magnitude).to(heads.dtype), (angles.sin() * self._magnitude).to(heads.dtype)
+        cos, sin = (angles.cos() * self.magnitude).to(heads.dtype), (angles.sin() * self.magnitude).to(heads.dtype)
         return rotate(heads, cos, sin)
 
     def _norm(self, x: Tensor, norm: Affine) -> Tensor:

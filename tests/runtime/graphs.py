@@ -29,6 +29,7 @@ _FAMILIES = {
     | {"hidden_size": 1024, "ffn_dim": 2048, "word_embed_proj_dim": 1024, "max_position_embeddings": 160},
     "llama": _LLAMA,
     "grouped llama": _LLAMA | {"num_key_value_heads": 2},
+    "grouped qwen3": _LLAMA | {"num_key_value_heads": 2, "head_dim": 16},
 }
 
 

@@ -19,7 +19,7 @@ from sim.spec import DType
 from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, TOLERANCE, decoder, draw_prompts, kernels, padded
 from tests.runtime.plans import Choice, all_in_hbm
 
-FAMILIES = ["opt", "wide opt", "llama", "grouped llama"] if ON_GPU else ["opt", "grouped llama"]
+FAMILIES = ["opt", "wide opt", "llama", "grouped qwen3"] if ON_GPU else ["opt", "grouped qwen3"]
 
 
 def resident(plan: Plan, slots: int) -> Plan:
