@@ -71,6 +71,10 @@ class DecodeStep:
             self._run()
         self.replay = graph.replay
 
+    def seek(self, row: int) -> None:
+        """The next step is ``row``."""
+        self.row.fill_(row)
+
     def _run(self) -> None:
         positions = (self.cached.index_select(0, self.row) - 1 - self.padding)[:, None]
         self.slots.begin_step()
@@ -86,7 +90,7 @@ class DecodeStep:
         decoder = self.decoder
         for layer in range(decoder.spec.layers):
             q, k, v = (rows[:, 0].contiguous() for rows in decoder.project(layer, x, positions))
-            self._attend(layer, q, k, v)
+            self._attend(layer, x, q, k, v)
             x = decoder.finish(layer, x, self.attended[:, None])
         return decoder.logits(x)[:, 0]
 
@@ -97,7 +101,7 @@ class DecodeStep:
         for layer, weights in enumerate(decoder.weights.layers):
             add_norm(x, added, weights.attention_norm, eps, normed)
             rows = linear(normed, weights.qkv, tilings.qkv).view(lanes, 3, decoder.spec.heads, decoder.spec.head_dim)
-            self._attend(layer, rows[:, 0], rows[:, 1], rows[:, 2])
+            self._attend(layer, x, rows[:, 0], rows[:, 1], rows[:, 2])
             mixed = partial_linear(self.attended.view(lanes, -1), weights.out, tilings.out)
             add_norm(x, mixed, weights.mlp_norm, eps, normed)
             up = linear(normed, weights.up, tilings.up, relu=True)
@@ -106,7 +110,8 @@ class DecodeStep:
         add_norm(x, added, decoder.weights.final_norm, eps, normed)
         return fn.linear(normed, decoder.weights.head)
 
-    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def _attend(self, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:  # noqa: ARG002
+        """``x`` are the layer's inputs."""
         self.slots.attend(layer, q, k, v, self.attended)
         with self.beside.work():
             self.slots.settle(layer)

@@ -6,7 +6,7 @@ import torch
 
 from runtime.models import Decoder
 from sim.attention import Selector
-from sim.plan import Admission, Placement, Plan, Recompute
+from sim.plan import Admission, Mechanism, Placement, Plan, Recompute
 
 
 def require_graphable(plan: Plan, decoder: Decoder) -> None:
@@ -19,14 +19,24 @@ def require_graphable(plan: Plan, decoder: Decoder) -> None:
         raise ValueError(f"attention.selector={selector}, a captured step runs dense or swa")
     if spec.kv_heads != spec.heads:
         raise ValueError(f"kv_heads={spec.kv_heads}, a captured step needs as many as heads, {spec.heads}")
-    if not setting.kv_format.are_native or setting.recompute is not Recompute.NONE or setting.host_attention:
-        raise ValueError("a captured step needs native KV formats, recompute=none and host_attention=False")
+    if not setting.kv_format.are_native or setting.host_attention:
+        raise ValueError("a captured step needs native KV formats and host_attention=False")
+    recomputes = (Recompute.NONE, Recompute.ACTIVATIONS_HOST) if selector is Selector.DENSE else (Recompute.NONE,)
+    if setting.recompute not in recomputes:
+        raise ValueError(f"recompute={setting.recompute}, under {selector} must be {' or '.join(recomputes)}")
     if setting.admission is not Admission.WAVES:
         raise ValueError(f"admission={setting.admission}, a captured step runs waves")
     if selector is Selector.SWA and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:
         raise ValueError(f"placement={setting.placement}, a captured step under swa needs resident")
     if decoder.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"dtype={decoder.dtype}, must be fp16, bf16 or fp32")
+
+
+def streams(plan: Plan) -> bool:
+    """Whether tokens are brought to HBM by the copy engine, at every step the same ones and a few more."""
+    setting, homes = plan.setting, plan.homes
+    fetches = setting.fetch_by is Mechanism.COPY_ENGINE and any(homes.host_kv)
+    return setting.attention.is_dense and (fetches or any(homes.activations))
 
 
 def interpreted() -> bool:
