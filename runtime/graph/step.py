@@ -72,6 +72,10 @@ class DecodeStep:
             self._run()
         self.replay = graph.replay
 
+    def seek(self, row: int) -> None:
+        """The next step is ``row``."""
+        self.row.fill_(row)
+
     def _run(self) -> None:
         positions = (self.cached.index_select(0, self.row) - 1 - self.padding)[:, None]
         self.slots.begin_step()
@@ -87,7 +91,7 @@ class DecodeStep:
         decoder = self.decoder
         for layer in range(decoder.spec.layers):
             q, k, v = (rows[:, 0].contiguous() for rows in decoder.project(layer, x, positions))
-            self._attend(layer, q, k, v)
+            self._attend(layer, x, q, k, v)
             x = decoder.finish(layer, x, self.attended[:, None])
         return decoder.logits(x)[:, 0]
 
@@ -98,7 +102,7 @@ class DecodeStep:
         for layer, weights in enumerate(decoder.weights.layers):
             self._norm(x, added, weights.attention_norm, normed)
             q, k, v = self._queries(layer, linear(normed, weights.qkv, tilings.qkv), positions)
-            self._attend(layer, q, k, v)
+            self._attend(layer, x, q, k, v)
             mixed = partial_linear(self.attended.view(lanes, -1), weights.out, tilings.out)
             self._norm(x, mixed, weights.mlp_norm, normed)
             up = linear(normed, weights.up, tilings.up, relu=relu)
@@ -123,7 +127,8 @@ class DecodeStep:
         q, k, v = torch.split(heads, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
         return q, k, v
 
-    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def _attend(self, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:  # noqa: ARG002
+        """``x`` are the layer's inputs."""
         self.slots.attend(layer, q, k, v, self.attended)
         with self.beside.work():
             self.slots.settle(layer)

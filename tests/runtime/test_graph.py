@@ -14,7 +14,7 @@ from runtime.models.decoder import Decoder
 from runtime.recorder import Record
 from sim.attention import Selector
 from sim.homes import TokenHomes
-from sim.plan import Placement, Plan
+from sim.plan import Mechanism, Placement, Plan
 from sim.spec import DType
 from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, TOLERANCE, decoder, draw_prompts, kernels, padded
 from tests.runtime.plans import Choice, all_in_hbm
@@ -98,9 +98,10 @@ def first_other_pick(plan: Plan, eager: Run, picks: list, lane: int) -> int:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("slots", [None, 15, 50])
 def test_dense_decoding_by_graph_is_eager_decoding(family: str, dtype: DType, slots: int | None) -> None:
-    """With few slots in HBM the rest is read from host memory."""
+    """With few slots in HBM the rest is read from host memory, where it lies."""
     made = decoder(family, dtype, seed=1)
     plan = all_in_hbm(made.spec, Choice(batch=3, concurrency=3, prompt=20, output=100 if ON_GPU else 12, dtype=dtype))
+    plan = replace(plan, setting=replace(plan.setting, fetch_by=Mechanism.GATHER_KERNEL))
     plan = newest_in_hbm(plan, slots or 200)
     compare(plan, made, [20, 17, 3], dtype)
 
