@@ -1,9 +1,10 @@
 """Runtime speed on one GPU, row by row: tokens/s end to end, beside the limit of the memory that must be read.
 
-    python benchmarks/runtime_speed.py --table benchmarks/results/h200.json [--row NAME …] [--again]
+    python benchmarks/runtime_speed.py [--table benchmarks/results/h200.json] [--row NAME …] [--again]
 
-OPT-6.7B's shape, random weights, batch 64, prompt 128, output 512, fp16, median of three. A table is resumed where it
-stopped; each row carries its date and hardware. Capturing and pinning are done once for many runs: reported apart.
+OPT-6.7B's shape, random weights, batch 64, prompt 128, output 512, fp16, median of three, where a row says nothing else.
+A table is resumed where it stopped; each row carries its date and hardware, and each kind of GPU has a table. Without a
+GPU the H200's is shown. Capturing and pinning are done once for many runs: reported apart.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows.recall import LLAMA_CASE, OPT_CASE, recall_plan, selections, turnover_of
 
 from runtime.graph.run import GraphWave
 from runtime.models import Decoder
@@ -38,18 +40,21 @@ from sim.workload import Workload
 
 BATCH, PROMPT, OUTPUT, REPEATS, SAMPLED_STEPS = 64, 128, 512, 3, 16
 BUDGET_BYTES = int(4.5 * GIB)
+RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """``must`` and ``aim`` are tokens/s, None where the link alone sets them. A ``sampled`` row runs 16 steps at each of
-    five context lengths, and its decoding time is the integral over them.
+    five context lengths, and its decoding time is the integral over them. Selections have the ``turnover`` given.
     """
 
     plan: Callable[[], Plan]
     must: float | None = None
     aim: float | None = None
     sampled: bool = False
+    turnover: float | None = None
+    repeats: int = REPEATS
 
 
 def setting(attention: Attention, budget_bytes: int, *, concurrency: int = BATCH, **options: Any) -> Setting:
@@ -149,6 +154,8 @@ ROWS = {
     "lossless, rest copied ahead, fp16": Row(plan=copied_plan, sampled=True),
     # 1.5 and 1.8 times what fetching reached, 380
     "lossless, rest recomputed, fp16": Row(plan=recompute_plan, must=570, aim=684, sampled=True),
+    "page digests, keep 10 %": Row(plan=lambda: recall_plan(OPT_CASE), must=4000, aim=7000, turnover=0.28),
+    "Llama-3.1-8B, 32k, pages, keep 5 %": Row(plan=lambda: recall_plan(LLAMA_CASE), turnover=0.28, repeats=1),
 }
 
 
@@ -163,25 +170,34 @@ class Rates:
 
 def measure(row: Row, decoder: Decoder, rates: Rates) -> dict[str, Any]:
     plan = row.plan()
+    work = plan.setting.workload
+    generated = work.batch * work.output_tokens
     torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
     wave = GraphWave(plan, decoder, [0] * plan.setting.concurrency)
+    if row.turnover is not None:
+        wave.slots.bias = selections(plan, row.turnover, decoder.device)
+        wave.capture()
     torch.cuda.synchronize()
     setup_s = time.perf_counter() - start
     prompts = batches(plan, wave)
     run = run_sampled if row.sampled else run_whole
-    runs = sorted(run(wave, prompts) for _ in range(1 if row.sampled else REPEATS))
+    runs = sorted(run(wave, prompts) for _ in range(1 if row.sampled else row.repeats))
     seconds, prefill_s = runs[len(runs) // 2]
-    decode_steps = len(prompts) * (OUTPUT - 1)
+    decode_steps = len(prompts) * work.decode_steps
     step_s = (seconds - prefill_s) / decode_steps
     hbm_bytes, link_bytes = mean_step_bytes(plan, decoder)
+    recalls = plan.setting.attention.selector.recalls
+    if recalls:
+        hbm_bytes, link_bytes = hbm_bytes + digest_bytes(plan), fetched_bytes(plan, wave.slots.fetched_tokens)
     flop = mean_step_flop(plan)
     limit_step_s = max(hbm_bytes / rates.hbm, link_bytes / rates.link, flop / rates.matrix)
-    limit = BATCH * OUTPUT / (prefill_s + decode_steps * limit_step_s)
+    limit = generated / (prefill_s + decode_steps * limit_step_s)
     return {
-        "tokens_per_s": BATCH * OUTPUT / seconds,
-        "all_tokens_per_s": [BATCH * OUTPUT / every for every, _ in runs],
+        "tokens_per_s": generated / seconds,
+        "all_tokens_per_s": [generated / every for every, _ in runs],
         "sampled": row.sampled,
+        "turnover": turnover_of(plan, wave.slots.fetched_tokens) if recalls else None,
         "must": row.must or 0.85 * limit,
         "aim": row.aim or 0.95 * limit,
         "limit_tokens_per_s": limit,
@@ -205,8 +221,8 @@ def measure(row: Row, decoder: Decoder, rates: Rates) -> dict[str, Any]:
 def batches(plan: Plan, wave: GraphWave) -> list[Prompts]:
     """The batch's prompts, a wave each; what the last wave lacks is filled up and not counted."""
     generator = torch.Generator("cuda").manual_seed(0)
-    size = plan.setting.concurrency
-    shape = (ceil(BATCH / size), size, PROMPT)
+    size, work = plan.setting.concurrency, plan.setting.workload
+    shape = (ceil(work.batch / size), size, work.prompt_tokens)
     tokens = torch.randint(0, plan.setting.model.vocab, shape, generator=generator, device="cuda")
     return [Prompts(tokens=rows, padding=wave.padding) for rows in tokens]
 
@@ -253,6 +269,20 @@ def mean_step_bytes(plan: Plan, decoder: Decoder) -> tuple[float, float]:
     return weight_bytes(decoder) - unread + token_bytes * kept, link
 
 
+def digest_bytes(plan: Plan) -> float:
+    """Of HBM, that a step reads to know which pages it wants."""
+    chosen = plan.setting
+    per_token = chosen.attention.state_bytes_per_token(chosen.model, chosen.dtype)
+    return chosen.concurrency * chosen.model.layers * per_token * statistics.mean(chosen.token_counts.cached[1:])
+
+
+def fetched_bytes(plan: Plan, tokens: torch.Tensor) -> float:
+    """Of the link, in a mean step; ``tokens`` [layer, row, lane]."""
+    chosen = plan.setting
+    token_bytes = kv_layer_bytes(chosen.model, chosen.dtype, chosen.kv_format.gpu)
+    return float(tokens[:, 1:].sum()) * token_bytes / chosen.workload.decode_steps
+
+
 def mean_step_flop(plan: Plan) -> float:
     """Of projecting saved inputs to keys and values again."""
     model = plan.setting.model
@@ -284,6 +314,12 @@ def median_seconds(work: Callable[[], Any]) -> float:
     return statistics.median(times)
 
 
+def kind_of_gpu() -> str:
+    """As in NVIDIA H200; the H200 where there is none."""
+    words = torch.cuda.get_device_name().split() if torch.cuda.is_available() else ["NVIDIA", "H200"]
+    return words[min(1, len(words) - 1)].lower()
+
+
 def report(table: dict[str, Any]) -> None:
     print(
         f"{'row':34} {'tokens/s':>9} {'must':>6} {'aim':>6} {'limit':>6} {'step ms':>8} {'HBM GB/s':>8} {'link':>5}"
@@ -301,23 +337,28 @@ def report(table: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", type=Path, required=True, help="JSON file to resume")
+    parser.add_argument("--table", type=Path, help="JSON file to resume; by default that of this kind of GPU")
     parser.add_argument("--row", action="append", choices=ROWS, help="rows to measure; all by default")
     parser.add_argument("--again", action="store_true", help="measure rows anew that the table has")
     asked = parser.parse_args()
-    table = json.loads(asked.table.read_text()) if asked.table.exists() else {}
+    path = asked.table or RESULTS / f"{kind_of_gpu()}.json"
+    table = json.loads(path.read_text()) if path.exists() else {}
     waiting = [name for name in asked.row or ROWS if asked.again or name not in table]
-    if waiting:
+    if waiting and torch.cuda.is_available():
         rates = measured_rates()
         torch.cuda.empty_cache()
-        config = replace(config_from_spec(catalogue.model("OPT-6.7B")), stop_tokens=())
-        decoder = random_decoder(config, device=torch.device("cuda"), dtype=torch.float16)
+        decoder: Decoder | None = None
         for name in waiting:
+            model = ROWS[name].plan().setting.model
+            if decoder is None or decoder.spec.name != model.name:
+                decoder = None  # its memory is needed
+                config = replace(config_from_spec(model), stop_tokens=())
+                decoder = random_decoder(config, device=torch.device("cuda"), dtype=torch.float16)
             result = measure(ROWS[name], decoder, rates)
             stamp = {"date": datetime.date.today().isoformat(), "hardware": torch.cuda.get_device_name()}
             table[name] = stamp | result
-            asked.table.parent.mkdir(parents=True, exist_ok=True)
-            asked.table.write_text(json.dumps(table, indent=1) + "\n")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(table, indent=1) + "\n")
             gc.collect()
             torch.cuda.empty_cache()
     report(table)

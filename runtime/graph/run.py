@@ -56,8 +56,12 @@ class GraphWave:
             kind = _slots(plan.setting.attention.selector)
             self.slots, step = kind(plan, decoder, self.lanes, self.padding, self.row), DecodeStep
         self.step = step(decoder, self.slots, self.padding, cached, self.row)
-        with torch.inference_mode():
-            self.step.capture()
+        self.capture()
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Capture the step; again after what it does has been changed."""
+        self.step.capture()
 
     def run(self, prompts: Prompts, on_step: Callable[[int], None] | None = None) -> GraphRun:
         """Greedy completions. ``on_step`` is called before each decode step, with its row; reading the device there costs."""

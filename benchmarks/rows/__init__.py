@@ -1,0 +1,1 @@
+"""Plans of the rows that ``runtime_speed.py`` measures."""
