@@ -8,44 +8,16 @@ import triton.language as tl
 
 
 @triton.jit
-def _over(
-    q,
-    peak,
-    total,
-    mixed,
-    rows,
-    token_stride,
-    value_offset,
-    positions,  # [item], where LISTED
-    first_position,
-    items,
-    skipped,
-    first_real,
-    PADDED: tl.constexpr,
-    CHANNELS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    LISTED: tl.constexpr,
-):
-    """Add ``items`` tokens to a softmax whose highest score, sum and weighted values are known so far."""
-    channel = tl.arange(0, PADDED)
-    inside = channel < CHANNELS
-    for first in range(0, items, BLOCK):
-        item = first + tl.arange(0, BLOCK)
-        there = (item < items) & (item != skipped)
-        position = tl.load(positions + item, mask=there, other=0) if LISTED else first_position + item
-        there = there & (position >= first_real)
-        at = item.to(tl.int64)[:, None] * token_stride + channel[None, :]
-        mask = there[:, None] & inside[None, :]
-        k = tl.load(rows + at, mask=mask, other=0.0)
-        v = tl.load(rows + value_offset + at, mask=mask, other=0.0)
-        score = tl.where(there, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
-        higher = tl.maximum(peak, tl.max(score, 0))
-        share = tl.exp(score - higher)
-        shrink = tl.exp(peak - higher)
-        total = total * shrink + tl.sum(share, 0)
-        mixed = mixed * shrink + tl.sum(share[:, None] * v.to(tl.float32), 0)
-        peak = higher
-    return peak, total, mixed
+def _add(q, peak, total, mixed, rows, value_offset, there, mask):
+    """Add the tokens at ``rows`` to a softmax whose highest score, sum and weighted values are known so far."""
+    k = tl.load(rows, mask=mask, other=0.0)
+    v = tl.load(rows + value_offset, mask=mask, other=0.0)
+    score = tl.where(there, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
+    higher = tl.maximum(peak, tl.max(score, 0))
+    share = tl.exp(score - higher)
+    shrink = tl.exp(peak - higher)
+    mixed = mixed * shrink + tl.sum(share[:, None] * v.to(tl.float32), 0)
+    return higher, total * shrink + tl.sum(share, 0), mixed
 
 
 @triton.jit(do_not_specialize=["held", "recomputed", "fetched", "newborn"])
@@ -92,61 +64,21 @@ def attend(
     tl.store(stored + value_offset, v_own, mask=mine)
     peak = tl.sum(q * k_own.to(tl.float32), 0)
     total, mixed = peak * 0.0 + 1.0, v_own.to(tl.float32)
-    lanes = tl.num_programs(1).to(tl.int64)
-    staged_stride = lanes * (2 * value_offset)
-    peak, total, mixed = _over(
-        q,
-        peak,
-        total,
-        mixed,
-        recomputed_rows + base,
-        staged_stride,
-        value_offset,
-        held_positions,
-        0,
-        recomputed,
-        -1,
-        first_real,
-        PADDED,
-        CHANNELS,
-        BLOCK,
-        False,
-    )
-    peak, total, mixed = _over(
-        q,
-        peak,
-        total,
-        mixed,
-        fetched_rows + base,
-        staged_stride,
-        value_offset,
-        held_positions,
-        recomputed,
-        fetched,
-        -1,
-        first_real,
-        PADDED,
-        CHANNELS,
-        BLOCK,
-        False,
-    )
-    peak, total, mixed = _over(
-        q,
-        peak,
-        total,
-        mixed,
-        held_rows + base,
-        held_stride,
-        value_offset,
-        held_positions,
-        0,
-        held,
-        newborn,
-        first_real,
-        PADDED,
-        CHANNELS,
-        BLOCK,
-        True,
-    )
+    staged_stride = tl.num_programs(1).to(tl.int64) * (2 * value_offset)
+    for first in range(0, recomputed + fetched, BLOCK):  # one loop: Triton 3.6 cannot compile three in a row
+        item = first + tl.arange(0, BLOCK)
+        there = (item < recomputed + fetched) & (item >= first_real)
+        again = recomputed_rows + base + item.to(tl.int64) * staged_stride
+        brought = fetched_rows + base + (item - recomputed).to(tl.int64) * staged_stride
+        rows = tl.where(item < recomputed, again, brought)[:, None] + channel[None, :]
+        mask = there[:, None] & inside[None, :]
+        peak, total, mixed = _add(q, peak, total, mixed, rows, value_offset, there, mask)
+    for first in range(0, held, BLOCK):
+        item = first + tl.arange(0, BLOCK)
+        there = (item < held) & (item != newborn)
+        there = there & (tl.load(held_positions + item, mask=there, other=0) >= first_real)
+        rows = (held_rows + base + item.to(tl.int64) * held_stride)[:, None] + channel[None, :]
+        mask = there[:, None] & inside[None, :]
+        peak, total, mixed = _add(q, peak, total, mixed, rows, value_offset, there, mask)
     out = (mixed / total).to(attended.dtype.element_ty)
     tl.store(attended + (lane * heads + head) * CHANNELS + channel, out, mask=inside)
