@@ -7,7 +7,7 @@ step: tokens with the newborn one (0: nothing), sequence, padding, then its page
 import triton
 import triton.language as tl
 
-from runtime.graph.quantised_kernels import fold_levels, fold_native, levels_of, range_of
+from runtime.graph.quantised_kernels import fold_levels, fold_native, levels_of, near_fp8, range_of
 
 
 @triton.jit
@@ -46,8 +46,7 @@ def attend(
     k_own = tl.load(k_rows + own_row, mask=inside, other=0.0).to(tl.float32)
     v_own = tl.load(v_rows + own_row, mask=inside, other=0.0).to(tl.float32)
     if EIGHT_BIT:
-        k_own = tl.minimum(tl.maximum(k_own, -448.0), 448.0)
-        v_own = tl.minimum(tl.maximum(v_own, -448.0), 448.0)
+        k_own, v_own = near_fp8(k_own), near_fp8(v_own)
     k_kept, v_kept = k_own.to(blocks.dtype.element_ty), v_own.to(blocks.dtype.element_ty)
     block: tl.constexpr = 2 * PAGE * CHANNELS
     own = (tl.load(table + items // PAGE).to(tl.int64) * heads + head) * block + items % PAGE * CHANNELS + channel
@@ -146,9 +145,9 @@ def attend_int8(
         to = key_ranges + (holder * heads + head) * 2 * QUARTER + channel % QUARTER
         tl.store(to, k_low.to(tl.float16), mask=inside)
         tl.store(to + QUARTER, k_step.to(tl.float16), mask=inside)
-        k_levels = levels_of(k_wide, k_low, k_step)
-        tl.store(own, k_levels.to(tl.uint8), mask=inside)
-        k_wide = k_levels * k_step + k_low
+        own_levels = levels_of(k_wide, k_low, k_step)
+        tl.store(own, own_levels.to(tl.uint8), mask=inside)
+        k_wide = own_levels * k_step + k_low
     else:
         page = tl.load(open_table + waiting // PER).to(tl.int64)
         tl.store(native + (page * heads + head) * whole + waiting % PER * CHANNELS + channel, k_own, mask=inside)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from runtime.clock import Clock
-from runtime.graph.paged import COUNT, PADDING, SEQUENCE, TABLE, Leaf, PagedSlots, Shape
+from runtime.graph.paged import COUNT, PADDING, SEQUENCE, TABLE, Leaf, PagedSlots, PageSize, Shape
 from runtime.graph.step import CapturedStep
 from runtime.graph.support import require_graphable
 from runtime.models import Decoder
@@ -74,15 +74,18 @@ class PagedStep(CapturedStep):
 class PagedWave:
     """Pages and a captured step for ``plan``; ``run`` may be called again and again.
 
+    One graph serves all steps: its products read the same weights for any number of rows up to 64, and an idle lane's
+    attention ends at once. ``lanes`` more than the plan's concurrency are always idle.
+
     Raises ValueError for a plan or a decoder that cannot be captured.
     """
 
-    def __init__(self, plan: Plan, decoder: Decoder, *, shape: Shape | None = None) -> None:
+    def __init__(self, plan: Plan, decoder: Decoder, *, lanes: int | None = None, shape: Shape | None = None) -> None:
         require_graphable(plan, decoder, Admission.CONTINUOUS)
         self.plan, self.decoder = plan, decoder
-        self.slots = PagedSlots(plan, decoder, plan.setting.concurrency, shape)
+        self.slots = PagedSlots(plan, decoder, lanes or plan.setting.concurrency, shape)
         self.step = PagedStep(decoder, self.slots, plan)
-        self.rules = rules_of(plan, self.slots)
+        self.rules = rules_of(plan)
         with torch.inference_mode():
             self.step.capture()
 
@@ -104,12 +107,12 @@ class PagedWave:
         )
 
 
-def rules_of(plan: Plan, slots: PagedSlots) -> Rules:
-    """The simulator's, with what the slots hold byte for byte."""
+def rules_of(plan: Plan) -> Rules:
+    """The simulator's, with what ``PagedSlots`` holds, byte for byte."""
     homes = home_columns(plan.homes)
     rules = page_rules(plan.setting, occupancy_of(plan, homes, flows_of(plan, homes)))
-    cached = plan.setting.token_counts.cached
-    return replace(rules, held_bytes=tuple(float(slots.pages_of(tokens) * slots.page_bytes) for tokens in cached))
+    size, cached = PageSize.of(plan.setting), plan.setting.token_counts.cached
+    return replace(rules, held_bytes=tuple(float(size.pages_of(tokens) * size.page_bytes) for tokens in cached))
 
 
 class _Run:
@@ -153,7 +156,11 @@ class _Run:
         state = np.zeros(tuple(self.slots.state.shape), dtype=np.int32)
         state[:, SEQUENCE] = self.work.batch
         for number in turn.decoding:
-            tokens, leaf, row = self.work.prompt_tokens + self.done[number], self.leaves[number], state[self.lane_of[number]]
+            tokens, leaf, row = (
+                self.work.prompt_tokens + self.done[number],
+                self.leaves[number],
+                state[self.lane_of[number]],
+            )
             self._grow(leaf, tokens)
             row[[COUNT, SEQUENCE, PADDING]] = tokens, number, self.padding[number]
             row[TABLE : TABLE + len(leaf.tokens)] = leaf.tokens
@@ -203,11 +210,11 @@ class _Run:
         """A lane, and pages for the tokens that a newcomer brings."""
         number, leaf = change.number, Leaf()
         self.lane_of[number], self.leaves[number] = self.lanes.pop(), leaf
-        leaf.opened = [self._page() for _ in range(self.slots.opened)]
+        leaf.opened = [self._page() for _ in range(self.slots.size.opened)]
         self._grow(leaf, self.work.prompt_tokens + change.done - (1 if change.swapped else 0))
 
     def _grow(self, leaf: Leaf, tokens: int) -> None:
-        while len(leaf.all) < self.slots.pages_of(tokens):
+        while len(leaf.all) < self.slots.size.pages_of(tokens):
             leaf.tokens.append(self._page())
 
     def _page(self) -> int:

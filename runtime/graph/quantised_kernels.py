@@ -44,3 +44,12 @@ def levels_of(x, low, step):
     level = tl.div_rn(x - low, tl.where(step > 0, step, 1.0))
     level = (level + 12582912.0) - 12582912.0
     return tl.minimum(tl.maximum(level, 0.0), 255.0)
+
+
+@triton.jit
+def near_fp8(x):
+    """The nearest number that float8_e4m3fn has, of two the even one: cast to it, nothing is left to round."""
+    x = tl.minimum(tl.maximum(x, -448.0), 448.0)
+    bits = x.to(tl.int32, bitcast=True)
+    normal = ((bits + 524287 + ((bits >> 20) & 1)) & -1048576).to(tl.float32, bitcast=True)  # 3 bits of fraction
+    return tl.where(tl.abs(x) < 0.015625, (x + 24576.0) - 24576.0, normal)  # below 2^-6 steps are of 2^-9

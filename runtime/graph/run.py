@@ -8,6 +8,7 @@ from torch import Tensor
 
 from runtime.clock import Clock
 from runtime.graph.dense import DenseSlots
+from runtime.graph.quantised_dense import QuantisedSlots
 from runtime.graph.step import DecodeStep
 from runtime.graph.support import require_graphable
 from runtime.graph.window import WindowSlots
@@ -44,8 +45,7 @@ class GraphWave:
         self.lanes = Lanes.of(decoder.spec, len(padding), per_head=False)
         self.padding, self.padded = torch.tensor(padding, device=decoder.device), any(padding)
         self.row = torch.ones(1, dtype=torch.int64, device=decoder.device)
-        kind = DenseSlots if plan.setting.attention.is_dense else WindowSlots
-        self.slots = kind(plan, decoder, self.lanes, self.padding, self.row)
+        self.slots = _slots_of(plan)(plan, decoder, self.lanes, self.padding, self.row)
         cached = torch.tensor(plan.setting.token_counts.cached, device=decoder.device)
         self.step = DecodeStep(decoder, self.slots, self.padding, cached, self.row)
         with torch.inference_mode():
@@ -87,6 +87,12 @@ class GraphWave:
                     on_step(row)
                 self.step.replay()
         return watch.seconds
+
+
+def _slots_of(plan: Plan) -> type[DenseSlots] | type[QuantisedSlots] | type[WindowSlots]:
+    if not plan.setting.attention.is_dense:
+        return WindowSlots
+    return DenseSlots if plan.setting.kv_format.are_native else QuantisedSlots
 
 
 class _Stopwatch:

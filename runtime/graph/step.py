@@ -15,9 +15,6 @@ from runtime.streams import SideStream
 class Slots(Protocol):
     """Where a step's keys and values lie, and what it attends to."""
 
-    def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Keep the prompts of some lanes, those from ``first`` on: [lane, token, head, channel]."""
-
     def begin_step(self) -> None: ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
