@@ -158,6 +158,7 @@ class PagedSlots:
             GROUP=GROUP_TOKENS,
             QUARTER=self.channels // SHARES,
             PER=self.size.open_tokens,
+            FREEZE=8,
             **common,
         )
 

@@ -7,7 +7,7 @@ step: tokens with the newborn one (0: nothing), sequence, padding, then its page
 import triton
 import triton.language as tl
 
-from runtime.graph.quantised_kernels import fold_levels, fold_native, levels_of, near_fp8, range_of
+from runtime.graph.quantised_kernels import fold_levels, fold_native, levels_of, near_fp8, range_of, score_levels
 
 
 @triton.jit
@@ -92,6 +92,7 @@ def attend_int8(
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
+    FREEZE: tl.constexpr,  # keys that are frozen at once
     CHAINED: tl.constexpr,
 ):
     """As ``attend``. Keys wait in the compute type until the newborn token completes their group, which is then frozen."""
@@ -128,12 +129,11 @@ def attend_int8(
     tl.store(value_ranges + own_block * 2 * PAGE + PAGE + items % PAGE, v_step.to(tl.float16))
 
     # the newborn key: it waits, or its group is frozen with it
-    k_wide = k_own.to(tl.float32)
-    k_low, k_step = k_wide * 0.0, k_wide * 0.0
+    k_wide, end = k_own.to(tl.float32), frozen
     if closes:
         least, most = k_wide, k_wide
-        for first in range(0, waiting, BLOCK):
-            member = first + tl.arange(0, BLOCK)
+        for first in range(0, waiting, FREEZE):
+            member = first + tl.arange(0, FREEZE)
             page = tl.load(open_table + member // PER, mask=member < waiting, other=0).to(tl.int64)
             at = ((page * heads + head) * whole + member % PER * CHANNELS)[:, None] + channel[None, :]
             mask = (member < waiting)[:, None] & inside[None, :]
@@ -148,47 +148,56 @@ def attend_int8(
         own_levels = levels_of(k_wide, k_low, k_step)
         tl.store(own, own_levels.to(tl.uint8), mask=inside)
         k_wide = own_levels * k_step + k_low
+        for first in range(0, waiting, FREEZE):
+            member = first + tl.arange(0, FREEZE)
+            page = tl.load(open_table + member // PER, mask=member < waiting, other=0).to(tl.int64)
+            at = ((page * heads + head) * whole + member % PER * CHANNELS)[:, None] + channel[None, :]
+            mask = (member < waiting)[:, None] & inside[None, :]
+            k = tl.load(native + at, mask=mask, other=0.0).to(tl.float32)
+            levels = levels_of(k, k_low[None, :], k_step[None, :])
+            item = frozen + member
+            page = tl.load(table + item // PAGE, mask=member < waiting, other=0).to(tl.int64)
+            at = ((page * heads + head) * block + item % PAGE * CHANNELS)[:, None] + channel[None, :]
+            tl.store(blocks + at, levels.to(tl.uint8), mask=mask)
+        tl.debug_barrier()  # levels and ranges are read below by other threads
+        end, waiting = items, 0
     else:
         page = tl.load(open_table + waiting // PER).to(tl.int64)
         tl.store(native + (page * heads + head) * whole + waiting % PER * CHANNELS + channel, k_own, mask=inside)
     score_own = tl.sum(q * k_wide, 0)
     peak, total, mixed = score_own, score_own * 0.0 + 1.0, v_levels * v_step + v_low
 
-    for first in range(first_real // BLOCK * BLOCK, frozen, BLOCK):
+    for first in range(first_real // BLOCK * BLOCK, end, BLOCK):
         holder = tl.load(table + first // GROUP * (GROUP // PAGE) + channel // QUARTER, mask=inside, other=0)
         at = key_ranges + (holder.to(tl.int64) * heads + head) * 2 * QUARTER + channel % QUARTER
         low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         step = tl.load(at + QUARTER, mask=inside, other=0.0).to(tl.float32)
         item = first + tl.arange(0, BLOCK)
-        there = item >= first_real
-        member = tl.load(table + item // PAGE).to(tl.int64) * heads + head
+        there = (item >= first_real) & (item < end)
+        member = tl.load(table + item // PAGE, mask=there, other=0).to(tl.int64) * heads + head
         at = (member * block + item % PAGE * CHANNELS)[:, None] + channel[None, :]
-        k = tl.load(blocks + at, mask=inside[None, :], other=0)
-        v = tl.load(blocks + at + PAGE * CHANNELS, mask=inside[None, :], other=0)
+        mask = there[:, None] & inside[None, :]
+        k = tl.load(blocks + at, mask=mask, other=0)
+        v = tl.load(blocks + at + PAGE * CHANNELS, mask=mask, other=0)
         at = value_ranges + member * 2 * PAGE + item % PAGE
-        score = tl.sum((q * step)[None, :] * k.to(tl.float32), 1) + tl.sum(q * low, 0)
-        score = tl.where(there, score, float("-inf"))
-        peak, total, mixed = fold_levels(peak, total, mixed, score, v, tl.load(at), tl.load(at + PAGE))
+        low_v, step_v = tl.load(at, mask=there, other=0.0), tl.load(at + PAGE, mask=there, other=0.0)
+        score = tl.where(there, score_levels(q, low, step, k), float("-inf"))
+        peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
 
     for first in range(0, waiting, BLOCK):
         member = first + tl.arange(0, BLOCK)
         item = frozen + member
-        waits = member < waiting
-        there = waits & (item >= first_real)
-        page = tl.load(open_table + member // PER, mask=waits, other=0).to(tl.int64)
+        there = (member < waiting) & (item >= first_real)
+        page = tl.load(open_table + member // PER, mask=there, other=0).to(tl.int64)
         at = ((page * heads + head) * whole + member % PER * CHANNELS)[:, None] + channel[None, :]
-        mask = waits[:, None] & inside[None, :]
-        k = tl.load(native + at, mask=mask, other=0.0).to(tl.float32)
-        place = tl.load(table + item // PAGE, mask=waits, other=0).to(tl.int64) * heads + head
+        mask = there[:, None] & inside[None, :]
+        k = tl.load(native + at, mask=mask, other=0.0)
+        place = tl.load(table + item // PAGE, mask=there, other=0).to(tl.int64) * heads + head
         at = (place * block + item % PAGE * CHANNELS)[:, None] + channel[None, :]
         v = tl.load(blocks + at + PAGE * CHANNELS, mask=mask, other=0)
-        if closes:
-            k_levels = levels_of(k, k_low[None, :], k_step[None, :])
-            tl.store(blocks + at, k_levels.to(tl.uint8), mask=mask)
-            k = k_levels * k_step[None, :] + k_low[None, :]
         at = value_ranges + place * 2 * PAGE + item % PAGE
-        low, step = tl.load(at, mask=waits, other=0.0), tl.load(at + PAGE, mask=waits, other=0.0)
-        score = tl.where(there, tl.sum(q[None, :] * k, 1), float("-inf"))
-        peak, total, mixed = fold_levels(peak, total, mixed, score, v, low, step)
+        low_v, step_v = tl.load(at, mask=there, other=0.0), tl.load(at + PAGE, mask=there, other=0.0)
+        score = tl.where(there, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
+        peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
     out = (mixed / total).to(attended.dtype.element_ty)
     tl.store(attended + (lane * heads + head) * CHANNELS + channel, out, mask=inside)

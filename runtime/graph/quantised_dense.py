@@ -95,6 +95,7 @@ class QuantisedSlots:
             CHANNELS=channels,
             PADDED=power_of_two(channels),
             BLOCK=BLOCK,
+            FREEZE=8,
             WIDTH=self.waiting.element_size(),
             FAR=self.far > 0,
             CHAINED=self.chained,

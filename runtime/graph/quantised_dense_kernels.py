@@ -6,13 +6,7 @@ Imported only where a GPU runs it. A token's slot is its position; slots from ``
 import triton
 import triton.language as tl
 
-from runtime.graph.quantised_kernels import fold_levels, levels_of, range_of
-
-
-@triton.jit
-def _score(q, low, step, k):
-    """[token], of levels ``k`` [token, channel] by their channels' ranges."""
-    return tl.sum((q * step)[None, :] * k.to(tl.float32), 1) + tl.sum(q * low, 0)
+from runtime.graph.quantised_kernels import fold_levels, levels_of, range_of, score_levels
 
 
 @triton.jit
@@ -42,6 +36,7 @@ def attend(
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
+    FREEZE: tl.constexpr,  # keys that are frozen at once
     WIDTH: tl.constexpr,  # bytes of a key in the compute type
     FAR: tl.constexpr,
     CHAINED: tl.constexpr,
@@ -92,12 +87,12 @@ def attend(
         tl.store(far_value_ranges + far_capacity + own_far, v_step.to(tl.float16), mask=own_far >= 0)
 
     # the newborn key: it waits, or its group is frozen with it
-    k_wide = k_own.to(tl.float32)
-    k_low, k_step, k_levels = k_wide * 0.0, k_wide * 0.0, k_wide * 0.0
+    k_wide, end = k_own.to(tl.float32), frozen
+    behind = frozen - GROUP + waiting + 1  # of the last frozen group, the first whose row no newborn key has taken
     if closes:
         least, most = k_wide, k_wide
-        for first in range(0, waiting, BLOCK):
-            member = first + tl.arange(0, BLOCK)
+        for first in range(0, waiting, FREEZE):
+            member = first + tl.arange(0, FREEZE)
             mask = (member < waiting)[:, None] & inside[None, :]
             k = tl.load(waiting_keys + member[:, None] * CHANNELS + channel[None, :], mask=mask, other=0.0)
             k = k.to(tl.float32)
@@ -107,18 +102,40 @@ def attend(
         new_range = key_ranges + frozen // GROUP * 2 * CHANNELS
         tl.store(new_range, k_low.to(tl.float16), mask=inside)
         tl.store(new_range + CHANNELS, k_step.to(tl.float16), mask=inside)
-        k_levels = levels_of(k_wide, k_low, k_step)
-        tl.store(keys + items * CHANNELS + channel, k_levels.to(tl.uint8), mask=inside & near)
+        own_levels = levels_of(k_wide, k_low, k_step)
+        k_wide = own_levels * k_step + k_low
+        own_stored = own_levels.to(tl.uint8)
+        tl.store(keys + items * CHANNELS + channel, own_stored, mask=inside & near)
         if FAR:
-            own_far = items - capacity
-            tl.store(far_keys + own_far * CHANNELS + channel, k_levels.to(tl.uint8), mask=inside & (own_far >= 0))
-        k_wide = k_levels * k_step + k_low
+            own_place = left_behind + waiting * WIDTH * CHANNELS + channel
+            tl.store(far_keys + own_far * CHANNELS + channel, own_stored, mask=inside & (own_far >= 0))
+            tl.store(own_place, own_stored, mask=inside)
+            tl.store(own_place + CHANNELS, v_levels.to(tl.uint8), mask=inside)
+        for first in range(0, waiting, FREEZE):
+            member = first + tl.arange(0, FREEZE)
+            item, waits = frozen + member, member < waiting
+            mask = waits[:, None] & inside[None, :]
+            k = tl.load(waiting_keys + member[:, None] * CHANNELS + channel[None, :], mask=mask, other=0.0)
+            levels = levels_of(k.to(tl.float32), k_low[None, :], k_step[None, :]).to(tl.uint8)
+            here = mask & (item < capacity)[:, None]
+            tl.store(keys + item[:, None] * CHANNELS + channel[None, :], levels, mask=here)
+            if FAR:
+                away = mask & (item >= capacity)[:, None]
+                far_at = (item - capacity)[:, None] * CHANNELS + channel[None, :]
+                tl.store(far_keys + far_at, levels, mask=away)
+                v = tl.load(far_values + far_at, mask=away, other=0)
+                tl.debug_barrier()  # every thread has read the keys that are overwritten now
+                to = left_behind + (member * WIDTH * CHANNELS)[:, None] + channel[None, :]
+                tl.store(to, levels, mask=away)
+                tl.store(to + CHANNELS, v, mask=away)
+        tl.debug_barrier()  # levels and ranges are read below by other threads
+        behind, end, waiting = frozen, items, 0
     else:
         tl.store(waiting_keys + waiting * CHANNELS + channel, k_own, mask=inside)
     score_own = tl.sum(q * k_wide, 0)
     peak, total, mixed = score_own, score_own * 0.0 + 1.0, v_levels * v_step + v_low
 
-    near_end = tl.minimum(frozen, capacity) if FAR else frozen
+    near_end = tl.minimum(end, capacity) if FAR else end
     for first in range(first_real // BLOCK * BLOCK, near_end, BLOCK):
         at = key_ranges + first // GROUP * 2 * CHANNELS
         low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
@@ -131,18 +148,17 @@ def attend(
         v = tl.load(values + at, mask=mask, other=0)
         low_v = tl.load(value_ranges + item, mask=there, other=0.0)
         step_v = tl.load(value_ranges + capacity + item, mask=there, other=0.0)
-        score = tl.where(there, _score(q, low, step, k), float("-inf"))
+        score = tl.where(there, score_levels(q, low, step, k), float("-inf"))
         peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
 
     if FAR:
-        # of the last frozen group, those whose rows no newborn key has taken are still in HBM
-        kept = tl.maximum(capacity, frozen - GROUP + waiting + 1)
-        for first in range(tl.maximum(capacity, first_real) // BLOCK * BLOCK, tl.minimum(kept, frozen), BLOCK):
+        kept = tl.maximum(capacity, behind)
+        for first in range(tl.maximum(capacity, first_real) // BLOCK * BLOCK, tl.minimum(kept, end), BLOCK):
             at = key_ranges + first // GROUP * 2 * CHANNELS
             low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
             step = tl.load(at + CHANNELS, mask=inside, other=0.0).to(tl.float32)
             item = first + tl.arange(0, BLOCK)
-            there = (item >= capacity) & (item >= first_real) & (item < kept) & (item < frozen)
+            there = (item >= capacity) & (item >= first_real) & (item < kept) & (item < end)
             beyond = item - capacity
             at = beyond[:, None] * CHANNELS + channel[None, :]
             mask = there[:, None] & inside[None, :]
@@ -150,14 +166,14 @@ def attend(
             v = tl.load(far_values + at, mask=mask, other=0)
             low_v = tl.load(far_value_ranges + beyond, mask=there, other=0.0)
             step_v = tl.load(far_value_ranges + far_capacity + beyond, mask=there, other=0.0)
-            score = tl.where(there, _score(q, low, step, k), float("-inf"))
+            score = tl.where(there, score_levels(q, low, step, k), float("-inf"))
             peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
-        for first in range(tl.maximum(kept, first_real) // BLOCK * BLOCK, frozen, BLOCK):
+        for first in range(tl.maximum(kept, first_real) // BLOCK * BLOCK, end, BLOCK):
             at = key_ranges + first // GROUP * 2 * CHANNELS
             low = tl.load(at, mask=inside, other=0.0).to(tl.float32)
             step = tl.load(at + CHANNELS, mask=inside, other=0.0).to(tl.float32)
             item = first + tl.arange(0, BLOCK)
-            there = (item >= kept) & (item >= first_real)
+            there = (item >= kept) & (item >= first_real) & (item < end)
             at = (item % GROUP * WIDTH * CHANNELS)[:, None] + channel[None, :]
             mask = there[:, None] & inside[None, :]
             k = tl.load(left_behind + at, mask=mask, other=0)
@@ -165,46 +181,27 @@ def attend(
             beyond = item - capacity
             low_v = tl.load(far_value_ranges + beyond, mask=there, other=0.0)
             step_v = tl.load(far_value_ranges + far_capacity + beyond, mask=there, other=0.0)
-            score = tl.where(there, _score(q, low, step, k), float("-inf"))
+            score = tl.where(there, score_levels(q, low, step, k), float("-inf"))
             peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
 
     for first in range(0, waiting, BLOCK):
         member = first + tl.arange(0, BLOCK)
         item = frozen + member
-        waits = member < waiting
-        mask = waits[:, None] & inside[None, :]
+        there = (member < waiting) & (item >= first_real)
+        mask = there[:, None] & inside[None, :]
         k = tl.load(waiting_keys + member[:, None] * CHANNELS + channel[None, :], mask=mask, other=0.0)
-        k = k.to(tl.float32)
-        here = waits & (item < capacity)
+        here = there & (item < capacity)
         at, mask = item[:, None] * CHANNELS + channel[None, :], here[:, None] & inside[None, :]
         v = tl.load(values + at, mask=mask, other=0)
         low_v = tl.load(value_ranges + item, mask=here, other=0.0)
         step_v = tl.load(value_ranges + capacity + item, mask=here, other=0.0)
-        beyond = item - capacity
-        away = waits & (item >= capacity)
-        far_at, far_mask = beyond[:, None] * CHANNELS + channel[None, :], away[:, None] & inside[None, :]
         if FAR:  # where one is read, the other is 0
-            v = v | tl.load(far_values + far_at, mask=far_mask, other=0)
+            beyond, away = item - capacity, there & (item >= capacity)
+            at, mask = beyond[:, None] * CHANNELS + channel[None, :], away[:, None] & inside[None, :]
+            v = v | tl.load(far_values + at, mask=mask, other=0)
             low_v += tl.load(far_value_ranges + beyond, mask=away, other=0.0)
             step_v += tl.load(far_value_ranges + far_capacity + beyond, mask=away, other=0.0)
-        if closes:
-            levels = levels_of(k, k_low[None, :], k_step[None, :])
-            tl.store(keys + at, levels.to(tl.uint8), mask=mask)
-            if FAR:
-                tl.store(far_keys + far_at, levels.to(tl.uint8), mask=far_mask)
-                tl.debug_barrier()  # every thread has read the keys that are overwritten now
-                to = (member * WIDTH * CHANNELS)[:, None] + channel[None, :]
-                mask = waits[:, None] & inside[None, :]
-                tl.store(left_behind + to, levels.to(tl.uint8), mask=mask)
-                tl.store(left_behind + to + CHANNELS, v, mask=mask)
-            k = levels * k_step[None, :] + k_low[None, :]
-        there = waits & (item >= first_real)
-        score = tl.where(there, tl.sum(q[None, :] * k, 1), float("-inf"))
+        score = tl.where(there, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
         peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
-    if FAR:  # noqa: SIM102 - a constant, which does not mix with what is known at run time
-        if closes:
-            own_place = left_behind + waiting * WIDTH * CHANNELS + channel
-            tl.store(own_place, k_levels.to(tl.uint8), mask=inside)
-            tl.store(own_place + CHANNELS, v_levels.to(tl.uint8), mask=inside)
     out = (mixed / total).to(attended.dtype.element_ty)
     tl.store(attended + lane_head * CHANNELS + channel, out, mask=inside)

@@ -32,6 +32,12 @@ def fold_levels(peak, total, mixed, score, levels, low, step):
 
 
 @triton.jit
+def score_levels(q, low, step, k):
+    """[token], of levels ``k`` [token, channel] whose channels have ranges of their own."""
+    return tl.sum((q * step)[None, :] * k.to(tl.float32), 1) + tl.sum(q * low, 0)
+
+
+@triton.jit
 def range_of(least, most):
     """Minimum and step of 8 bits as they are stored, rounded to 16-bit floats."""
     step = tl.div_rn(most - least, 255.0)
