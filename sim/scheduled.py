@@ -18,22 +18,28 @@ def admit(setting: Setting, occupancy: Occupancy) -> Schedule:
 
 
 def page_rules(setting: Setting, occupancy: Occupancy) -> Rules:
-    """``occupancy`` in whole pages: of cached tokens, and apart from them of what else a sequence holds."""
-    page_bytes = (
-        PAGE_TOKENS * setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu)
-    )
-    work, state_bytes = setting.workload, setting.model.layers * held_state_bytes(setting)
-    pages = np.ceil((occupancy.hbm - state_bytes) / page_bytes) + np.ceil(state_bytes / page_bytes)
+    """The admission rule of ``setting``, for sequences that hold ``occupancy``."""
+    work = setting.workload
     return Rules(
         batch=work.batch,
         prompt_tokens=work.prompt_tokens,
-        held_bytes=tuple((pages * page_bytes).tolist()),
+        held_bytes=tuple(paged_bytes(setting, occupancy.hbm).tolist()),
         budget_bytes=setting.kv_budget_bytes,
         host_bytes=setting.machine.host.usable_bytes,
         most_sequences=setting.concurrency,
         prefill_tokens=max(PREFILL_CHUNK_TOKENS, work.prompt_tokens),
         preemption=setting.preemption,
     )
+
+
+def paged_bytes(setting: Setting, held_bytes: Column) -> Column:
+    """In whole pages: what cached tokens take, and apart from them selection state and the open group's keys."""
+    page_bytes = (
+        PAGE_TOKENS * setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu)
+    )
+    state_bytes = setting.model.layers * held_state_bytes(setting)
+    pages: Column = np.ceil((held_bytes - state_bytes) / page_bytes) + np.ceil(state_bytes / page_bytes)
+    return pages * page_bytes
 
 
 def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Schedule) -> LayerTimes:

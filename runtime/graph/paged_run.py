@@ -284,7 +284,9 @@ def _pinned(array: npt.NDArray[np.int32], device: torch.device) -> Tensor:
 def _uploaded(numbers: list[int] | list[list[int]], device: torch.device) -> Tensor:
     """As a tensor of ``device``, without waiting for it."""
     tensor = torch.tensor(numbers, dtype=torch.int64)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type != "cuda" or not tensor.numel():
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _to_host(rows: Tensor) -> Tensor:
