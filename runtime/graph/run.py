@@ -8,6 +8,7 @@ from torch import Tensor
 
 from runtime.clock import Clock
 from runtime.graph.dense import DenseSlots
+from runtime.graph.quantised_dense import QuantisedSlots
 from runtime.graph.recall import RecallSlots
 from runtime.graph.step import DecodeStep
 from runtime.graph.streamed import StreamedSlots, StreamedStep
@@ -48,12 +49,12 @@ class GraphWave:
         self.padding, self.padded = torch.tensor(padding, device=decoder.device), any(padding)
         self.row = torch.ones(1, dtype=torch.int64, device=decoder.device)
         cached = torch.tensor(plan.setting.token_counts.cached, device=decoder.device)
-        self.slots: DenseSlots | WindowSlots | RecallSlots | StreamedSlots
+        self.slots: DenseSlots | QuantisedSlots | WindowSlots | RecallSlots | StreamedSlots
         step: type[DecodeStep]
         if streams(plan):
             self.slots, step = StreamedSlots(plan, decoder, self.lanes, self.padding), StreamedStep
         else:
-            kind = _slots(plan.setting.attention.selector)
+            kind = _slots(plan)
             self.slots, step = kind(plan, decoder, self.lanes, self.padding, self.row), DecodeStep
         self.step = step(decoder, self.slots, self.padding, cached, self.row)
         self.capture()
@@ -103,10 +104,13 @@ class GraphWave:
         return watch.seconds
 
 
-def _slots(selector: Selector) -> type[DenseSlots] | type[WindowSlots] | type[RecallSlots]:
+def _slots(plan: Plan) -> type[DenseSlots] | type[QuantisedSlots] | type[WindowSlots] | type[RecallSlots]:
+    selector = plan.setting.attention.selector
     if selector is Selector.SWA:
         return WindowSlots
-    return RecallSlots if selector is Selector.PAGES else DenseSlots
+    if selector is Selector.PAGES:
+        return RecallSlots
+    return DenseSlots if plan.setting.kv_format.are_native else QuantisedSlots
 
 
 class _Stopwatch:

@@ -16,9 +16,6 @@ from runtime.streams import SideStream
 class Slots(Protocol):
     """Where a step's keys and values lie, and what it attends to."""
 
-    def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Keep the prompts of some lanes, those from ``first`` on: [lane, token, head, channel]."""
-
     def begin_step(self) -> None: ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
@@ -38,20 +35,31 @@ class Tilings:
     down: Tiling = field(default_factory=lambda: Tiling(columns=64, inner=128, parts=2, stages=4))
 
 
-class DecodeStep:
-    """``tokens`` [lane] go in and come out; ``row`` [1] counts the steps, ``logits`` [lane, vocab] are the last one's."""
+class CapturedStep:
+    """The step of ``lanes`` sequences. What goes in, and where what comes out goes, is a subclass's affair."""
 
-    def __init__(self, decoder: Decoder, slots: Slots, padding: Tensor, cached: Tensor, row: Tensor) -> None:
-        spec, lanes = decoder.spec, padding.shape[0]
-        self.decoder, self.slots, self.padding, self.row = decoder, slots, padding, row
-        self.cached = cached  # [row]
-        self.tokens = torch.zeros(lanes, dtype=torch.int64, device=decoder.device)
-        self.generated = torch.zeros((lanes, cached.shape[0]), dtype=torch.int64, device=decoder.device)
-        self.attended = torch.zeros((lanes, spec.heads, spec.head_dim), dtype=decoder.dtype, device=decoder.device)
-        self.logits = torch.zeros((lanes, spec.vocab), device=decoder.device)
+    def __init__(self, decoder: Decoder, slots: Slots, lanes: int) -> None:
+        spec, device = decoder.spec, decoder.device
+        self.decoder, self.slots = decoder, slots
+        self.attended = torch.zeros((lanes, spec.heads, spec.head_dim), dtype=decoder.dtype, device=device)
+        self.logits = torch.zeros((lanes, spec.vocab), device=device)  # of the last step
         self.tilings = Tilings()
-        self.beside = SideStream(decoder.device, overlap=True)
+        self.beside = SideStream(device, overlap=True)
         self.replay = self._run
+
+    def _reset(self) -> None:
+        """Make the next step one that can be taken."""
+
+    def _inputs(self) -> tuple[Tensor, Tensor]:
+        """Tokens and positions, [lane]."""
+        raise NotImplementedError
+
+    def _emit(self, tokens: Tensor) -> None:
+        """The likeliest tokens, [lane]."""
+        raise NotImplementedError
+
+    def _advance(self) -> None:
+        """All of the step has ended."""
 
     def capture(self) -> None:
         """Run twice, so that kernels are compiled, then capture. The slots' state is arbitrary afterwards.
@@ -64,7 +72,7 @@ class DecodeStep:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self.row.fill_(1)
+                self._reset()
                 self._run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -72,19 +80,14 @@ class DecodeStep:
             self._run()
         self.replay = graph.replay
 
-    def seek(self, row: int) -> None:
-        """The next step is ``row``."""
-        self.row.fill_(row)
-
     def _run(self) -> None:
-        positions = (self.cached.index_select(0, self.row) - 1 - self.padding)[:, None]
+        tokens, positions = self._inputs()
         self.slots.begin_step()
-        x = self.decoder.embed(self.tokens[:, None], positions)
-        self.logits = self._fused(x[:, 0], positions[:, 0]) if fuses(self.decoder) else self._plain(x, positions)
-        self.tokens.copy_(self.logits.argmax(-1))
-        self.generated.index_copy_(1, self.row, self.tokens[:, None])
+        x = self.decoder.embed(tokens[:, None], positions[:, None])
+        self.logits = self._fused(x[:, 0], positions) if fuses(self.decoder) else self._plain(x, positions[:, None])
+        self._emit(self.logits.argmax(-1))
         self.beside.last.wait()
-        self.row += 1
+        self._advance()
 
     def _plain(self, x: Tensor, positions: Tensor) -> Tensor:
         """Any family, in the decoder's own operations."""
@@ -132,6 +135,34 @@ class DecodeStep:
         self.slots.attend(layer, q, k, v, self.attended)
         with self.beside.work():
             self.slots.settle(layer)
+
+
+class DecodeStep(CapturedStep):
+    """Lanes in step: ``tokens`` [lane] go in and come out, ``row`` [1] counts the steps."""
+
+    def __init__(self, decoder: Decoder, slots: Slots, padding: Tensor, cached: Tensor, row: Tensor) -> None:
+        lanes, device = padding.shape[0], decoder.device
+        super().__init__(decoder, slots, lanes)
+        self.padding, self.row, self.cached = padding, row, cached  # cached: [row]
+        self.tokens = torch.zeros(lanes, dtype=torch.int64, device=device)
+        self.generated = torch.zeros((lanes, cached.shape[0]), dtype=torch.int64, device=device)
+
+    def seek(self, row: int) -> None:
+        """The next step is ``row``."""
+        self.row.fill_(row)
+
+    def _reset(self) -> None:
+        self.seek(1)
+
+    def _inputs(self) -> tuple[Tensor, Tensor]:
+        return self.tokens, self.cached.index_select(0, self.row) - 1 - self.padding
+
+    def _emit(self, tokens: Tensor) -> None:
+        self.tokens.copy_(tokens)
+        self.generated.index_copy_(1, self.row, self.tokens[:, None])
+
+    def _advance(self) -> None:
+        self.row += 1
 
 
 def fuses(decoder: Decoder) -> bool:

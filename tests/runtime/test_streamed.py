@@ -17,8 +17,8 @@ from sim.homes import TokenHomes
 from sim.kv import kv_layer_bytes
 from sim.plan import Plan, Recompute, WriteBack
 from sim.spec import DType, ModelSpec
+from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, kernels
 from tests.runtime.plans import Choice, all_in_hbm, draw_plan
-from tests.runtime.test_graph import DTYPES_TRIED, ON_GPU, compare, decoder, kernels
 
 SOURCES = [Recompute.NONE, Recompute.ACTIVATIONS_HOST]
 

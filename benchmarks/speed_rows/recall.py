@@ -93,7 +93,7 @@ def selections(plan: Plan, turnover: float, device: torch.device) -> Tensor:
     return 1000.0 * torch.stack(rows)  # beyond any sum of shares over heads
 
 
-def turnover_of(plan: Plan, fetched: Tensor) -> float:
+def fetched_share(plan: Plan, fetched: Tensor) -> float:
     """Of the picks, the share that came from the host; ``fetched`` [layer, row, lane] tokens."""
     selected = torch.tensor(plan.setting.token_counts.selected, device=fetched.device)
     some_off = torch.tensor(plan.homes.host_kv, device=fetched.device) > 0

@@ -1,1 +1,0 @@
-"""Plans of the rows that ``runtime_speed.py`` measures."""
