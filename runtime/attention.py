@@ -37,13 +37,24 @@ def attend_prompt(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale
     None where every prompt is whole: then no mask of tokens by tokens is made, and the queries may be the last ones only.
     """
     group = q.shape[2] // k.shape[2]
-    q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)))
     if padding is None:
-        last = causal_lower_right(q.shape[2], k.shape[2]) if q.shape[2] < k.shape[2] else None
-        mixed = fn.scaled_dot_product_attention(q, k, v, attn_mask=last, is_causal=last is None, scale=scale)
-        return mixed.transpose(1, 2)
+        return _attend_whole(q, k, v, scale)
+    q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)))
     mask = prompt_mask(q.shape[2], padding)[:, None]
     return fn.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
+
+
+def _attend_whole(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Each query of a group in turn: keys and values of long prompts are not copied for them."""
+    group = q.shape[2] // k.shape[2]
+    keys, values = k.transpose(1, 2), v.transpose(1, 2)
+    last = causal_lower_right(q.shape[1], k.shape[1]) if q.shape[1] < k.shape[1] else None
+    mixed = torch.empty_like(q)
+    for member in range(group):
+        rows = q[:, :, member::group].transpose(1, 2)
+        part = fn.scaled_dot_product_attention(rows, keys, values, attn_mask=last, is_causal=last is None, scale=scale)
+        mixed[:, :, member::group] = part.transpose(1, 2)
+    return mixed
 
 
 def prompt_mask(tokens: int, padding: Tensor) -> Tensor:

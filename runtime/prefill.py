@@ -34,15 +34,15 @@ def _long_prompt_layer(
     decoder: Decoder, layer: int, x: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same chunk by chunk of tokens, each attending to those before it: no more than a chunk's activations are held."""
-    after, scale = torch.empty_like(x), decoder.spec.head_dim**-0.5
-    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    spec, scale = decoder.spec, decoder.spec.head_dim**-0.5
+    after, tokens = torch.empty_like(x), x.shape[:2]
+    q = x.new_empty((*tokens, spec.heads, spec.head_dim))
+    k, v = (x.new_empty((*tokens, spec.kv_heads, spec.head_dim)) for _ in range(2))
     for at in range(0, x.shape[1], PREFILL_CHUNK_TOKENS):
-        chunk = slice(at, at + PREFILL_CHUNK_TOKENS)
-        seen.append(decoder.project(layer, x[:, chunk], positions[:, chunk]))
-        k, v = (torch.cat(parts, dim=1) for parts in list(zip(*seen, strict=True))[1:])
-        attended = attend_prompt(seen[-1][0], k, v, None, scale)
+        chunk = slice(at, min(at + PREFILL_CHUNK_TOKENS, x.shape[1]))
+        q[:, chunk], k[:, chunk], v[:, chunk] = decoder.project(layer, x[:, chunk], positions[:, chunk])
+        attended = attend_prompt(q[:, chunk], k[:, : chunk.stop], v[:, : chunk.stop], None, scale)
         after[:, chunk] = decoder.finish(layer, x[:, chunk], attended)
-    q = torch.cat([part[0] for part in seen], dim=1)
     return q, k, v, after
 
 

@@ -17,12 +17,15 @@ from sim.workload import Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecallCase:
-    """What a recall row runs; ``keep`` is the share of the cached tokens that a step attends to."""
+    """What a recall row runs; ``keep`` is the share of the cached tokens that a step attends to. It takes ``most_slots`` of a
+    sequence at most, and leaves what the budget has besides to the prefill.
+    """
 
     model: str
     workload: Workload
     keep: float
     kv_budget_bytes: int
+    most_slots: int | None = None
 
     @property
     def setting(self) -> Setting:
@@ -44,7 +47,7 @@ def recall_plan(case: RecallCase) -> Plan:
     """As many slots as the budget has besides the digests: copies of what is selected, the newest tokens at home."""
     setting = case.setting
     counts = setting.token_counts
-    slots = slots_beside_digests(setting)
+    slots = min(slots_beside_digests(setting), case.most_slots or counts.cached[-1])
     none = (0,) * len(counts.cached)
     homes = [
         min(cached, slots - far) if cached > slots else cached
@@ -112,4 +115,5 @@ LLAMA_CASE = RecallCase(
     workload=Workload(batch=8, prompt_tokens=32_768 - 63, output_tokens=64),
     keep=0.05,
     kv_budget_bytes=6 * 2**30,
+    most_slots=3072,
 )

@@ -20,6 +20,7 @@ from runtime.selectors.pages import Pages
 from sim.attention import PAGE_TOKENS
 from sim.plan import Plan, WriteBack
 
+_FEW_PAGES = 128  # of a lane: its kernels take few warps
 _FETCHING_PROGRAMS = 256  # enough loads on their way to fill the link
 
 
@@ -172,8 +173,8 @@ class RecallSlots:
             CHANNELS=launcher.channels,
             PADDED=launcher.padded,
             PAGE=PAGE_TOKENS,
-            BLOCK=16,
-            num_warps=1,
+            BLOCK=16 if self.pages <= _FEW_PAGES else 64,
+            num_warps=1 if self.pages <= _FEW_PAGES else 4,
         )
 
     def _choose(self, layer: int) -> None:
@@ -204,10 +205,10 @@ class RecallSlots:
             PAGE=PAGE_TOKENS,
             PAGES=pages,
             SLOTS=power_of_two(self.near),
-            CHUNK=1024,
+            CHUNK=1024 if pages <= _FEW_PAGES else 4096,
             HEADS=max(1, min(power_of_two(self.launcher.queries), 4096 // pages)),
             BIASED=self.bias is not None,
-            num_warps=4 if pages <= 128 else 16,
+            num_warps=4 if pages <= _FEW_PAGES else 16,
         )
 
     def _fetch(self, layer: int) -> None:
