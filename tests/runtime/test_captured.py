@@ -14,6 +14,7 @@ import torch
 
 from runtime.execute import Options, Run, execute
 from runtime.graph.execute import Captures, captures
+from runtime.graph.quantised_dense import fetched_bytes
 from runtime.graph.run import GraphWave
 from runtime.graph.window import WindowSlots
 from runtime.job import run_job
@@ -24,14 +25,13 @@ from runtime.sampling import Sampling
 from runtime.tally import Tally
 from sim.attention import Selector
 from sim.flows import Column, home_columns, occupancy_of
-from sim.kv import inputs_layer_bytes, kv_layer_bytes
+from sim.kv import KvFormat, KvFormats, inputs_layer_bytes, kv_layer_bytes
 from sim.plan import Mechanism, Placement, Plan, Recompute, WriteBack
 from sim.recording import RecordedSelection, replayed_flows
 from sim.spec import DType
 from sim.trace import Resource, Tier
-from tests.runtime.graphs import ON_GPU, decoder, draw_prompts, kernels
+from tests.runtime.graphs import ON_GPU, decoder, draw_prompts, kernels, newest_in_hbm, resident
 from tests.runtime.plans import Choice, all_in_hbm, draw_plan, make_setting
-from tests.runtime.test_graph import newest_in_hbm, resident
 
 CAPTURED, EAGER = Options(captured=True, stop=False), Options(captured=False, stop=False)
 STEPS = 40 if ON_GPU else 8
@@ -108,6 +108,21 @@ def test_what_is_read_where_it_lies_is_counted() -> None:
         assert moved(run)[0, h2d, row] == (plan.homes.host_kv[row] - 1) * token == moved(eager)[0, h2d, row] - token
         assert moved(run)[0, d2h, row] == token
     assert moved(run)[0, d2h, 0] == 2 * token
+
+
+@kernels
+def test_eight_bit_waves_give_the_same_texts_and_count_what_crosses() -> None:
+    made, levels = decoder("opt", DType.FP32, seed=1), KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+    choice = Choice(batch=2, concurrency=2, prompt=66, output=STEPS, dtype=DType.FP32, kv_format=levels)
+    plan = newest_in_hbm(all_in_hbm(made.spec, choice), 20)
+
+    eager, run = both(plan, made, [66, 50])
+
+    assert run.completions == eager.completions
+    cached = plan.setting.token_counts.cached
+    for row in range(1, STEPS):
+        crossed = moved(run)[0, Resource.H2D, row]
+        assert crossed == fetched_bytes(plan.setting, 20, cached[row]) < moved(eager)[0, Resource.H2D, row]
 
 
 @kernels
