@@ -154,6 +154,10 @@ def _run_random(plan: Plan, decoder: "Decoder", options: "Options", seed: int) -
         return execute(plan, decoder, prompts, options=options, on_step=tell)
     except torch.cuda.OutOfMemoryError:
         raise ValueError("out of GPU memory: solve with a smaller --kv-budget-gib") from None
+    except MemoryError as error:
+        raise ValueError(
+            f"out of host memory ({error}): solve for a smaller batch, or a host with less memory"
+        ) from None
     finally:
         progress.end()
 

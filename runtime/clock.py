@@ -21,6 +21,11 @@ class Clock:
             self.marks.append(time.perf_counter())
         return len(self.marks) - 1
 
+    def wait(self, mark: int) -> None:
+        """Until the GPU has come to ``mark``."""
+        if self.on_gpu:
+            self.marks[mark].synchronize()  # type: ignore[union-attr]
+
     def seconds(self) -> list[float]:
         """Of every mark. Waits for the GPU."""
         if not self.on_gpu:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from runtime.clock import Clock
+from runtime.graph.execute import Captures, captures, recorded, run_wave
+from runtime.graph.run import GraphWave
 from runtime.models import Decoder
 from runtime.quantise import plane_shapes
 from runtime.recorder import LanePicks, Record, Recorder, SelectionStats
@@ -31,7 +33,8 @@ class Options:
     ``per_head`` gives every key head a selection of its own. ``published_ranges`` freezes the ranges of quantised keys
     at the prompt's, as ALISA publishes it. ``stop`` ends a text at the checkpoint's stop tokens. ``places`` are the
     prompts' places in the whole job, which seed their draws; None: in order from 0. Without ``overlap`` a GPU
-    does one thing after the other, as a CPU does.
+    does one thing after the other, as a CPU does. ``captured`` steps are replayed (``runtime.graph``): None, on a GPU where
+    plan and options allow; True, or not at all.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -41,13 +44,15 @@ class Options:
     record: Record = field(default_factory=Record)
     places: tuple[int, ...] | None = None
     overlap: bool = True
+    captured: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """``picks`` [decode step, layer, sequence] and ``logits`` [sequence, step, vocab] are there where they were asked for.
 
-    ``kv_allocated_bytes`` is what the largest wave's pools took in HBM: every part at its own peak, and a spare slot a lane.
+    ``kv_allocated_bytes`` is what the largest wave's pools took in HBM: every part at its own peak, and, unless steps were
+    captured, a spare slot a lane.
     """
 
     completions: tuple[tuple[int, ...], ...]
@@ -66,10 +71,11 @@ def execute(
     *,
     options: Options | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    captured: Captures | None = None,
 ) -> Run:
     """Generate after ``prompts``, in waves of the plan's concurrency, and record it.
 
-    ``on_step`` is told the wave and the step that has ended.
+    ``on_step`` is told the wave and the step that has ended. ``captured`` keeps a job's captured step between calls.
 
     Raises ValueError for prompts or a decoder that the plan is not for, BudgetExceeded where the KV does not fit.
     """
@@ -77,9 +83,14 @@ def execute(
     _require_runnable(plan, decoder, options)
     require_prompts(plan, prompts)
     size, waves = plan.setting.concurrency, []
+    captured, replays = captured or Captures(), captures(plan, decoder, options)
     for number, at in enumerate(range(0, len(prompts), size)):
         tell = partial(on_step, number) if on_step else _ignore
-        waves.append(_run_wave(plan, decoder, prompts[at : at + size], options, at, tell))
+        some = prompts[at : at + size]
+        if replays:
+            waves.append(_run_captured(captured.wave(plan, decoder, len(some)), some, options, tell))
+        else:
+            waves.append(_run_wave(plan, decoder, some, options, at, tell))
     return _joined(plan, waves, options)
 
 
@@ -129,6 +140,24 @@ def _run_wave(
         stats=recorder.stats(lanes),
         picks=recorder.picks(),
         logits=torch.stack(recorder.logits, dim=1) if options.record.logits else None,
+    )
+
+
+def _run_captured(
+    wave: GraphWave, prompts: Sequence[Sequence[int]], options: Options, on_step: Callable[[int], None]
+) -> _WaveRun:
+    plan, decoder = wave.plan, wave.decoder
+    recorder = Recorder(plan, Clock(decoder.device), recorded(plan, options.record))
+    stop_tokens = decoder.config.stop_tokens if options.stop else ()
+    padded = _padded(prompts, plan.setting.workload.prompt_tokens, decoder.device)
+    generated = run_wave(wave, padded, recorder, stop_tokens, on_step)
+    return _WaveRun(
+        completions=[_until_stop(row, stop_tokens) for row in generated.tolist()],
+        trace=recorder.trace(len(prompts), len(prompts)),
+        kv_allocated_bytes=wave.slots.kv_bytes,
+        stats=recorder.stats(len(prompts)),
+        picks=[],
+        logits=None,
     )
 
 

@@ -12,6 +12,7 @@ from typing import IO
 import torch
 
 from runtime.execute import Options, Run, execute, require_prompts
+from runtime.graph.execute import Captures
 from runtime.models import Decoder
 from runtime.prompts import Prompt, Text
 from sim.plan import Plan
@@ -37,19 +38,19 @@ def run_job(
     with _appending(output) as file:
         done = _finished(file, output, {prompt.id for prompt in prompts})
         waiting = [prompt for prompt in prompts if prompt.id not in done]
-        size = plan.setting.concurrency
+        size, captured = plan.setting.concurrency, Captures()
         for at in range(0, len(waiting), size):
             wave = waiting[at : at + size]
-            run = _run(plan, decoder, wave, options)
+            run = _run(plan, decoder, wave, options, captured)
             _append(file, wave, run, text)
             on_wave(len(done) + at + len(wave), run)
     return len(done)
 
 
-def _run(plan: Plan, decoder: Decoder, wave: list[Prompt], options: Options) -> Run:
+def _run(plan: Plan, decoder: Decoder, wave: list[Prompt], options: Options, captured: Captures) -> Run:
     placed = replace(options, places=tuple(prompt.place for prompt in wave))
     try:
-        return execute(plan, decoder, [prompt.tokens for prompt in wave], options=placed)
+        return execute(plan, decoder, [prompt.tokens for prompt in wave], options=placed, captured=captured)
     except torch.cuda.OutOfMemoryError as error:
         asked = " ".join(str(error).split(".")[:2])
         raise ValueError(f"out of GPU memory ({asked}): solve with a smaller --kv-budget-gib") from None

@@ -17,6 +17,17 @@ class Tally:
         for kind, values in tokens.items():
             self.sums[row, layer, KINDS.index(kind)] += values.sum()
 
+    def add_all(self, row: int, **tokens: Tensor) -> None:
+        """The same for every layer at once, [layer, lane, ...]."""
+        for kind, values in tokens.items():
+            self.sums[row, :, KINDS.index(kind)] += values.sum((1, 2))
+
+    def put(self, row: int, **tokens: float) -> None:
+        """Add a number that is the same in every layer."""
+        for kind, value in tokens.items():
+            if value:
+                self.sums[row, :, KINDS.index(kind)] += value
+
     def of(self, kind: str) -> Tensor:
         """[row, layer] on the CPU."""
         return self.sums[..., KINDS.index(kind)].cpu()

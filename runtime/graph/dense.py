@@ -14,6 +14,7 @@ from runtime.graph.launch import Launcher
 from runtime.graph.pinned import registered
 from runtime.lanes import Lanes
 from runtime.models import Decoder
+from runtime.tally import Tally
 from sim.plan import Plan
 
 
@@ -31,6 +32,7 @@ class DenseSlots:
         self.values = torch.zeros_like(self.keys)
         host = (*shape[:3], max(1, self.far), spec.head_dim)
         self.host_keys, self.host_values = (registered(device, host, decoder.dtype) for _ in range(2))
+        self.numbers = counts.cached
         self.cached = torch.tensor(counts.cached, dtype=torch.int32, device=device)
         self.count = torch.ones(1, dtype=torch.int32, device=device)
 
@@ -56,6 +58,13 @@ class DenseSlots:
 
     def settle(self, layer: int) -> None:
         """Nothing is chosen."""
+
+    def record(self, row: int, tally: Tally, lanes: int) -> None:
+        """Count, of the first ``lanes``, what ``row`` read from the host and stored there."""
+        stored = self.numbers[row] - (self.numbers[row - 1] if row else 0)
+        beyond = max(0, self.numbers[row] - self.near)
+        newborn = min(stored, beyond)
+        tally.put(row, fetched=lanes * (beyond - newborn) if row else 0, written=lanes * newborn)
 
     def picks(self) -> list[Any]:
         """Of every layer, none."""

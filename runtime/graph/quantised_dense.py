@@ -16,7 +16,8 @@ from runtime.graph.pinned import registered
 from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.quantise import encode_keys, encode_values, key_range
-from sim.kv import GROUP_TOKENS, KvFormat
+from runtime.tally import Tally
+from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
 from sim.plan import Plan, Setting
 
 BLOCK, WARPS = 32, 1  # tokens that a loop takes at once, warps of a program
@@ -28,6 +29,7 @@ class QuantisedSlots:
     def __init__(self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor, row: Tensor) -> None:
         spec, device = decoder.spec, decoder.device
         counts = plan.setting.token_counts
+        self.setting, self.numbers = plan.setting, counts.cached
         self.row, self.padding, self.chained = row, padding.to(torch.int32), chains(device, lanes.count)
         self.near = min(counts.cached[-1], hbm_slots(plan), most_slots(plan.setting))
         self.far = counts.cached[-1] - self.near
@@ -104,6 +106,17 @@ class QuantisedSlots:
 
     def settle(self, layer: int) -> None:
         """A group is frozen by the attention that completes it."""
+
+    def record(self, row: int, tally: Tally, lanes: int) -> None:
+        """Count, of the first ``lanes``, what ``row`` read from the host and stored there, in whole tokens' bytes."""
+        cached = self.numbers[row]
+        if row == 0:
+            tally.put(0, written=lanes * max(0, cached - self.near))
+            return
+        model, setting = self.setting.model, self.setting
+        token = kv_layer_bytes(model, setting.dtype, KvFormat.INT8) * setting.concurrency * model.layers
+        fetched = fetched_bytes(setting, self.near, cached) / token
+        tally.put(row, fetched=lanes * fetched, written=lanes * (cached > self.near))
 
     def picks(self) -> list[Any]:
         """Of every layer, none."""

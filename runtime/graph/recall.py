@@ -17,6 +17,7 @@ from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.selectors import Scope
 from runtime.selectors.pages import Pages
+from runtime.tally import Tally
 from sim.attention import PAGE_TOKENS
 from sim.plan import Plan, WriteBack
 
@@ -145,6 +146,14 @@ class RecallSlots:
             num_warps=4,
         )
 
+    def record(self, row: int, tally: Tally, lanes: int) -> None:
+        """Count, of the first ``lanes``, what ``row`` fetched and wrote."""
+        *_, firsts, lasts = _columns(self.plan)
+        first, last = firsts[row], lasts[row]
+        tally.put(row, written=lanes * (min(last, self.far) - (first if row else 0)))
+        if row and self.far:
+            tally.add_all(row, fetched=self.state.fetch_counts[:, row, :lanes, None])
+
     def picks(self) -> list[list[tuple[int, ...]]]:
         """Positions with a place in HBM after the last step, [layer][lane]: those at home, and those attended to."""
         return [
@@ -270,7 +279,7 @@ class RecallSlots:
         return Scope(
             attention=self.plan.setting.attention,
             counts=self.counts,
-            padding=self.padding[lanes],
+            padding=self.padding[lanes].long(),
             dtype=self.decoder.dtype,
             scale=self.decoder.spec.head_dim**-0.5,
         )
@@ -299,11 +308,15 @@ def _host_rows(plan: Plan) -> int:
 
 def _table(plan: Plan, device: torch.device) -> Tensor:
     """[6, row]: what ``recall_kernels.score`` looks up. The first row's write-back is the prefill's."""
+    return torch.tensor(_columns(plan), dtype=torch.int32, device=device)
+
+
+def _columns(plan: Plan) -> tuple[tuple[int, ...], ...]:
+    """Cached, older and selected tokens, those off HBM, and from and to which one a row writes to the host."""
     counts, off = plan.setting.token_counts, plan.homes.host_kv
     older = tuple(cached - near for cached, near in zip(counts.cached, counts.local, strict=True))
     if plan.setting.write_back is WriteBack.AT_BIRTH:
         first, last = tuple(cached - 1 for cached in counts.cached), counts.cached
     else:
         first, last = off, (*off[1:], off[-1])
-    columns = (counts.cached, older, counts.selected, off, first, last)
-    return torch.tensor(columns, dtype=torch.int32, device=device)
+    return counts.cached, older, counts.selected, off, first, last

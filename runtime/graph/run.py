@@ -46,7 +46,7 @@ class GraphWave:
         require_graphable(plan, decoder)
         self.plan, self.decoder = plan, decoder
         self.lanes = Lanes.of(decoder.spec, len(padding), per_head=False)
-        self.padding, self.padded = torch.tensor(padding, device=decoder.device), any(padding)
+        self.padding, self.padded = torch.tensor(padding, dtype=torch.int32, device=decoder.device), any(padding)
         self.row = torch.ones(1, dtype=torch.int64, device=decoder.device)
         cached = torch.tensor(plan.setting.token_counts.cached, device=decoder.device)
         self.slots: DenseSlots | QuantisedSlots | WindowSlots | RecallSlots | StreamedSlots
@@ -73,6 +73,8 @@ class GraphWave:
     @torch.inference_mode()
     def prefill(self, prompts: Prompts) -> float:
         """Fill the slots, give the first token; seconds."""
+        self.padding.copy_(prompts.padding)
+        self.padded = bool(prompts.padding.any())
         size = prefill_rows(*prompts.tokens.shape) // prompts.tokens.shape[1]
         with _Stopwatch(self.decoder.device) as watch:
             for first in range(0, self.lanes.count, size):

@@ -112,7 +112,7 @@ def _leaving(plan: Plan, row: int) -> range:
 
 def _kept(plan: Plan) -> tuple[int, int]:
     if plan.setting.write_back is WriteBack.AT_BIRTH:
-        return 0, plan.setting.token_counts.cached[-1]
+        return plan.homes.activations[0], plan.setting.token_counts.cached[-1]
     rows = [row for row in range(1, plan.homes.steps) if plan.homes.host_kv[row]]
     first = min((plan.homes.activations[row] for row in rows), default=0)
     return first, max((_off_hbm(plan, row) for row in rows), default=0)

@@ -45,7 +45,14 @@ class CapturedStep:
         self.logits = torch.zeros((lanes, spec.vocab), device=device)  # of the last step
         self.tilings = Tilings()
         self.beside = SideStream(device, overlap=True)
-        self.replay = self._run
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def replay(self) -> None:
+        """One step."""
+        if self.graph is None:
+            self._run()
+        else:
+            self.graph.replay()
 
     def _reset(self) -> None:
         """Make the next step one that can be taken."""
@@ -78,7 +85,7 @@ class CapturedStep:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             self._run()
-        self.replay = graph.replay
+        self.graph = graph
 
     def _run(self) -> None:
         tokens, positions = self._inputs()

@@ -15,6 +15,7 @@ from runtime.graph.step import DecodeStep
 from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.streams import Done, SideStream
+from runtime.tally import Tally
 from sim.plan import Plan, WriteBack
 
 _PROJECTED_ROWS = 8192  # at once: enough for the matrix units' full rate, and few to hold normed
@@ -40,8 +41,7 @@ class StreamedSlots:
         self.host_inputs = shared(device, (spec.layers, self.saved, self.lanes, spec.hidden), dtype)
         self.newborn = torch.zeros((spec.layers, self.lanes, spec.hidden), dtype=dtype, device=device)
         self.padding = padding.to(torch.int32)
-        at = torch.arange(max(1, self.saved), device=device)[:, None]
-        self.positions = (at - padding).clamp(min=0)  # [position, lane], as the decoder encodes them
+        self.positions = torch.zeros((self.saved, self.lanes), dtype=torch.int64, device=device)  # as they are encoded
         self.held = _table([row.positions for row in self.schedule.rows.values()], device)
         self.reads, self.writes = (SideStream(device, overlap=True) for _ in range(2))
         self.staging = _Staging(self, Layout(recomputed=0, fetched=0))
@@ -73,6 +73,8 @@ class StreamedSlots:
         """The next step is ``row``."""
         self._forget()
         self.now = row - 1
+        at = torch.arange(self.saved, device=self.padding.device)[:, None]
+        self.positions.copy_((at - self.padding).clamp(min=0))
 
     def begin_step(self) -> None:
         """Slots and staging of the step, and its first fetches where the step before had no room for them."""
@@ -111,6 +113,16 @@ class StreamedSlots:
     def settle(self, layer: int) -> None:
         """Nothing is chosen."""
 
+    def record(self, row: int, tally: Tally, lanes: int) -> None:
+        """Count, of the first ``lanes``, what ``row`` fetched, projected and wrote."""
+        if row == 0:
+            prompt = self._written_prompt(self.plan.setting.workload.prompt_tokens)
+            tally.put(0, written=lanes * (prompt.stop - prompt.start))
+            return
+        now = self.schedule.rows[row]
+        written, fetched, projected = len(now.written), now.fetched, now.recomputed
+        tally.put(row, written=lanes * written, fetched=lanes * fetched, reprojected=lanes * projected)
+
     def picks(self) -> list[list[tuple[int, ...]]]:
         """Of every layer, none."""
         return []
@@ -127,7 +139,7 @@ class StreamedSlots:
         """Positions of the prompt that the host has as keys and values when decoding begins."""
         homes = self.plan.homes
         if self.plan.setting.write_back is WriteBack.AT_BIRTH:
-            return slice(0, tokens)
+            return slice(homes.activations[0], tokens)
         if homes.steps == 1 or not homes.host_kv[1]:
             return slice(self.schedule.kept_from, self.schedule.kept_from)
         return slice(homes.activations[1], homes.activations[1] + homes.host_kv[1])

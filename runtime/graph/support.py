@@ -8,7 +8,8 @@ from runtime.graph.recall import has_room_for_copies
 from runtime.models import Decoder
 from sim.attention import Selector
 from sim.kv import KvFormat
-from sim.plan import Admission, Mechanism, Placement, Plan, Recompute
+from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, WriteBack
+from sim.spec import WeightFormat
 
 
 def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admission.WAVES) -> None:
@@ -25,9 +26,13 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
         raise ValueError(f"admission={setting.admission}, this captured step runs {admission}")
     if continuous and selector is not Selector.DENSE:
         raise ValueError(f"attention.selector={selector}, a captured step under continuous admission needs dense")
-    recomputes = (Recompute.NONE, Recompute.ACTIVATIONS_HOST) if selector is Selector.DENSE else (Recompute.NONE,)
-    if setting.recompute not in recomputes:
-        raise ValueError(f"recompute={setting.recompute}, under {selector} must be {' or '.join(recomputes)}")
+    if setting.weights_on_host or setting.weight_format is not WeightFormat.NATIVE:
+        raise ValueError("a captured step needs all weights in HBM, in the compute type")
+    from_host = selector is Selector.DENSE and setting.recompute is Recompute.ACTIVATIONS_HOST
+    if (any(plan.homes.activations) and not from_host) or plan.homes.dropped != setting.token_counts.dead:
+        raise ValueError(
+            f"recompute={setting.recompute}, a captured step recomputes from activations_host, under dense"
+        )
     _require_format(plan)
     _require_heads(plan, decoder)
     if not setting.attention.is_dense and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:
@@ -39,10 +44,14 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
 
 
 def streams(plan: Plan) -> bool:
-    """Whether tokens are brought to HBM by the copy engine, at every step the same ones and a few more."""
+    """Whether dense attention needs ``runtime.graph.streamed``: for what the copy engine brings, at every step the same
+    tokens and a few more, and for writing back at birth.
+    """
     setting, homes = plan.setting, plan.homes
-    fetches = setting.fetch_by is Mechanism.COPY_ENGINE and any(homes.host_kv)
-    return setting.attention.is_dense and setting.kv_format.are_native and (fetches or any(homes.activations))
+    copies = setting.fetch_by is Mechanism.COPY_ENGINE and any(homes.host_kv)
+    at_birth = setting.write_back is WriteBack.AT_BIRTH
+    plainly = setting.attention.is_dense and setting.kv_format.are_native
+    return plainly and (copies or any(homes.activations) or at_birth)
 
 
 def _require_format(plan: Plan) -> None:

@@ -20,6 +20,7 @@ from runtime.models import Decoder
 from runtime.prefill import first_picks
 from runtime.selectors import Scope
 from runtime.selectors.swa import SparseWindow
+from runtime.tally import Tally
 from sim.attention import TokenCounts
 from sim.plan import Plan
 
@@ -68,6 +69,9 @@ class WindowSlots:
         self.scores = torch.zeros((*scores, self.width), device=device)
         self.peaks, self.sums = torch.zeros(scores, device=device), torch.ones(scores, device=device)
         self.table = _table(self.counts, self.history, device)
+        self.picked = torch.zeros(
+            0, dtype=torch.bool, device=device
+        )  # [layer, lane, entry], what the last row recorded
 
     @property
     def kv_bytes(self) -> int:
@@ -137,6 +141,28 @@ class WindowSlots:
         if self.far:
             near, far = (self.keys[layer], self.values[layer]), (self.host_keys[layer], self.host_values[layer])
             self.launcher.exchange(state.moves, state.move_counts, near, far)
+
+    def record(self, row: int, tally: Tally, lanes: int) -> None:
+        """Count, of the first ``lanes``, what ``row`` wrote, and what the next one fetches and picks."""
+        if row == 0:
+            tally.put(0, written=lanes * max(0, self.counts.cached[1] - self.counts.dead[1] - self.near))
+        if row + 1 == self.plan.homes.steps:
+            return
+        self._count_picks(row + 1, tally, lanes)
+        if row and self.far:
+            moved = torch.arange(self.entries, device=self.row.device) < self.state.move_counts[:, :lanes, None]
+            moves = self.state.moves[:, :lanes]
+            tally.add_all(row + 1, fetched=moved & (moves[..., 2] > 0))
+            tally.add_all(row, written=moved & (moves[..., 3] > 0))
+
+    def _count_picks(self, row: int, tally: Tally, lanes: int) -> None:
+        position = self.state.position[:, :lanes]
+        older = max(1, self.counts.cached[row] - self.counts.local[row])
+        picks = (self.state.rank[:, :lanes] >= 0) & (position < older)
+        ages = (older - 1 - position) / max(1, older - 1)
+        new = picks if row == 1 else picks & ~self.picked
+        tally.add_all(row, picked=picks, new=new, age=ages * picks)
+        self.picked = picks
 
     def picks(self) -> list[list[tuple[int, ...]]]:
         """Positions that the coming step attends to, [layer][lane]; reads the device."""
@@ -212,7 +238,7 @@ class WindowSlots:
         return Scope(
             attention=self.plan.setting.attention,
             counts=self.counts,
-            padding=self.padding[lanes],
+            padding=self.padding[lanes].long(),
             dtype=self.decoder.dtype,
             scale=self.decoder.spec.head_dim**-0.5,
         )

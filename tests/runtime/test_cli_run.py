@@ -86,6 +86,17 @@ def test_what_cannot_be_run_is_said_in_one_line(arguments: tuple[str, ...], says
     assert "\n" not in str(result.exception)
 
 
+def test_host_memory_that_cannot_be_had_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError("9000 bytes of host memory, could not be pinned: error 2")
+
+    monkeypatch.setattr("runtime.execute.execute", refuse)
+    plan = write_plan(tmp_path, catalogue.model("opt-125m"), Choice())
+    result = planner_run(plan, "--random-weights")
+    assert isinstance(result.exception, ValueError)
+    assert "could not be pinned: error 2): solve for a smaller batch" in str(result.exception)
+
+
 def test_the_runtime_imports_neither_solver_nor_engine_nor_figures() -> None:
     modules = "runtime.execute, runtime.job, runtime.models, runtime.recorder"
     code = f"import sys, {modules}; print(sorted({{'pulp', 'simpy', 'plotly', 'typer', 'highspy'}} & set(sys.modules)))"

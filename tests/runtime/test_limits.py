@@ -49,7 +49,7 @@ def test_no_row_holds_more_slots_than_the_plan_gives_it(selector: Selector, wher
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TieredCache, "bear", spy_bear)
         patch.setattr(TieredCache, "parts", spy_parts)
-        execute(plan, decoder, random_prompts(rng, plan))
+        execute(plan, decoder, random_prompts(rng, plan), options=Options(captured=False))
     for row, slots in held:
         assert slots <= plan.homes.hbm[row] + plan.homes.copies[row]
         if selector is Selector.DENSE:
@@ -158,7 +158,7 @@ def test_a_text_ends_at_a_stop_token_and_the_wave_with_the_last_text(where: Wher
     plan = all_in_hbm(decoder.spec, Choice(concurrency=1, batch=1))
     tokens = execute(plan, decoder, PROMPTS[:1]).completions[0]
     stopping = type(decoder)(replace(decoder.config, stop_tokens=(tokens[2],)), decoder.weights)
-    run = execute(plan, stopping, PROMPTS[:1])
+    run = execute(plan, stopping, PROMPTS[:1], options=Options(captured=False))
     first = tokens.index(tokens[2])
     assert run.completions[0] == tokens[: first + 1]
     assert len(run.trace.waves[0].step_end_s) == first + 1

@@ -17,7 +17,7 @@ from sim.homes import TokenHomes
 from sim.kv import kv_layer_bytes
 from sim.plan import Plan, Recompute, WriteBack
 from sim.spec import DType, ModelSpec
-from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, kernels
+from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, kernels, padded
 from tests.runtime.plans import Choice, all_in_hbm, draw_plan
 
 SOURCES = [Recompute.NONE, Recompute.ACTIVATIONS_HOST]
@@ -103,7 +103,7 @@ def test_a_dropped_prefix_is_refused() -> None:
 
 @kernels
 @pytest.mark.parametrize("dtype", DTYPES_TRIED)
-@pytest.mark.parametrize("family", ["opt", "llama"])
+@pytest.mark.parametrize("family", ["opt", "grouped qwen3"])
 @pytest.mark.parametrize("recompute", SOURCES)
 @pytest.mark.parametrize("seed", range(12 if ON_GPU else 3))
 def test_streamed_decoding_is_eager_decoding(family: str, dtype: DType, recompute: Recompute, seed: int) -> None:
@@ -117,12 +117,11 @@ def test_streamed_decoding_is_eager_decoding(family: str, dtype: DType, recomput
 @kernels
 def test_a_step_may_be_reached_out_of_order() -> None:
     """As sampled measurements do: fetches of the row before are forgotten, the next row's are begun."""
-    from runtime.execute import _padded
     from runtime.graph.run import GraphWave
 
     made = decoder("opt", DType.FP32, seed=1)
     plan = drawn(random.Random(3), made.spec, Recompute.ACTIVATIONS_HOST)
-    prompts = _padded([[5, 7, 9]] * 3, plan.setting.workload.prompt_tokens, made.device)
+    prompts = padded(plan, made, [[5, 7, 9]] * 3)
     wave = GraphWave(plan, made, prompts.padding.tolist())
     whole = wave.run(prompts).tokens
 

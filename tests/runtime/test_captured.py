@@ -1,0 +1,305 @@
+"""``execute`` by captured steps gives what it gives eagerly: texts, bytes moved, memory held, selections.
+
+Without a GPU the kernels are interpreted and nothing is captured, but all else is the same.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from runtime.execute import Options, Run, execute
+from runtime.graph.execute import Captures, captures
+from runtime.graph.quantised_dense import fetched_bytes
+from runtime.graph.run import GraphWave
+from runtime.graph.window import WindowSlots
+from runtime.job import run_job
+from runtime.models import Decoder
+from runtime.prompts import Text, read_prompts
+from runtime.recorder import Record
+from runtime.sampling import Sampling
+from runtime.tally import Tally
+from sim.attention import Selector
+from sim.flows import Column, home_columns, occupancy_of
+from sim.kv import KvFormat, KvFormats, inputs_layer_bytes, kv_layer_bytes
+from sim.plan import Mechanism, Placement, Plan, Recompute, WriteBack
+from sim.recording import RecordedSelection, replayed_flows
+from sim.spec import DType
+from sim.trace import Resource, Tier
+from tests.runtime.graphs import ON_GPU, decoder, draw_prompts, kernels, newest_in_hbm, resident
+from tests.runtime.plans import Choice, all_in_hbm, draw_plan, make_setting
+
+CAPTURED, EAGER = Options(captured=True, stop=False), Options(captured=False, stop=False)
+STEPS = 40 if ON_GPU else 8
+
+
+def moved(run: Run) -> dict[tuple[int, Resource, int], float]:
+    """Bytes by wave, direction and step."""
+    sums: Counter[tuple[int, Resource, int]] = Counter()
+    for number, wave in enumerate(run.trace.waves):
+        for span in wave.spans:
+            sums[number, span.resource, span.step] += round(span.size_bytes)
+    return {key: size for key, size in sums.items() if size}
+
+
+def held(run: Run, tier: Tier) -> list[float]:
+    return [level.size_bytes for wave in run.trace.waves for level in wave.levels if level.tier is tier]
+
+
+def both(plan: Plan, made: Decoder, lengths: Sequence[int]) -> tuple[Run, Run]:
+    prompts = draw_prompts(lengths, seed=len(lengths))
+    return execute(plan, made, prompts, options=EAGER), execute(plan, made, prompts, options=CAPTURED)
+
+
+def dense_plan(made: Decoder, seed: int) -> Plan:
+    rng = random.Random(seed)
+    choice = Choice(
+        write_back=rng.choice([*WriteBack]),
+        recompute=rng.choice([Recompute.NONE, Recompute.ACTIVATIONS_HOST]),
+        batch=3,
+        concurrency=2,
+        prompt=12,
+        output=STEPS,
+        dtype=DType.FP32,
+    )
+    return draw_plan(rng, made.spec, choice)
+
+
+@kernels
+@pytest.mark.parametrize("seed", range(12) if ON_GPU else (0, 1, 4, 7))
+def test_dense_waves_are_equal_to_the_byte(seed: int) -> None:
+    """The last wave has one sequence; the lane that it leaves empty counts for nothing."""
+    made = decoder("opt", DType.FP32, seed=seed)
+    plan = dense_plan(made, seed)
+
+    eager, run = both(plan, made, [12, 5, 9])
+
+    assert run.completions == eager.completions
+    assert decoded(moved(run)) == decoded(moved(eager))
+    prompts = {key: size for key, size in moved(eager).items() if key not in decoded(moved(eager))}
+    assert all(moved(run).get(key, 0) <= size for key, size in prompts.items())  # what leaves at once is not written
+    assert held(run, Tier.HBM) == held(eager, Tier.HBM)
+    assert run.kv_allocated_bytes <= max(held(eager, Tier.HBM))
+    assert run.stats == eager.stats
+
+
+def decoded(sums: dict[tuple[int, Resource, int], float]) -> dict[tuple[int, Resource, int], float]:
+    """Without the prefill's, which is also what the eager runtime writes and then lets go of."""
+    return {key: size for key, size in sums.items() if key[2]}
+
+
+@kernels
+def test_what_is_read_where_it_lies_is_counted() -> None:
+    """One token less than the plan fetches, for the newborn one takes no slot from another."""
+    made = decoder("opt", DType.FP32, seed=1)
+    plan = all_in_hbm(made.spec, Choice(batch=2, concurrency=2, prompt=12, output=STEPS, dtype=DType.FP32))
+    plan = newest_in_hbm(replace(plan, setting=replace(plan.setting, fetch_by=Mechanism.GATHER_KERNEL)), 10)
+
+    eager, run = both(plan, made, [12, 7])
+
+    assert run.completions == eager.completions
+    token = 2 * made.spec.layers * kv_layer_bytes(made.spec, DType.FP32, plan.setting.kv_format.host)
+    h2d, d2h = Resource.H2D, Resource.D2H
+    for row in range(1, STEPS):
+        assert moved(run)[0, h2d, row] == (plan.homes.host_kv[row] - 1) * token == moved(eager)[0, h2d, row] - token
+        assert moved(run)[0, d2h, row] == token
+    assert moved(run)[0, d2h, 0] == 2 * token
+
+
+@kernels
+def test_eight_bit_waves_give_the_same_texts_and_count_what_crosses() -> None:
+    made, levels = decoder("opt", DType.FP32, seed=1), KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+    choice = Choice(batch=2, concurrency=2, prompt=66, output=STEPS, dtype=DType.FP32, kv_format=levels)
+    plan = newest_in_hbm(all_in_hbm(made.spec, choice), 20)
+
+    eager, run = both(plan, made, [66, 50])
+
+    assert run.completions == eager.completions
+    cached = plan.setting.token_counts.cached
+    for row in range(1, STEPS):
+        crossed = moved(run)[0, Resource.H2D, row]
+        assert crossed == fetched_bytes(plan.setting, 20, cached[row]) < moved(eager)[0, Resource.H2D, row]
+
+
+@kernels
+@pytest.mark.parametrize("seed", [0, 1])
+def test_pages_move_what_the_replay_of_their_picks_moves(seed: int) -> None:
+    made = decoder("grouped llama", DType.FP32, seed=seed)
+    choice = Choice(selector=Selector.PAGES, sparsity=0.6, placement=Placement.RESIDENT, batch=2, concurrency=2)
+    choice = replace(choice, prompt=40, output=STEPS, dtype=DType.FP32, write_back=[*WriteBack][seed])
+    plan = resident(Plan(setting=make_setting(made.spec, choice), homes=all_in_hbm(made.spec, choice).homes), 34)
+    prompts = draw_prompts([40, 31], seed=9)
+    eager = execute(plan, made, prompts, options=replace(EAGER, record=Record(picks=True)))
+    assert eager.picks is not None
+    picks = tuple(tuple(tuple(layer) for layer in step) for step in eager.picks)
+
+    run = execute(plan, made, prompts, options=CAPTURED)
+
+    assert run.completions == eager.completions
+    flows = replayed_flows(plan, RecordedSelection(selector=Selector.PAGES, picks=picks))
+    assert by_row(run, Resource.H2D) == pytest.approx(crossing(plan, flows.fetched_kv, flows.fetched_inputs))
+    assert any(by_row(run, Resource.H2D))
+    assert by_row(run, Resource.D2H) == pytest.approx(crossing(plan, flows.written_kv, flows.written_inputs))
+    assert held(run, Tier.HBM) == pytest.approx(2 * occupancy_of(plan, home_columns(plan.homes), flows).hbm)
+    assert run.stats == ((),)
+
+
+def by_row(run: Run, resource: Resource) -> list[float]:
+    return [moved(run).get((0, resource, row), 0.0) for row in range(STEPS)]
+
+
+def crossing(plan: Plan, kv: Column, inputs: Column) -> list[float]:
+    model, dtype = plan.setting.model, plan.setting.dtype
+    sizes = kv_layer_bytes(model, dtype, plan.setting.kv_format.host), inputs_layer_bytes(model, dtype)
+    return list(2 * model.layers * (sizes[0] * kv + sizes[1] * inputs))
+
+
+@kernels
+def test_a_window_moves_no_more_than_eagerly_and_counts_each_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who leaves HBM is chosen by use, not age: the texts are the same, the traffic is less."""
+    made, seen = decoder("opt", DType.FP32, seed=2), Counter[tuple[Resource, int]]()
+    choice = Choice(selector=Selector.SWA, sparsity=0.8, batch=3, concurrency=3, prompt=40, output=STEPS)
+    plan = resident(all_in_hbm(made.spec, replace(choice, dtype=DType.FP32)), 11)
+    token = kv_layer_bytes(made.spec, DType.FP32, plan.setting.kv_format.host)
+    record = WindowSlots.record
+
+    def spy(slots: WindowSlots, row: int, tally: Tally, lanes: int) -> None:
+        if 0 < row < STEPS - 1:
+            counts, moves = slots.state.move_counts.tolist(), slots.state.moves.tolist()
+            for layer, of_lanes in enumerate(counts):
+                for lane, count in enumerate(of_lanes):
+                    for _, _, reads, writes in moves[layer][lane][:count]:
+                        seen[Resource.H2D, row + 1] += reads * token
+                        seen[Resource.D2H, row] += writes * token
+        record(slots, row, tally, lanes)
+
+    monkeypatch.setattr(WindowSlots, "record", spy)
+    eager, run = both(plan, made, [40, 37, 12])
+
+    assert run.completions == eager.completions
+    assert {key[1:]: size for key, size in decoded(moved(run)).items()} == {key: n for key, n in seen.items() if n}
+    assert any(which is Resource.H2D for which, _ in seen)
+    for which in (Resource.H2D, Resource.D2H):
+        totals = [sum(size for key, size in moved(one).items() if key[1] is which) for one in (run, eager)]
+        assert 0 < totals[0] <= totals[1]
+    for got, want in zip(run.stats[0], eager.stats[0], strict=True):
+        assert (got.picked, got.turnover) == (want.picked, want.turnover)
+        assert got.age == pytest.approx(want.age, abs=1e-5)
+
+
+@kernels
+def test_one_capture_serves_all_waves_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, captured = decoder("opt", DType.FP32, seed=3), list[int]()
+    plan = all_in_hbm(made.spec, Choice(batch=2, concurrency=2, prompt=9, output=4, dtype=DType.FP32))
+    prompts = draw_prompts([9, 3, 5, 8, 1], seed=4)
+    lines = [f'{{"id": {number}, "tokens": {tokens}}}\n' for number, tokens in enumerate(prompts)]
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    texts = dict[int, tuple[int, ...]]()
+    wanted, made_before = read_prompts(tmp_path / "in.jsonl", Text(None)), GraphWave.__init__
+
+    def spy(wave: GraphWave, plan: Plan, decoder: Decoder, padding: Sequence[int]) -> None:
+        captured.append(len(padding))
+        made_before(wave, plan, decoder, padding)
+
+    def keep(done: int, run: Run) -> None:
+        texts.update(enumerate(run.completions, start=done - len(run.completions)))
+
+    monkeypatch.setattr(GraphWave, "__init__", spy)
+    run_job(plan, made, wanted, tmp_path / "out.jsonl", Text(None), options=CAPTURED, on_wave=keep)
+
+    assert captured == [2]
+    assert [texts[at] for at in range(5)] == [
+        execute(plan, made, [tokens], options=EAGER).completions[0] for tokens in prompts
+    ]
+
+
+@kernels
+def test_a_larger_wave_another_plan_or_decoder_is_captured_anew() -> None:
+    made, other = decoder("opt", DType.FP32, seed=3), decoder("opt", DType.FP32, seed=4)
+    plan = all_in_hbm(made.spec, Choice(batch=3, concurrency=3, prompt=4, output=3, dtype=DType.FP32))
+    longer = all_in_hbm(made.spec, Choice(batch=3, concurrency=3, prompt=4, output=4, dtype=DType.FP32))
+    kept = Captures()
+    first = kept.wave(plan, made, 2)
+
+    assert kept.wave(plan, made, 1) is first
+    assert kept.wave(plan, made, 3) is not first
+    third = kept.wave(longer, made, 3)
+    assert third.plan is longer
+    assert kept.wave(longer, other, 3).decoder is other
+
+
+@kernels
+def test_texts_end_at_stop_tokens_and_the_wave_some_steps_after_the_last() -> None:
+    made = decoder("opt", DType.FP32, seed=5)
+    plan = all_in_hbm(made.spec, Choice(batch=1, concurrency=1, prompt=4, output=60, dtype=DType.FP32))
+    prompts, told = draw_prompts([4], seed=6), list[tuple[int, int]]()
+    whole = execute(plan, made, prompts, options=EAGER).completions[0]
+    stopping = Decoder(replace(made.config, stop_tokens=(whole[2],)), made.weights)
+    end = whole.index(whole[2]) + 1
+
+    run = execute(
+        plan, stopping, prompts, options=Options(captured=True), on_step=lambda wave, row: told.append((wave, row))
+    )
+
+    steps = len(run.trace.waves[0].step_end_s)
+    assert run.completions[0] == whole[:end]
+    assert end < steps <= end + 32
+    assert told == [(0, row) for row in range(steps)]
+    assert len(execute(plan, stopping, prompts, options=CAPTURED).completions[0]) == 60
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (Options(captured=True, sampling=Sampling(temperature=1.0)), r"sampling\.temperature"),
+        (Options(captured=True, per_head=True), "per_head"),
+        (Options(captured=True, published_ranges=True), "published_ranges"),
+        (Options(captured=True, overlap=False), "overlap=False"),
+        (Options(captured=True, record=Record(picks=True)), r"record\.picks"),
+        (Options(captured=True, record=Record(layers=True)), r"record\.layers"),
+    ],
+)
+@kernels
+def test_what_a_captured_step_lacks_is_refused_where_it_is_asked_for(options: Options, says: str) -> None:
+    made = decoder("opt", DType.FP32, seed=5)
+    plan = all_in_hbm(made.spec, Choice(dtype=DType.FP32))
+
+    with pytest.raises(ValueError, match=says):
+        captures(plan, made, options)
+    assert not captures(plan, made, replace(options, captured=None))
+    assert captures(plan, made, Options(captured=True))
+    assert not captures(plan, made, Options(captured=False))
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        (Choice(output=1), "output=1"),
+        (Choice(selector=Selector.H2O, placement=Placement.RESIDENT), "attention.selector=h2o"),
+        (Choice(selector=Selector.SWA, placement=Placement.RESIDENT, write_back=WriteBack.AT_BIRTH), "at_birth"),
+    ],
+)
+def test_a_plan_beyond_captured_steps_runs_eagerly_or_says_why(choice: Choice, says: str) -> None:
+    made = decoder("opt", DType.FP32, seed=5)
+    plan = all_in_hbm(made.spec, replace(choice, dtype=DType.FP32))
+
+    with pytest.raises(ValueError, match=says):
+        captures(plan, made, Options(captured=True))
+    assert not captures(plan, made, Options())
+
+
+@pytest.mark.skipif(not ON_GPU, reason="captures by itself on a GPU only")
+def test_a_gpu_captures_unasked() -> None:
+    made = decoder("opt", DType.FP32, seed=5)
+    assert captures(all_in_hbm(made.spec, Choice(dtype=DType.FP32)), made, Options())
+
+
+def test_on_a_cpu_nothing_is_captured_unasked() -> None:
+    made = decoder("opt", DType.FP32, seed=5)
+    if made.device == torch.device("cpu"):
+        assert not captures(all_in_hbm(made.spec, Choice(dtype=DType.FP32)), made, Options())
