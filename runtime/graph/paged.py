@@ -108,13 +108,14 @@ class PagedSlots:
                 blocks[pages, :, which] = _paged(encode_keys(rows, self.kv_format, None))
             return
         frozen = k.shape[1] // GROUP_TOKENS * GROUP_TOKENS
-        for first in range(0, frozen, GROUP_TOKENS):
-            keys, held = k[:, first : first + GROUP_TOKENS], pages[:, first // PAGE_TOKENS :][:, :SHARES]
-            ranges = key_range(keys, 8)  # [sequence, 2, head, channel]
+        if frozen:
+            keys = k[:, :frozen].reshape(-1, GROUP_TOKENS, *k.shape[2:])  # all groups of all sequences
+            held = pages[:, : frozen // PAGE_TOKENS].reshape(-1, SHARES)
+            ranges = key_range(keys, 8)  # [group, 2, head, channel]
             levels = encode_keys(keys, self.kv_format, ranges[:, None].expand(-1, GROUP_TOKENS, -1, -1, -1))
             blocks[held, :, 0] = _paged(levels)
             shares = ranges.view(*ranges.shape[:3], SHARES, -1).permute(0, 3, 2, 1, 4)
-            self.planes[1][layer, held] = shares  # [sequence, share, head, 2, channel]
+            self.planes[1][layer, held] = shares  # [group, share, head, 2, channel]
         values = encode_values(v, self.kv_format)
         blocks[pages, :, 1] = _paged(values["v"])
         self.planes[2][layer, pages] = _paged(values["v_range"]).transpose(-1, -2)
