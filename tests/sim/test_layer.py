@@ -73,9 +73,9 @@ def test_a_gather_kernel_holds_a_share_of_the_sms_while_it_fetches() -> None:
     setting = make_setting(fetch_by=Mechanism.GATHER_KERNEL)
     plan = newest_in_hbm(setting, slots=2)
 
-    assert op(plan, "gather_sms", gather_sm_share=0.25) == [0, 3 / 4, 4 / 4, 5 / 4]
+    assert op(plan, "gather_sms", dense_gather_sm_share=0.25) == [0, 3 / 4, 4 / 4, 5 / 4]
     copied = newest_in_hbm(make_setting(), slots=2)
-    assert op(copied, "gather_sms", gather_sm_share=0.25) == [0, 0, 0, 0]
+    assert op(copied, "gather_sms", dense_gather_sm_share=0.25) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
