@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from planner.commands import options
+from planner.inputs import profile_of
 from planner.terminal import patiently, show, show_json, write_answer
 from sim.codec import to_plain
 from sim.cost import CostModel
 from sim.engine import simulate as run
 from sim.files import load_plan, trace_text
 from sim.plan import Plan
-from sim.profile import Profile
 from sim.trace import chrome_events
 
 EPILOG = """\
@@ -39,13 +39,15 @@ def simulate(
         str | None,
         typer.Option(metavar="FILE", help="Write the run to this file, exactly, for `planner report`."),
     ] = None,
+    profile: options.Profile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Run a plan layer by layer on a simulated GPU stream and copy engines, with its machine's nominal profile."""
+    """Run a plan layer by layer on a simulated GPU stream and copy engines."""
     loaded = _load(Path(plan))
     machine = loaded.setting.machine
+    chosen = profile_of(profile, machine)
     with patiently("simulating"):
-        ran = run(loaded, CostModel(machine=machine, profile=Profile.nominal(machine)))
+        ran = run(loaded, CostModel(machine=machine, profile=chosen))
         if trace is not None:
             write_answer(Path(trace), json.dumps({"traceEvents": list(chrome_events(ran)), "displayTimeUnit": "ms"}))
         if save_trace is not None:

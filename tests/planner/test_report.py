@@ -12,8 +12,9 @@ import pytest
 from builders import make_setting, newest_in_hbm
 from commandline import run, run_cold
 from planner.inputs import Question, question_of
-from sim.files import load_plan, load_profile, load_trace, plan_to_json, save_profile, save_trace
+from sim.files import load_plan, load_trace, plan_to_json, save_trace
 from sim.profile import Profile
+from sim.profile_files import load_profile, save_profile
 from sim.units import GIB
 
 QUICK = ("--model", "opt-125m", "--batch", "4", "--prompt", "8", "--output", "6")
@@ -107,7 +108,7 @@ def test_a_profile_prices_the_page(folder: Path, tmp_path: Path) -> None:
     assert load_profile(tmp_path / "slow.json") == slow
     for words in ("Every number rests on profile slow (measured here)", "this version and profile", "--profile"):
         assert words in page.read_text()
-    (tmp_path / "slow.json").write_text('{"schema_version": 1, "name": "x", "basis": "y", "link_efficiency": 2}')
+    (tmp_path / "slow.json").write_text('{"schema_version": 2, "name": "x", "basis": "y", "link_efficiency": 2}')
     error = run("report", str(folder / "plan.json"), "--profile", str(tmp_path / "slow.json"), "-o", str(page)).error
     assert error == f"{tmp_path / 'slow.json'}: profile.link_efficiency=2.0, must lie in [0, 1]"
 
