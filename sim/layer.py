@@ -161,6 +161,13 @@ def layer_kernels(cost: CostModel, setting: Setting) -> float:
     return profile.kernels_per_layer if is_captured(setting) else profile.kernels_per_eager_layer
 
 
+def _selection_s(cost: CostModel, setting: Setting) -> float:
+    """Launches of a choice."""
+    profile = cost.profile
+    captured = is_captured(setting)
+    return cost.launch_s(profile.kernels_per_selection if captured else profile.kernels_per_eager_selection)
+
+
 def _sm_share(cost: CostModel, setting: Setting) -> float:
     """Share of a fetch that the GPU stream loses to it."""
     if setting.fetch_by is not Mechanism.GATHER_KERNEL:
@@ -280,7 +287,7 @@ def _score(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, fl
         return 0.0, 0.0
     read = setting.attention.state_bytes_per_token(model, dtype) or model.kv_dim * dtype.size_bytes
     top_k = 16.0  # four passes over float32 scores
-    return cost.launch_s(cost.profile.kernels_per_selection), cost.elementwise_s(sequences * (read + top_k))
+    return _selection_s(cost, setting), cost.elementwise_s(sequences * (read + top_k))
 
 
 def _select(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
@@ -294,7 +301,7 @@ def _select(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, f
     )  # newest row in, oldest out; or a running sum
     top_k = 16.0
     per_kept_s = cost.elementwise_s(sequences * (weights + history + top_k))
-    return cost.launch_s(cost.profile.kernels_per_selection), per_kept_s
+    return _selection_s(cost, setting), per_kept_s
 
 
 def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemms) -> dict[str, float]:

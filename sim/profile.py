@@ -86,7 +86,8 @@ class FamilyError:
 class Evidence:
     """What a measured profile rests on. ``machine`` is there where the catalogue does not know it (a CPU).
 
-    ``access`` are selectors' profiles from runs on this machine; the others' are ``sim.access``'.
+    ``access`` are selectors' profiles from runs of a checkpoint; the others' are ``sim.access``'. ``random_access`` are
+    those of random weights, whose attention is spread more evenly: for plans that are run with such.
     """
 
     fingerprint: Fingerprint
@@ -94,6 +95,7 @@ class Evidence:
     estimates: tuple[Estimate, ...] = ()
     errors: tuple[FamilyError, ...] = ()
     access: tuple[AccessProfile, ...] = ()
+    random_access: tuple[AccessProfile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +164,9 @@ class Profile:
         10, "the same where the runtime cannot capture the step as a graph, counted in launches of a graph's length"
     )
     kernels_per_selection: float = _amount(4, "score, reduce, top-k, update of the selection")
+    kernels_per_eager_selection: float = _amount(
+        4, "the same where the runtime cannot capture the step as a graph, counted in launches of a graph's length"
+    )
     step_overhead_s: float = _amount(60e-6, "graph launch, sampling and the read-back of a step's tokens")
     host_attention_efficiency: float = _share(0.50, "share of DRAM bandwidth that CPU attention reads KV with")
     host_round_trip_s: float = _amount(30e-6, "queries to the CPU and the result back, each layer")
@@ -185,9 +190,10 @@ class Profile:
             basis="nominal: datasheet rates times typical efficiencies, nothing measured here",
         )
 
-    def access(self, selector: Selector) -> AccessProfile:
+    def access(self, selector: Selector, *, random_weights: bool = False) -> AccessProfile:
         """How ``selector``'s picks behave: as measured with this profile, else as ``sim.access`` has it."""
-        own = self.evidence.access if self.evidence else ()
+        evidence = self.evidence
+        own = () if evidence is None else evidence.random_access if random_weights else evidence.access
         return next((one for one in own if one.selector is selector), None) or measured_access(selector)
 
     @classmethod
