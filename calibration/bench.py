@@ -22,6 +22,7 @@ from sim.spec import DType, MachineSpec
 from sim.units import GIB, MIB
 
 SCHEMA_VERSION = 1
+_MOST_FAILURES = 25
 OnCase = Callable[[int, int, str], None]
 
 
@@ -50,7 +51,7 @@ def scope_of(device: torch.device, machine: MachineSpec, *, thorough: bool) -> S
             timer=timer,
             models=("opt-6.7b", "llama-3-8b", "opt-1.3b", "opt-13b") if thorough else ("opt-6.7b", "llama-3-8b"),
             batches=(4, 16, 32, 64, 128) if thorough else (4, 32, 64),
-            prompts=(64, 256, 512) if thorough else (128, 512),
+            prompts=(64, 512) if thorough else (128, 512),
             output=24 if thorough else 16,
             most_bytes=min(machine.gpu.hbm_bytes, machine.host.dram_bytes) // 8,
             cold_bytes=512 * MIB,
@@ -90,21 +91,35 @@ def cases(scope: Scope, runner: Runner) -> Iterator[Case]:
     yield from steps.cases(scope, runner)
 
 
-def measure(scope: Scope, file: Path | None, before: Measured, on_case: OnCase | None = None) -> Measured:
-    """All cases that ``before`` lacks, written to ``file`` after each one."""
+def measure(
+    scope: Scope,
+    file: Path | None,
+    before: Measured,
+    on_case: OnCase | None = None,
+    on_failure: Callable[[str], None] | None = None,
+) -> Measured:
+    """All cases that ``before`` lacks, written to ``file`` after each one; ``on_failure`` is told of those that failed."""
     waiting = [case for case in cases(scope, Runner(device=scope.device)) if not before.has(case)]
-    measured = before
+    measured, failed = before, list[tuple[Case, str]]()
     for number, case in enumerate(waiting, start=1):
         if on_case is not None:
             on_case(number, len(waiting), f"{case.family} {case.case}")
         try:
             taken = case.measure()
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()  # what does not fit is not measured, and not predicted from measurements
+        except (RuntimeError, ValueError, MemoryError, AttributeError, TypeError) as error:
+            # A kernel that this version or card lacks costs its own family only; when nothing works any more, stop.
+            failed.append((case, str(error).splitlines()[0]))
+            if len(failed) > _MOST_FAILURES:
+                raise ValueError(
+                    f"{case.family} {case.case}: {failed[-1][1]} (after {_MOST_FAILURES} others)"
+                ) from error
             continue
         measured = replace(measured, measurements=(*measured.measurements, *taken))
         if file is not None:
             save_measured(file, measured)
+    if on_failure is not None:
+        for case, reason in failed:
+            on_failure(f"{case.family} {case.case}: {reason}")
     return measured
 
 

@@ -26,12 +26,13 @@ from sim.plan import Plan
 from sim.profile import Profile
 from sim.profile_files import content_hash
 from sim.spec import MachineSpec
+from sim.units import GIB
 
 SCHEMA_VERSION = 1
 LONGEST_S = {"gpu": 20.0, "cpu": 4.0}  # of a run, as predicted
 SHORTEST_S = {"gpu": 0.2, "cpu": 0.1}
 _HBM_SHARE = 0.85  # of what the card has: allocators and captured graphs need the rest
-_HOST_SHARE = 0.5
+_HOST_SHARE, _MOST_HOST_BYTES = 0.5, 8 * GIB  # pinning takes about a second a GiB, for every run
 _MOST_DRAWS = 4000
 _REPEATS = ((1.0, 3), (5.0, 2))  # runs shorter than this are made so often, and their median counts
 
@@ -142,7 +143,7 @@ def _judged(recipe: Recipe, profile: Profile, cost: CostModel, on_gpu: bool) -> 
         return None
     outcome = priced.outcome
     fits = outcome.peak_hbm_bytes < _HBM_SHARE * machine.gpu.hbm_bytes
-    fits = fits and outcome.peak_host_bytes < _HOST_SHARE * machine.host.dram_bytes
+    fits = fits and outcome.peak_host_bytes < min(_MOST_HOST_BYTES, _HOST_SHARE * machine.host.dram_bytes)
     if not fits or not SHORTEST_S[kind] < outcome.makespan_s < LONGEST_S[kind]:
         return None
     return Drawn(stratum=stratum_of(priced), recipe=recipe.case, predicted_s=outcome.makespan_s)

@@ -1,6 +1,7 @@
 """``planner calibrate``: loaded by the command line when it is called."""
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -92,7 +93,9 @@ def _measured(
     before = begin(device, file)
     scope = scope_of(device, before.machine, thorough=not quick)
     with counting("measuring") as on_case:
-        measured = measure(scope, file, before, on_case)
+        measured = measure(
+            scope, file, before, on_case, lambda reason: print(f"not measured: {reason}", file=sys.stderr)
+        )
         if not measured.random_access:
             on_case(1, 1, "what selectors pick")
             recipe, keeps = access_recipe(scope), (10, 20, 40) if quick else (5, 10, 20, 40, 70)

@@ -38,6 +38,11 @@ def _draw(
     recompute = Recompute.NONE
     if not sparse and hbm < 100 and rng.random() < 0.35:
         recompute = rng.choice((Recompute.ACTIVATIONS_HOST, Recompute.TOKENS))
+    placement = rng.choice((Placement.RESIDENT, Placement.RESIDENT, Placement.RECENT))
+    if not sparse:
+        placement = Placement.RECENT
+    elif hbm == 100:
+        placement = Placement.RESIDENT  # with all in HBM there is nothing to place
     return Recipe(
         model=rng.choice(models),
         batch=batch,
@@ -47,9 +52,7 @@ def _draw(
         concurrency=-(-batch // waves) if batch >= waves else batch,
         selector=Selector.SWA if sparse else Selector.DENSE,
         keep=rng.choice((5, 10, 20, 40, 70)) if sparse else 100,
-        placement=rng.choice((Placement.RESIDENT, Placement.RESIDENT, Placement.RECENT))
-        if sparse
-        else Placement.RECENT,
+        placement=placement,
         kv=KvFormat.INT8 if rng.random() < 0.2 else KvFormat.NATIVE,
         hbm=hbm,
         recompute=recompute,

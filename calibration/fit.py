@@ -23,6 +23,7 @@ _TYPICAL = {
     "prefill_passes": 10.0,
     "prefill_layer_s": 2e-4,
     "prefill_selection_s": 1e-3,
+    "prefill_selection_passes": 5.0,
 }
 _LEAST, _MOST = 1e-4, 1e4  # of the typical value: as good as nothing, and a bound that only keeps the numbers finite
 _NOT_FITTED = ("reserve_bytes",)  # bytes, not seconds

@@ -45,7 +45,7 @@ class Runner:
         shape = (work.batch, work.prompt_tokens)
         prompts = torch.randint(0, plan.setting.model.vocab, shape, generator=generator).tolist()
         options = Options(stop=False, record=record or Record(selections=False))
-        self._forget()
+        self._reset_peak()
         ran = execute(plan, decoder, prompts, options=options)
         return Ran(trace=ran.trace, peak_bytes=self._peak_bytes(), picks=ran.picks, stats=ran.stats)
 
@@ -59,9 +59,16 @@ class Runner:
         return self._decoder
 
     def _forget(self) -> None:
+        """Give memory back before other weights take it."""
+        gc.collect()
         if self.device.type == "cuda":
-            gc.collect()
             torch.cuda.empty_cache()
+
+    def _reset_peak(self) -> None:
+        """What earlier runs took is kept at hand, so that a prefill does not wait for the allocator."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
 
     def _peak_bytes(self) -> int | None:

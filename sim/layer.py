@@ -304,6 +304,16 @@ def _select(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, f
     return _selection_s(cost, setting), per_kept_s
 
 
+def _first_selection_s(cost: CostModel, setting: Setting, sequences: int) -> float:
+    """A layer's first choice: from the weights of the prompt's last k queries (SWA) or of all (H2O), each head's."""
+    if setting.attention.is_dense:
+        return 0.0
+    prompt, selector = setting.workload.prompt_tokens, setting.attention.selector
+    queries = prompt if selector is Selector.H2O else setting.attention.history_steps(prompt)
+    weights_bytes = 4.0 * sequences * setting.model.heads * queries * prompt
+    return cost.profile.prefill_selection_s + cost.elementwise_s(cost.profile.prefill_selection_passes * weights_bytes)
+
+
 def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemms) -> dict[str, float]:
     """One layer of the prefill, all its passes together; causal attention needs half the square."""
     model, dtype, prompt = setting.model, setting.dtype, setting.workload.prompt_tokens
@@ -320,7 +330,7 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
         "convert": cost.elementwise_s(3 * kv_bytes) if quantises else 0.0,
         "out": passes * gemms.out.at_one(mean_rows),
         "mlp": passes * gemms.mlp.at_one(mean_rows),
-        "select": 0.0 if setting.attention.is_dense else cost.profile.prefill_selection_s,
+        "select": _first_selection_s(cost, setting, sequences),
         "norms": cost.elementwise_s(cost.profile.prefill_passes * rows_bytes),
         "launch": passes * (cost.launch_s(cost.profile.kernels_per_layer) + cost.profile.prefill_layer_s),
     }

@@ -139,6 +139,10 @@ class Profile:
     prefill_selection_s: float = _amount(
         0.0, "a sparse selector's first choice from the prompt's attention, each layer; nominally as quick as a step's"
     )
+    prefill_selection_passes: float = _amount(
+        0.0,
+        "passes over the float32 weights that the queries which count pay the prompt; nominally fused with attention",
+    )
     gather_efficiency: float = _share(
         0.60, "rows of 1 KiB and more gathered in HBM, bytes read plus written: 3.1 of 4.8 TB/s on an H200"
     )

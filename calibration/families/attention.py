@@ -20,6 +20,7 @@ from sim.attention import Selector
 from sim.capture import is_captured
 from sim.kv import kv_layer_bytes
 from sim.plan import Placement, Plan
+from sim.profile import Measurement
 
 _KEPT = (64, 128, 256, 512, 1024)
 _MOST_LAYERS = 16
@@ -34,7 +35,7 @@ def cases(scope: Scope) -> Iterator[Case]:
         if heads in seen:
             continue
         seen.add(heads)
-        for batch in scope.batches:
+        for batch in scope.step_batches:
             for kept in scope.some(_KEPT):
                 case = _attention(scope, _recipe(scope, name, batch, kept))
                 if case is not None:
@@ -85,23 +86,50 @@ def _captured(plan: Plan, layers: int, scope: Scope) -> list[Call]:
 
 def _choices(scope: Scope, name: str) -> Iterator[Case]:
     """The selection of a sparse step's successor."""
-    for batch in scope.batches:
+    for batch in scope.step_batches:
         for keep in scope.some((10, 20, 40)):
             recipe = replace(
                 _recipe(scope, name, batch, 512), selector=Selector.SWA, keep=keep, placement=Placement.RESIDENT
             )
             plan = plan_of(recipe, scope.machine)
             if is_captured(plan.setting):
-                yield timed(scope, "select", recipe.case, partial(_settled, plan, scope))
+                yield Case(family="select", case=recipe.case, measure=partial(_selected, plan, recipe, scope))
 
 
-def _settled(plan: Plan, scope: Scope) -> list[Call]:
+def _selected(plan: Plan, recipe: Recipe, scope: Scope) -> tuple[Measurement, ...]:
+    """A choice changes what it chooses from, so all is put back before each; what that takes is subtracted."""
     layers = 4
-    decoder, plan = _narrow(plan, layers, scope)
-    slots, (q, k, v), attended = _slots(plan, decoder, scope)
-    for layer in range(layers):
-        slots.attend(layer, q, k, v, attended)
-    return each(slots.settle, range(layers))
+    with torch.inference_mode():
+        decoder, plan = _narrow(plan, layers, scope)
+        slots, (q, k, v), attended = _slots(plan, decoder, scope)
+        assert isinstance(slots, WindowSlots)
+        for layer in range(layers):
+            slots.attend(layer, q, k, v, attended)
+        saved = [tensor.clone() for tensor in slots.state]
+
+        def restore(layer: int) -> None:
+            for tensor, before in zip(slots.state, saved, strict=True):
+                tensor[layer].copy_(before[layer])
+
+        def choose(layer: int) -> None:
+            restore(layer)
+            slots.settle(layer)
+
+        both, alone = (
+            scope.timer.time(each(work, range(layers)), captured=True, budget_s=scope.budget_s)
+            for work in (choose, restore)
+        )
+    least_s = 1e-7
+    return (
+        Measurement(
+            family="select",
+            case=recipe.case,
+            seconds=max(least_s, both.seconds - alone.seconds),
+            low_s=max(least_s, both.low_s - alone.seconds),
+            high_s=max(least_s, both.high_s - alone.seconds),
+            samples=both.samples,
+        ),
+    )
 
 
 def _slots(

@@ -44,6 +44,11 @@ class Scope:
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
+    @property
+    def step_batches(self) -> tuple[int, ...]:
+        """Every second one, where there are several: whole steps take long."""
+        return self.batches[::2] if len(self.batches) > 2 else self.batches
+
     def some(self, values: Sequence[T]) -> Sequence[T]:
         """All of ``values``, or every second where time is short."""
         return values if self.thorough else values[::2]

@@ -32,17 +32,15 @@ def cases(scope: Scope, runner: Runner) -> Iterator[Case]:
 
 def _recipes(scope: Scope) -> Iterator[Recipe]:
     """Model by model, so that weights are drawn once for each depth."""
-    batches, prompts = scope.batches, scope.prompts
-    for number, name in enumerate(scope.models):
+    batches, prompts = scope.step_batches, scope.prompts
+    for name in scope.models:
         for layers in (2, 6):
             base = replace(_DENSE, model=_with_layers(name, layers), dtype=scope.dtype, output=scope.output)
             grid = [(batch, prompt) for batch in batches for prompt in prompts]
             for batch, prompt in grid if layers == 6 else grid[:: len(prompts) + 1]:
                 yield replace(base, batch=batch, prompt=prompt)
-            if layers == 2:
-                continue
-            for batch in batches[-2:] if number == 0 or scope.thorough else batches[-2:-1]:
-                yield from _choices(replace(base, batch=batch, prompt=prompts[-1]), scope)
+            if layers == 6:
+                yield from _choices(replace(base, batch=batches[len(batches) // 2], prompt=prompts[-1]), scope)
 
 
 def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
@@ -77,11 +75,11 @@ def _nominal(scope: Scope) -> CostModel:
 
 
 def measured(scope: Scope, runner: Runner, recipe: Recipe) -> tuple[Measurement, ...]:
-    """The prefill and a decode step; after a run of a few steps that is not counted."""
+    """The prefill and a decode step; after a run that loads and compiles what is needed."""
     plan = plan_of(recipe, scope.machine)
     runner.warm(plan)
     prefills, steps = list[float](), list[float]()
-    for _ in range(3 if scope.thorough else 2):
+    for _ in range(1 if scope.on_gpu else 2):
         ends = runner.run(plan).trace.waves[0].step_end_s
         prefills.append(ends[0])
         steps += steady(ends)
