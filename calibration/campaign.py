@@ -17,6 +17,8 @@ from calibration.figures import Figures
 from calibration.machine import is_cpu, machine_at, name_at
 from calibration.recipe import Recipe, plan_of
 from calibration.runner import Runner
+from runtime.pool import PoolOverflow
+from runtime.wave import BudgetExceeded
 from sim.breakdown import CPU_WAIT, FETCH_WAIT, OUTPUT_LAYER, WRITE_WAIT, totals
 from sim.codec import from_plain, to_plain
 from sim.cost import CostModel
@@ -105,10 +107,10 @@ def machine_for(profile: Profile, device: torch.device) -> MachineSpec:
 def prepare(profile: Profile, machine: MachineSpec, *, seed: int, plans: int) -> Campaign:
     """Draw plans, as evenly over the strata as they can be found, sorted so that a model's weights are drawn once."""
     rng, on_gpu = random.Random(seed), not is_cpu(machine)
-    cost, quota = CostModel(machine=machine, profile=profile), -(-plans // len(Stratum))
+    cost, quota = CostModel(machine=machine, profile=profile), max(1, plans // len(Stratum))
     drawn, spare, seen, count = list[Drawn](), list[Drawn](), set[str](), Counter[Stratum]()
     for _ in range(_MOST_DRAWS):
-        if len(drawn) == plans:
+        if len(drawn) == min(plans, quota * len(Stratum)):
             break
         recipe = draw_recipe(rng, on_gpu=on_gpu)
         one = None if recipe.case in seen else _judged(recipe, profile, cost, on_gpu)
@@ -196,7 +198,7 @@ def _run(drawn: Drawn, plan: Plan, runner: Runner, device: str) -> Result:
     stamp = {"recipe": drawn.recipe, "date": datetime.date.today().isoformat(), "device": device}
     try:
         return Result(figures=measured_figures(plan, runner, drawn.predicted_s), reason="", **stamp)
-    except (torch.cuda.OutOfMemoryError, MemoryError, ValueError) as error:
+    except (RuntimeError, MemoryError, ValueError, BudgetExceeded, PoolOverflow) as error:
         return Result(figures=None, reason=str(error).splitlines()[0], **stamp)
 
 

@@ -1,5 +1,6 @@
 """``planner calibrate``: loaded by the command line when it is called."""
 
+import json
 import os
 import sys
 from dataclasses import replace
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sim.codec import to_plain
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +53,7 @@ def calibrate(
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="prompts.jsonl for --checkpoint; as `planner run` reads it.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Measure this machine with the runtime's own kernels and fit a profile to it."""
     _require_extra()
@@ -66,9 +70,12 @@ def calibrate(
     if other is not None:
         from calibration.repeat import differences
 
-        show(differences_table(differences(other, measured)))
-        if measurements is not None:
-            return
+        found = differences(other, measured)
+        if as_json:
+            print(json.dumps(to_plain(found), indent=1, allow_nan=False))
+        else:
+            show(differences_table(found))
+        return
     from calibration.fit import fit
     from sim.profile_files import save_profile
 
@@ -79,6 +86,10 @@ def calibrate(
         basis=f"measured on {taken.device}, {taken.date}, torch {taken.torch}: {len(measured.measurements)} measurements",
     )
     save_profile(out, profile)
+    if as_json:
+        evidence = {"name": profile.name, "basis": profile.basis, "evidence": to_plain(profile.evidence)}
+        print(json.dumps(evidence, indent=1, allow_nan=False))
+        return
     show(constants_table(profile), "", families_table(profile), "", f"{out}: {profile.name}, {profile.basis}")
 
 

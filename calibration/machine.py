@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import subprocess
 from dataclasses import replace
 
 import torch
@@ -63,7 +64,7 @@ def fingerprint_of(device: torch.device, machine: MachineSpec) -> Fingerprint:
         cores=machine.host.cores,
         driver=_driver() if on_gpu else platform.release(),
         torch=f"{torch.__version__} (CUDA {torch.version.cuda})" if on_gpu else torch.__version__,
-        clocks=_clocks(device) if on_gpu else "not read",
+        clocks=_clocks() if on_gpu else "not read",
         date=datetime.date.today().isoformat(),
     )
 
@@ -144,28 +145,20 @@ def _cpu_name() -> str:
 
 
 def _driver() -> str:
-    """NVML's answer where torch can ask it."""
+    """The tool that comes with the driver knows."""
+    return _asked("driver_version")
+
+
+def _clocks() -> str:
+    """Of the SMs and of memory, now and at most."""
+    return _asked("clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem")
+
+
+def _asked(what: str) -> str:
+    """For the record alone: where there is no answer, measuring goes on."""
+    command = ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader", "--id=0"]
     try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        version = pynvml.nvmlSystemGetDriverVersion()
-        return version.decode() if isinstance(version, bytes) else str(version)
-    except Exception:  # a fact for the record: measuring does not depend on it
-        return _kernel_module()
-
-
-def _kernel_module() -> str:
-    try:
-        with open("/proc/driver/nvidia/version", encoding="utf-8") as lines:
-            return next(lines).strip()
-    except (OSError, StopIteration):
+        said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
-
-
-def _clocks(device: torch.device) -> str:
-    """Of the SMs and of memory, now."""
-    try:
-        return f"SM {torch.cuda.clock_rate(device)} MHz"
-    except Exception:  # needs NVML's Python package
-        return "unknown"
+    return said or "unknown"

@@ -112,7 +112,7 @@ def _plan(setting: Setting, hbm_percent: int) -> Plan:
     plan = Plan(setting=setting, homes=_homes(setting, hbm_percent))
     homes = home_columns(plan.homes)
     needed = ceil(setting.concurrency * float(occupancy_of(plan, homes, flows_of(plan, homes)).hbm.max()))
-    spare = needed // 50  # picks differ from lane to lane
+    spare = needed // (50 if setting.attention.is_dense else 4)  # picks differ from lane to lane
     return replace(plan, setting=replace(setting, kv_budget_bytes=needed + spare))
 
 

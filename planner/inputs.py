@@ -160,7 +160,7 @@ def _measured_machine(question: Question) -> MachineSpec | None:
     """The machine of a profile that describes its own, where it is the one asked about: no catalogue knows this CPU."""
     given = question.profile not in (None, NOMINAL)
     file = Path(str(question.profile)) if given else shipped_file(question.gpu)
-    if file is None or (given and not file.is_file()):
+    if file is None or (given and not os.path.isfile(file)):
         return None  # what is wrong with it, if anything, is said where it is read for its constants
     evidence = load_profile(file).evidence
     machine = evidence.machine if evidence else None

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def profile_for(machine: MachineSpec, path: Path | None = None) -> Profile:
 def shipped_file(gpu: str) -> Path | None:
     """Where the measured profile of a card lies, if there is one."""
     file = SHIPPED / f"{gpu}.json"
-    return file if gpu.isprintable() and "/" not in gpu and file.is_file() else None
+    return file if gpu.isprintable() and os.sep not in gpu and os.path.isfile(file) else None
 
 
 def _profile(path: Path, data: dict[str, Any]) -> Profile:

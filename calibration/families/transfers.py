@@ -53,7 +53,8 @@ def gathers(scope: Scope) -> Iterator[Case]:
                 )
     if scope.on_gpu:
         for row in scope.some(_ROWS[1:]):
-            words = f"row={row} rows=64 inputs=4096 outputs=16384 products={_PRODUCTS}"
+            rows, inputs, outputs = _SHAPE
+            words = f"row={row} rows={rows} inputs={inputs} outputs={outputs} products={_PRODUCTS}"
             yield timed(scope, "gather_beside", words, partial(_products_beside, scope, row), captured=False)
 
 
@@ -136,15 +137,16 @@ def _read(scope: Scope, tokens: int, row: int, source: str) -> Call:
     return lambda: pool.take(0, chosen)
 
 
-_PRODUCTS = 20
+_PRODUCTS, _SHAPE = 20, (64, 4096, 16384)
 
 
 def _products_beside(scope: Scope, row: int) -> list[Call]:
     """Products while another stream gathers from host memory for longer than they take."""
     side = torch.cuda.Stream(scope.device)  # type: ignore[no-untyped-call]
     read = _read(scope, 128 * MIB // row, row, "host")
-    x = scope.normal(64, 4096)
-    weights = [scope.normal(16384, 4096) for _ in range(_PRODUCTS)]
+    rows, inputs, outputs = _SHAPE
+    x = scope.normal(rows, inputs)
+    weights = [scope.normal(outputs, inputs) for _ in range(_PRODUCTS)]
 
     def call() -> None:
         for weight in weights:

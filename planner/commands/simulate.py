@@ -1,14 +1,16 @@
 """``planner simulate``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from planner.commands import options
-from planner.inputs import profile_of
+from planner.inputs import profile_of, real
 from planner.terminal import patiently, show, show_json, write_answer
+from sim.access import parametric_access
 from sim.codec import to_plain
 from sim.cost import CostModel
 from sim.engine import simulate as run
@@ -40,10 +42,19 @@ def simulate(
         typer.Option(metavar="FILE", help="Write the run to this file, exactly, for `planner report`."),
     ] = None,
     profile: options.Profile = None,
+    turnover: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Assume this share of the sparse picks to be new at each step, to see what that costs.",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
     """Run a plan layer by layer on a simulated GPU stream and copy engines."""
     loaded = _load(Path(plan))
+    if turnover is not None:
+        loaded = _with_turnover(loaded, turnover)
     machine = loaded.setting.machine
     chosen = profile_of(profile, machine)
     with patiently("simulating"):
@@ -58,6 +69,13 @@ def simulate(
     from planner.summary import simulation_summary
 
     show(simulation_summary(loaded, ran.outcome, ran.source))
+
+
+def _with_turnover(plan: Plan, text: str) -> Plan:
+    """The same plan when picks change as fast as that: a stress, no measurement."""
+    share = 0.0 if text.strip() == "0" else real("--turnover", text, 1)
+    access = parametric_access(plan.setting.attention.selector, share)
+    return replace(plan, setting=replace(plan.setting, access=access))
 
 
 def _load(path: Path) -> Plan:

@@ -2,13 +2,17 @@
 
 import json
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 
-from builders import make_machine
+from builders import make_homes, make_machine, make_setting
 from commandline import run
 from sim import catalogue, profile_files
+from sim.attention import Selector
+from sim.files import plan_to_json
+from sim.plan import Placement, Plan
 from sim.profile import Evidence, Fingerprint, Profile
 from sim.profile_files import save_profile
 from sim.spec import MachineSpec
@@ -53,8 +57,10 @@ def test_simulate_and_compare_and_whatif_take_one(file: Path, tmp_path: Path) ->
     points = json.loads(run("whatif", "--gpu", "l4", "--profile", f"{file},nominal", *QUICK, "--json").out)
 
     assert simulated["makespan_s"] > 6 > nominal["makespan_s"]
-    assert all(row["predicted"]["makespan_s"] > 6 for row in compared if row.get("predicted"))
-    assert len(points) == 2
+    assert all(row["makespan_s"] > 6 for row in compared if row["feasible"])
+    assert [point["profile"] for point in points] == ["measured-l4", "nominal-l4"]
+    assert "profile measured-l4: measured on l4" in run("compare", "--gpu", "l4", "--profile", str(file), *QUICK).out
+    assert "profiles: nominal-l4" in run("whatif", "--gpu", "l4", "--batch", "1,2", *QUICK[:2], *QUICK[4:]).out
 
 
 def test_another_cards_profile_is_refused_in_one_line(file: Path) -> None:
@@ -85,3 +91,24 @@ def test_a_profile_may_describe_a_machine_of_its_own(tmp_path: Path) -> None:
 
     assert answer["machine"]["gpu"]["name"] == "cpu-2-cores"
     assert run("solve", "--profile", str(file), *QUICK).error.endswith("give --gpu cpu-2-cores, or another profile")
+
+
+def test_a_plan_is_stressed_by_an_assumed_turnover(tmp_path: Path) -> None:
+    setting = make_setting(Selector.PAGES, batch=2, prompt=64, output=8, sparsity=0.5, placement=Placement.RESIDENT)
+    counts = setting.token_counts
+    rest = (cached - near - far for cached, near, far in zip(counts.cached, counts.local, counts.selected, strict=True))
+    off = list(accumulate(rest, max))
+    hbm = [cached - gone for cached, gone in zip(counts.cached, off, strict=True)]
+    copies = [max(0, needed - near) for needed, near in zip(setting.slots_needed, hbm, strict=True)]
+    homes = make_homes(hbm, host_kv=off, copies=copies)
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(plan_to_json(Plan(setting=setting, homes=homes))))
+
+    moved = [
+        json.loads(run("simulate", str(file), "--turnover", share, "--json").out)["h2d_bytes"]
+        for share in ("0", "0.2", "0.4")
+    ]
+
+    assert moved[0] == 0
+    assert moved[2] == pytest.approx(2 * moved[1], rel=0.1)
+    assert run("simulate", str(file), "--turnover", "2").error.startswith("--turnover=2, must be a number above 0")
