@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calibration.campaign import LONGEST_S, machine_for, measured_figures
+from calibration.campaign import LONGEST_S, machine_of, measured_figures, require_here
 from calibration.draw import draw_recipe
 from calibration.machine import device_of, is_cpu
 from calibration.recipe import Recipe, plan_of
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument("--prepare", action="store_true", help="write the workloads down and run nothing")
     asked = parser.parse_args()
     profile = load_profile(asked.profile)
-    machine = machine_for(profile, device_of(asked.device))
+    machine = machine_of(profile)
     if asked.table.exists():
         table = json.loads(asked.table.read_text())
         if table["profile_hash"] != content_hash(profile):
@@ -176,6 +176,7 @@ def main() -> None:
         }
         write_atomically(asked.table, json.dumps(table, indent=1) + "\n")
     if not asked.prepare:
+        require_here(profile, device_of(asked.device))
         run(table, profile, machine, asked.device, asked.table)
         report(table)
 

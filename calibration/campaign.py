@@ -14,11 +14,12 @@ import torch
 
 from calibration.draw import draw_recipe
 from calibration.figures import Figures
-from calibration.machine import is_cpu, machine_at, name_at
+from calibration.machine import is_cpu, name_at
 from calibration.recipe import Recipe, plan_of
 from calibration.runner import Runner
 from runtime.pool import PoolOverflow
 from runtime.wave import BudgetExceeded
+from sim import catalogue
 from sim.breakdown import CPU_WAIT, FETCH_WAIT, OUTPUT_LAYER, WRITE_WAIT, totals
 from sim.codec import from_plain, to_plain
 from sim.cost import CostModel
@@ -35,7 +36,7 @@ LONGEST_S = {"gpu": 20.0, "cpu": 4.0}  # of a run, as predicted
 SHORTEST_S = {"gpu": 0.2, "cpu": 0.1}
 _HBM_SHARE = 0.85  # of what the card has: allocators and captured graphs need the rest
 _HOST_SHARE, _MOST_HOST_BYTES = 0.5, 8 * GIB  # pinning takes about a second a GiB, for every run
-_MOST_DRAWS = 4000
+_DRAWS = 100  # for each plan that is wanted
 _REPEATS = ((1.0, 3), (5.0, 2))  # runs shorter than this are made so often, and their median counts
 
 
@@ -89,19 +90,27 @@ class Results:
     results: tuple[Result, ...] = ()
 
 
-def machine_for(profile: Profile, device: torch.device) -> MachineSpec:
-    """The machine that the profile's shares are of, if that is this one: its own description where it has one.
+def machine_of(profile: Profile) -> MachineSpec:
+    """The machine that the profile's shares are of: its own description, or the catalogue's card.
 
-    Raises ValueError for a profile of another machine.
+    Raises ValueError for a profile that was not measured.
     """
-    measured_on = profile.evidence.fingerprint.gpu if profile.evidence else None
-    if measured_on != name_at(device):
-        what = f"measured on {measured_on}" if measured_on else "not measured at all"
+    if profile.evidence is None:
+        raise ValueError(f"profile {profile.name}: not measured at all: run `planner calibrate` first")
+    if profile.evidence.machine is not None:
+        return profile.evidence.machine
+    gpu = catalogue.gpu(profile.evidence.fingerprint.gpu)
+    return MachineSpec(name=gpu.name, gpu=gpu, host=catalogue.host())
+
+
+def require_here(profile: Profile, device: torch.device) -> None:
+    """Raise ValueError unless ``device`` is of the machine that was measured."""
+    measured_on, here = machine_of(profile).gpu.name, name_at(device)
+    if measured_on != here:
         raise ValueError(
-            f"profile {profile.name}: {what}, this machine is {name_at(device)}: run `planner calibrate` here first"
+            f"profile {profile.name}: measured on {measured_on}, this machine is {here}: run `planner calibrate` here "
+            "first"
         )
-    own = profile.evidence.machine if profile.evidence else None
-    return own or machine_at(device)
 
 
 def prepare(profile: Profile, machine: MachineSpec, *, seed: int, plans: int) -> Campaign:
@@ -109,7 +118,7 @@ def prepare(profile: Profile, machine: MachineSpec, *, seed: int, plans: int) ->
     rng, on_gpu = random.Random(seed), not is_cpu(machine)
     cost, quota = CostModel(machine=machine, profile=profile), max(1, plans // len(Stratum))
     drawn, spare, seen, count = list[Drawn](), list[Drawn](), set[str](), Counter[Stratum]()
-    for _ in range(_MOST_DRAWS):
+    for _ in range(_DRAWS * plans):
         if len(drawn) == min(plans, quota * len(Stratum)):
             break
         recipe = draw_recipe(rng, on_gpu=on_gpu)

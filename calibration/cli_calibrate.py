@@ -53,6 +53,9 @@ def calibrate(
     prompts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="prompts.jsonl for --checkpoint; as `planner run` reads it.")
     ] = None,
+    measure_only: Annotated[
+        bool, typer.Option("--measure-only", help="Fit later, and elsewhere: --from FILE.measurements.json.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Measure this machine with the runtime's own kernels and fit a profile to it."""
@@ -75,6 +78,9 @@ def calibrate(
             print(json.dumps(to_plain(found), indent=1, allow_nan=False))
         else:
             show(differences_table(found))
+        return
+    if measure_only:
+        print(f"{out.with_suffix('.measurements.json')}: {len(measured.measurements)} measurements")
         return
     from calibration.fit import fit
     from sim.profile_files import save_profile

@@ -54,9 +54,7 @@ def validate(
     from calibration.tables import counting, show, verdict_tables
     from calibration.verdict import judge
 
-    own = loaded.evidence.machine if loaded.evidence else None
-    where = _device(device or ("cpu" if own is not None and is_cpu(own) else None))
-    machine = running.machine_for(loaded, where)
+    machine = running.machine_of(loaded)
     if prepare is not None:
         drawn = running.prepare(loaded, machine, seed=seed, plans=plans)
         running.save(prepare, drawn)
@@ -66,6 +64,10 @@ def validate(
     drawn = running.load_campaign(campaign) if campaign else running.prepare(loaded, machine, seed=seed, plans=plans)
     file = running.results_file(campaign) if campaign else None
     before = running.load_results(file, drawn) if file else running.Results(campaign_hash=running.campaign_hash(drawn))
+    lacking = {one.recipe for one in drawn.plans} - {one.recipe for one in before.results}
+    where = _device(device or ("cpu" if is_cpu(machine) or not lacking else "cuda"))
+    if lacking:  # what has all been run can be judged anywhere
+        running.require_here(loaded, where)
     with counting("running") as on_plan:
 
         def keep(results: "Results", total: int) -> None:
