@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from statistics import median
 
 import torch
 
 from calibration.draw import draw_recipe
+from calibration.families.steps import steady
 from calibration.figures import Figures
 from calibration.machine import is_cpu, name_at
 from calibration.recipe import Recipe, plan_of
@@ -201,6 +203,17 @@ def run_campaign(
         results = replace(results, results=(*results.results, result))
         on_result(results, len(campaign.plans))
     return results
+
+
+def drift(profile: Profile, machine: MachineSpec, device: torch.device) -> float | None:
+    """How many times as long the profile's reference step takes now; None without one."""
+    reference = profile.evidence.reference if profile.evidence else None
+    if reference is None:
+        return None
+    plan, runner = plan_of(Recipe.of(reference.case), machine, profile), Runner(device=device)
+    runner.warm(plan)
+    steps = [seconds for _ in range(3) for seconds in steady(runner.run(plan).trace.waves[0].step_end_s)]
+    return median(steps) / reference.seconds
 
 
 def _run(drawn: Drawn, plan: Plan, runner: Runner, device: str) -> Result:

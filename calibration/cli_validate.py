@@ -64,10 +64,12 @@ def validate(
     drawn = running.load_campaign(campaign) if campaign else running.prepare(loaded, machine, seed=seed, plans=plans)
     file = running.results_file(campaign) if campaign else None
     before = running.load_results(file, drawn) if file else running.Results(campaign_hash=running.campaign_hash(drawn))
+    moved: float | None = None
     lacking = {one.recipe for one in drawn.plans} - {one.recipe for one in before.results}
     where = _device(device or ("cpu" if is_cpu(machine) or not lacking else "cuda"))
     if lacking:  # what has all been run can be judged anywhere
         running.require_here(loaded, where)
+        moved = running.drift(loaded, machine, where)
     with counting("running") as on_plan:
 
         def keep(results: "Results", total: int) -> None:
@@ -81,7 +83,14 @@ def validate(
         f"makespan: median error {verdict.median_error:.1%}, worst {verdict.worst_error:.1%}, {len(verdict.plans)} plans"
         f" of seed {drawn.seed}, profile {loaded.name} ({drawn.profile_hash[:19]}...)"
     )
+    today = None if moved is None else f"the profile's reference step takes {moved:.2f} times what it took then"
     if as_json:
-        print(json.dumps({"summary": summary, **to_plain(verdict)}, indent=1, allow_nan=False))
+        print(json.dumps({"summary": summary, "drift": moved, **to_plain(verdict)}, indent=1, allow_nan=False))
         return
-    show(*verdict_tables(verdict), *(f"not run: {recipe}: {reason}" for recipe, reason in verdict.failed), "", summary)
+    show(
+        *verdict_tables(verdict),
+        *(f"not run: {recipe}: {reason}" for recipe, reason in verdict.failed),
+        "",
+        summary,
+        *([today] if today else []),
+    )

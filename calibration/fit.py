@@ -123,8 +123,15 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
         errors=family_errors(rows, CostModel(machine=machine, profile=fitted)),
         access=measured.access,
         random_access=measured.random_access,
+        reference=_reference(measured.measurements),
     )
     return replace(fitted, evidence=evidence)
+
+
+def _reference(measurements: Sequence[Measurement]) -> Measurement | None:
+    """The steadiest decode step."""
+    steps = [one for one in measurements if one.family == "decode"]
+    return min(steps, key=lambda one: one.high_s / one.low_s, default=None)
 
 
 def family_errors(rows: Sequence[tuple[Measurement, Prediction]], cost: CostModel) -> tuple[FamilyError, ...]:

@@ -87,7 +87,8 @@ class Evidence:
     """What a measured profile rests on. ``machine`` is there where the catalogue does not know it (a CPU).
 
     ``access`` are selectors' profiles from runs of a checkpoint; the others' are ``sim.access``'. ``random_access`` are
-    those of random weights, whose attention is spread more evenly: for plans that are run with such.
+    those of random weights, whose attention is spread more evenly: for plans that are run with such. ``reference`` is a
+    decode step that is measured again before plans are held against the profile: is the machine what it was?
     """
 
     fingerprint: Fingerprint
@@ -96,6 +97,7 @@ class Evidence:
     errors: tuple[FamilyError, ...] = ()
     access: tuple[AccessProfile, ...] = ()
     random_access: tuple[AccessProfile, ...] = ()
+    reference: Measurement | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

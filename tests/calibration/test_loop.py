@@ -78,6 +78,10 @@ def test_measured_fitted_run_and_compared(file: Path) -> None:
     verdict = judge(campaign, results, profile, machine(), on_gpu=False)
 
     assert heard == [1, 2]
+    moved = campaigns.drift(profile, machine(), CPU)
+    assert moved is not None
+    assert 0.05 < moved < 20
+    assert campaigns.drift(replace(profile, evidence=None), machine(), CPU) is None
     assert len(verdict.plans) == 2
     assert verdict.failed == ()
     assert 0 < verdict.median_error < 10  # of a loaded machine; what it is on a quiet one stands with the profile
