@@ -117,9 +117,13 @@ def _measured(
             on_case(1, 1, "what selectors pick")
             recipe, keeps = access_recipe(scope), (10, 20, 40) if quick else (5, 10, 20, 40, 70)
             runner, where = Runner(device=device), measured.fingerprint.device
-            found = random_weights_access(runner, before.machine, recipe, keeps, where)
-            measured = replace(measured, random_access=found)
-            save_measured(file, measured)
+            try:
+                found = random_weights_access(runner, before.machine, recipe, keeps, where)
+            except (RuntimeError, ValueError) as error:
+                print(f"not measured: what selectors pick: {str(error).splitlines()[0]}", file=sys.stderr)
+            else:
+                measured = replace(measured, random_access=found)
+                save_measured(file, measured)
         if checkpoint is not None and prompts is not None:
             on_case(1, 1, f"what selectors pick on {checkpoint}")
             measured = replace(measured, access=checkpoint_access(checkpoint, prompts, scope))
