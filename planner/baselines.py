@@ -11,7 +11,6 @@ import numpy as np
 
 from planner.options import concurrencies, kv_budget
 from planner.request import Request
-from sim.access import measured_access
 from sim.attention import Attention, Selector
 from sim.cost import CostModel
 from sim.flows import Column, flows_of, home_columns, occupancy_of
@@ -110,7 +109,7 @@ def setting_for(
         weights_on_host=weights_on_host,
         concurrency=concurrency,
         attention=attention,
-        access=measured_access(attention.selector),
+        access=request.profile.access(attention.selector),
         kv_format=KvFormats(),
         fetch_by=Mechanism.COPY_ENGINE if attention.is_dense else Mechanism.GATHER_KERNEL,
         kv_budget_bytes=budget,

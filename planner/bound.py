@@ -18,7 +18,7 @@ from planner.spill import SLACK, Line, SavedRange, Spill, any_saved, spill_of
 from sim.cost import CostModel
 from sim.flows import Column, counts_of
 from sim.footprint import layer_weight_bytes
-from sim.layer import LayerGemms, layer_prices
+from sim.layer import LayerGemms, attention_s_per_token
 from sim.pipeline import step_seconds
 
 SAVED_CASES = 4  # of how many tokens have their inputs saved, to begin with
@@ -279,5 +279,5 @@ def paged_bound(problem: Coefficients, request: Request, cost: CostModel) -> flo
     if request.objective is Objective.TPOT:
         return layers * sum(product.at_one(1.0) for product in (gemms.qkv, gemms.out, gemms.mlp))
     attended = float((counts_of(setting).local + counts_of(setting).selected)[1:].sum())
-    attention_s = layers * layer_prices(cost, setting, 1).attention_s_per_kept * batch * attended
+    attention_s = layers * attention_s_per_token(cost, setting) * batch * attended
     return steps * step_s + attention_s

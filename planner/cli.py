@@ -29,6 +29,8 @@ COMMANDS = {
     "compare": Entry("planner.commands.compare:compare", "Compare the best plan with published systems."),
     "whatif": Entry("planner.commands.whatif:whatif", "Solve at every point of a grid of machines, models and work."),
     "run": Entry("runtime.cli_run:run", "Generate text as a saved plan says; measured beside predicted."),
+    "calibrate": Entry("calibration.cli_calibrate:calibrate", "Measure this machine and fit a profile to it."),
+    "validate": Entry("calibration.cli_validate:validate", "Run unseen plans; how far is the profile off?"),
     "report": Entry("planner.commands.report:report", "Write a page that shows a plan: one HTML file, no network."),
     "gpus": Entry("planner.commands.catalogue:gpus", "List the GPUs that --gpu knows by name."),
     "hosts": Entry("planner.commands.catalogue:hosts", "List the hosts that --host knows by name."),

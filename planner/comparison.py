@@ -31,7 +31,7 @@ def comparison(rows: Sequence[Row], request: Request) -> RenderableType:
         ),
         *([("Not lossless: each changes the output", [_table(lossy, numbers, best.get(False))])] if lossy else []),
         *([("Do not fit", misfits)] if misfits else []),
-        ("Notes", notes),
+        ("Notes", [*notes, Text(f"profile {request.profile.name}: {request.profile.basis}")]),
     )
 
 

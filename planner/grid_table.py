@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from io import StringIO
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
+from rich.text import Text as Line
 
 from planner.layout import table
 from planner.solution import Blame, Shortage, Tier
@@ -28,7 +29,9 @@ def grid_table(points: Sequence[Point]) -> RenderableType:
         headings = ["point"]
         fields = [[_in_words(names, cells)] for cells in fields]
     rows = ((*cells, *_figure_cells(point.outcome)) for cells, point in zip(fields, points, strict=True))
-    return table((*headings, *_FIGURES), rows, left=(*range(len(headings)), len(headings) + _PLAN))
+    figures = table((*headings, *_FIGURES), rows, left=(*range(len(headings)), len(headings) + _PLAN))
+    profiles = dict.fromkeys(point.outcome.profile for point in points if isinstance(point.outcome, Figures))
+    return Group(figures, *([Line(f"profiles: {', '.join(profiles)}")] if profiles else []))
 
 
 def _width(rows: Sequence[Sequence[str]]) -> int:

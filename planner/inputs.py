@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from math import isfinite
+from pathlib import Path
 from typing import TypeVar
 
 from planner.request import Objective, Request
@@ -17,6 +18,7 @@ from sim.attention import Selector
 from sim.kv import KvFormat, require_kv_format
 from sim.model_config import load_model_config
 from sim.profile import Profile
+from sim.profile_files import load_profile, profile_for, shipped_file
 from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat
 from sim.units import GB, GIB, MILLI
 from sim.workload import Workload
@@ -27,6 +29,7 @@ Choice = TypeVar("Choice", bound=StrEnum)
 DEFAULT_SPARSITY = "0.8"
 DEFAULT_SELECTORS = (Selector.SWA.value,)
 DEFAULT_KV_FORMATS = (KvFormat.NATIVE.value, KvFormat.INT8.value)
+NOMINAL = "nominal"  # as a profile: datasheet rates, though the card may have been measured
 # Nobody plans beyond these; they keep a slip of the keyboard from filling the memory.
 MOST_SEQUENCES = 100_000
 MOST_TOKENS = 10_000_000
@@ -58,6 +61,7 @@ class Question:
     host_gib: str | None = None
     link_gb_s: str | None = None
     kv_budget_gib: str | None = None
+    profile: str | None = None
 
     @property
     def command_line(self) -> str:
@@ -105,7 +109,7 @@ def request_of(question: Question) -> Request:
     budget = asked.kv_budget_gib
     return Request(
         machine=machine,
-        profile=Profile.nominal(machine),
+        profile=profile_of(asked.profile, machine),
         model=model_of(asked),
         workload=workload,
         dtype=_choice("--dtype", asked.dtype, DType),
@@ -122,8 +126,9 @@ def request_of(question: Question) -> Request:
 
 def machine_of(question: Question) -> MachineSpec:
     """The GPU in its host, with the overrides applied and listed."""
-    gpu = named_or_file("--gpu", question.gpu, ".toml", catalogue.gpu, catalogue.load_gpu)
-    host = catalogue.host(question.host)
+    measured = _measured_machine(question)
+    gpu = measured.gpu if measured else named_or_file("--gpu", question.gpu, ".toml", catalogue.gpu, catalogue.load_gpu)
+    host = measured.host if measured and question.host == "default" else catalogue.host(question.host)
     overrides = {}
     if question.hbm_gib is not None:
         gpu = replace(gpu, hbm_bytes=_gib("--hbm-gib", question.hbm_gib))
@@ -137,6 +142,29 @@ def machine_of(question: Question) -> MachineSpec:
         overrides["host_gib"] = question.host_gib
     said = tuple(f"{name}={value.strip()}" for name, value in overrides.items())
     return MachineSpec(name=gpu.name, gpu=gpu, host=host, overrides=said)
+
+
+def profile_of(text: str | None, machine: MachineSpec) -> Profile:
+    """The profile in the file ``text``, the nominal one if it says so, else the best known one of ``machine``.
+
+    Raises ValueError for a file that holds none of this card.
+    """
+    if text == NOMINAL:
+        return Profile.nominal(machine)
+    if text is not None and not text.strip():
+        raise ValueError(f"--profile={text!r}, must be {NOMINAL} or the path of a file that `planner calibrate` wrote")
+    return profile_for(machine, None if text is None else Path(text))
+
+
+def _measured_machine(question: Question) -> MachineSpec | None:
+    """The machine of a profile that describes its own, where it is the one asked about: no catalogue knows this CPU."""
+    given = question.profile not in (None, NOMINAL)
+    file = Path(str(question.profile)) if given else shipped_file(question.gpu)
+    if file is None or (given and not os.path.isfile(file)):
+        return None  # what is wrong with it, if anything, is said where it is read for its constants
+    evidence = load_profile(file).evidence
+    machine = evidence.machine if evidence else None
+    return machine if machine and machine.gpu.name == question.gpu else None
 
 
 def model_of(question: Question) -> ModelSpec:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from planner.request import Request
-from sim.access import measured_access
 from sim.attention import Attention, Selector
 from sim.footprint import kv_budget_bytes, layer_weight_bytes
 from sim.kv import KvFormat, KvFormats
@@ -52,7 +51,7 @@ def resident_settings(family: Family, request: Request) -> Iterator[Setting]:
             weights_on_host=family.weights_on_host,
             concurrency=family.concurrency,
             attention=attention,
-            access=measured_access(attention.selector),
+            access=request.profile.access(attention.selector),
             kv_format=KvFormats(gpu=kv_format, host=kv_format),
             placement=Placement.RECENT if dense else Placement.RESIDENT,
             fetch_by=Mechanism.COPY_ENGINE if dense else Mechanism.GATHER_KERNEL,

@@ -12,7 +12,7 @@ from planner.shortage import memory_shortage, with_more
 from planner.solution import Blame, Shortage, Suggestion, Tier
 from sim import catalogue
 from sim.kv import KvFormat, require_kv_format
-from sim.profile import Profile
+from sim.profile_files import profile_for
 from sim.spec import GpuSpec, WeightFormat
 from sim.units import GIB, MILLI
 
@@ -172,7 +172,7 @@ def _on_card(request: Request, gpu: GpuSpec) -> Iterator[Change]:
     try:
         for kv_format in request.kv_formats:
             require_kv_format(gpu, kv_format)
-        yield words, replace(request, machine=machine, profile=Profile.nominal(machine))
+        yield words, replace(request, machine=machine, profile=profile_for(machine))
     except ValueError:
         return
 

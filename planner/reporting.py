@@ -12,7 +12,7 @@ from typing import Any
 from planner.answer import kvplan_version
 from planner.compare import Row, compare
 from planner.grid_table import point_to_json
-from planner.inputs import question_of, request_of
+from planner.inputs import profile_of, question_of, request_of
 from planner.limits import stretches
 from planner.solution import Certificate
 from planner.sweep import Point
@@ -20,7 +20,7 @@ from planner.wording import certificate_texts, change_texts, choice_rows, questi
 from sim.codec import from_plain
 from sim.cost import CostModel
 from sim.engine import simulate
-from sim.files import load_profile, load_trace, plan_from_json, read_json_object
+from sim.files import load_trace, plan_from_json, read_json_object
 from sim.forecast import Forecast, forecast
 from sim.plan import Plan
 from sim.profile import Profile
@@ -43,7 +43,7 @@ class Wanted:
 
     plan: Path
     traces: tuple[Path, ...]
-    profile: Path | None
+    profile: str | None
     rivals: bool
     steps: tuple[int, int] | None
     command: str
@@ -54,7 +54,7 @@ def study_of(pages: Any, wanted: Wanted) -> Any:
     file, data = wanted.plan, read_json_object(wanted.plan)
     plan = plan_from_json(data, str(file))
     machine = plan.setting.machine
-    profile = Profile.nominal(machine) if wanted.profile is None else load_profile(wanted.profile)
+    profile = profile_of(wanted.profile, machine)
     cost = CostModel(machine=machine, profile=profile)
     priced = forecast(plan, cost)
     return pages.Study(

@@ -32,7 +32,7 @@ MOST_IN_BATCH = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """The best plan at a point in numbers and a few words, and the throughput of the best lossless one."""
+    """The best plan at a point in numbers and a few words, the throughput of the best lossless one, and what both rest on."""
 
     tokens_per_s: float
     makespan_s: float
@@ -44,6 +44,7 @@ class Figures:
     is_lossless: bool
     lossless_tokens_per_s: float | None
     gap: float
+    profile: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +105,7 @@ def solve_all(requests: Sequence[Request], *, jobs: int | None = None) -> Iterat
 def outcome_of(request: Request) -> Result:
     """Solve one point."""
     try:
-        return _figures(solve(request, suggest=False))
+        return _figures(solve(request, suggest=False), request.profile.name)
     except Infeasible as error:
         return Refusal(reason=str(error), shortage=error.shortage)
 
@@ -147,7 +148,7 @@ def _outcomes(requests: Sequence[Request]) -> list[Result]:
     return [outcome_of(request) for request in requests]
 
 
-def _figures(solution: Solution) -> Figures:
+def _figures(solution: Solution, profile: str) -> Figures:
     predicted, lossless = solution.predicted, solution.lossless
     return Figures(
         tokens_per_s=predicted.tokens_per_s,
@@ -160,6 +161,7 @@ def _figures(solution: Solution) -> Figures:
         is_lossless=solution.plan.setting.is_lossless,
         lossless_tokens_per_s=None if lossless is None else lossless.predicted.tokens_per_s,
         gap=solution.certificate.gap,
+        profile=profile,
     )
 
 

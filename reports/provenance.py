@@ -5,14 +5,22 @@ from dataclasses import fields
 from typing import Any
 
 from reports.study import Study
-from sim.profile import Profile
+from sim.profile import Estimate, Profile
 from sim.spec import MachineSpec, ModelSpec
 
 
 def constants(profile: Profile) -> list[tuple[str, str, str]]:
-    """Name, value and reason of what the cost model assumes."""
-    reasons = Profile.reasons()
+    """Name, value and reason of what the cost model assumes; of a measured profile the interval and what it rests on."""
+    reasons = Profile.reasons() | {
+        one.parameter: _rests_on(one) for one in (profile.evidence.estimates if profile.evidence else ())
+    }
     return [(name, number(getattr(profile, name)), reason) for name, reason in reasons.items()]
+
+
+def _rests_on(one: Estimate) -> str:
+    if one.low is None or one.high is None:
+        return one.evidence
+    return f"95 %: {number(one.low)} to {number(one.high)}; {one.evidence}"
 
 
 def datasheets(machine: MachineSpec, model: ModelSpec) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -17,6 +17,7 @@ from sim.files import load_plan, trace_text, write_atomically
 from sim.forecast import forecast
 from sim.plan import Plan
 from sim.profile import Profile
+from sim.profile_files import profile_for
 from sim.trace import Trace, chrome_events
 from sim.units import format_bytes, format_seconds
 
@@ -65,10 +66,14 @@ def run(
     save_trace: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the run to this file, exactly, for `planner report`.")
     ] = None,
+    profile: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Profile that predicts, as `planner calibrate` writes it.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
     """Generate text as a plan says, and set what was measured beside what was predicted."""
     loaded = load_plan(plan)
+    predicting = profile_for(loaded.setting.machine, profile)
     if (prompts is None) != (output is None):
         raise ValueError("--prompts and --output, one is missing: give both, or neither for random prompts")
     _require_torch()
@@ -90,7 +95,8 @@ def run(
         write_atomically(trace, json.dumps(events) + "\n")
     if save_trace is not None and measured is not None:
         write_atomically(save_trace, trace_text(measured))
-    _report(loaded, measured, sum(len(tokens) for ran in runs for tokens in ran.completions), as_json)
+    generated = sum(len(tokens) for ran in runs for tokens in ran.completions)
+    _report(loaded, predicting, measured, generated, as_json)
 
 
 def _require_torch() -> None:
@@ -192,10 +198,10 @@ def _joined(traces: list[Trace]) -> Trace | None:
     return replace(traces[0], waves=tuple(wave for trace in traces for wave in trace.waves))
 
 
-def _report(plan: Plan, measured: Trace | None, generated: int, as_json: bool) -> None:
+def _report(plan: Plan, profile: Profile, measured: Trace | None, generated: int, as_json: bool) -> None:
     """Predicted beside measured; a job of other size than the plan's workload is to be compared by its rates."""
     machine = plan.setting.machine
-    predicted = forecast(plan, CostModel(machine=machine, profile=Profile.nominal(machine))).outcome
+    predicted = forecast(plan, CostModel(machine=machine, profile=profile)).outcome
     got = None if measured is None else measured.outcome
     if as_json:
         outcomes = {"predicted": to_plain(predicted), "measured": to_plain(got), "generated_tokens": generated}
@@ -212,7 +218,9 @@ def _report(plan: Plan, measured: Trace | None, generated: int, as_json: bool) -
         print(f"{'':20}{'predicted':>16}{'measured':>16}")
         for name, expected, found in rows:
             print(f"{name:20}{expected:>16}{found:>16}")
-        print(f"predicted for {machine.name} with profile nominal-{machine.name}; {generated} tokens generated")
+        print(
+            f"predicted for {machine.name} with profile {profile.name} ({profile.basis}); {generated} tokens generated"
+        )
 
 
 def _seconds(value: float | None) -> str:

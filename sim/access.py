@@ -73,6 +73,18 @@ def measured_access(selector: Selector) -> AccessProfile:
     )
 
 
+def parametric_access(selector: Selector, turnover: float) -> AccessProfile:
+    """Picks of every age alike of which ``turnover`` are new at each step: no measurement, to see what a plan can bear."""
+    measured = measured_access(selector)
+    return AccessProfile(
+        selector=selector,
+        keep_shares=measured.keep_shares,
+        turnovers=(turnover,) * len(measured.keep_shares),
+        perplexity_ratios=measured.perplexity_ratios,
+        source=f"assumed: {turnover:g} of the picks new at every step; perplexity: {measured.source}",
+    )
+
+
 def _check_corners(corners: tuple[tuple[float, float], ...]) -> None:
     ascending = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(corners))
     if len(corners) < 2 or corners[0] != (0, 0) or corners[-1] != (1, 1) or not ascending:

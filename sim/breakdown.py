@@ -15,7 +15,7 @@ GPU_WORK = {
     "selection": ("score", "select"),
     "quantisation": ("convert",),
     "recomputation": ("reproject", "forward"),
-    "kernel launches": ("launch",),
+    "kernel launches": ("launch", "norms"),
     "SMs lent to transfers": ("gather_sms",),
 }
 OUTPUT_LAYER = "output layer"

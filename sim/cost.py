@@ -58,12 +58,18 @@ class CostModel:
         """Large pinned copies, one direction alone."""
         return self.machine.gpu.link.bytes_per_s * self.profile.link_efficiency
 
-    def gemm(self, inputs: int, outputs: int, dtype: DType, weight_format: WeightFormat) -> Pieces:
-        """[rows, inputs] x [inputs, outputs] by rows: streaming the weights, or arithmetic at rows / (rows + half) of its peak."""
+    def gemm(
+        self, inputs: int, outputs: int, dtype: DType, weight_format: WeightFormat, *, products: int = 1
+    ) -> Pieces:
+        """[rows, inputs] x [inputs, outputs] by rows: streaming the weights, or arithmetic at rows / (rows + half) of its peak.
+
+        Several ``products`` may share the columns; each has its own ramp and tail.
+        """
+        setup_s = products * self.profile.product_setup_s
         weight_bytes = inputs * outputs * weight_bytes_per_parameter(dtype, weight_format)
         stream_s = weight_bytes / (self.hbm_bytes_per_s * self.profile.gemm_hbm_efficiency)
         row_s = 2 * inputs * outputs / (self.machine.gpu.flop_per_s(dtype) * self.profile.gemm_peak_efficiency)
-        return Pieces(pieces=((stream_s, 0.0), (row_s * self.profile.gemm_half_rows, row_s)))
+        return Pieces(pieces=((setup_s + stream_s, 0.0), (setup_s + row_s * self.profile.gemm_half_rows, row_s)))
 
     def elementwise_s(self, size_bytes: float) -> float:
         """One pass that reads or writes ``size_bytes`` of HBM."""

@@ -10,7 +10,6 @@ from typing import Any
 from sim.codec import from_plain, to_plain
 from sim.homes import TokenHomes
 from sim.plan import Plan, Setting
-from sim.profile import Profile
 from sim.trace import Trace
 
 SCHEMA_VERSION = 1
@@ -116,27 +115,6 @@ def load_trace(path: Path) -> Trace:
     trace = from_plain(Trace, {name: value for name, value in data.items() if name != "schema_version"}, str(path))
     _require_a_run(trace, path)
     return trace
-
-
-def save_profile(path: Path, profile: Profile) -> None:
-    """Write a profile so that ``load_profile`` gives it back."""
-    whole = {"schema_version": SCHEMA_VERSION, **to_plain(profile)}
-    write_atomically(path, json.dumps(whole, indent=2, allow_nan=False) + "\n")
-
-
-def load_profile(path: Path) -> Profile:
-    """Read a profile; constants that are not in the file have their nominal values.
-
-    Raises ValueError for another schema version, an unknown constant or a value that does not fit.
-    """
-    data = read_json_object(path)
-    if data.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"{path}: schema_version={data.get('schema_version')!r}, must be {SCHEMA_VERSION}")
-    constants = {name: value for name, value in data.items() if name != "schema_version"}
-    try:
-        return from_plain(Profile, constants, str(path))
-    except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None
 
 
 def _require_a_run(trace: Trace, path: Path) -> None:

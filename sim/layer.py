@@ -7,6 +7,7 @@ from math import ceil
 import numpy as np
 
 from sim.attention import Selector
+from sim.capture import is_captured
 from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows
 from sim.footprint import layer_weight_bytes, prefill_rows
@@ -17,7 +18,7 @@ from sim.spec import DType, ModelSpec, WeightFormat
 # A layer's GPU operations in order: until its queries are known, attention and what must precede it, the rest.
 QUERY_OPS = ("qkv", "score")
 ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
-REST_OPS = ("select", "out", "mlp", "gather_sms", "launch")
+REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class LayerPrices:
     gather_s_per_selected: float
     convert_s: float
     convert_s_per_moved: float
+    attention_s: float
     attention_s_per_kept: float
     reproject: Pieces
     forward: Pieces
@@ -59,7 +61,8 @@ class LayerPrices:
     @property
     def fixed_s(self) -> float:
         """GPU seconds of a decode layer that depend on no token count."""
-        return self.qkv_s + self.out_s + self.mlp_s + self.launch_s + self.score_s + self.select_s + self.convert_s
+        products_s = self.qkv_s + self.out_s + self.mlp_s
+        return products_s + self.launch_s + self.score_s + self.select_s + self.convert_s + self.attention_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +106,14 @@ def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
     select_s, select_s_per_kept = _select(cost, setting, sequences)
     gathers = not setting.attention.is_dense and setting.placement is Placement.RECENT
     quantises = formats.gpu is not type(formats.gpu).NATIVE
-    kv_flops = 4.0 * model.query_dim * sequences
+    kv_flops = attention_flops(model, sequences)
     guess = setting.guess_hits
     return LayerPrices(
         sequences=sequences,
         qkv_s=gemms.qkv.at_one(sequences),
         out_s=gemms.out.at_one(sequences),
         mlp_s=gemms.mlp.at_one(sequences),
-        launch_s=cost.launch_s(profile.kernels_per_layer),
+        launch_s=cost.launch_s(layer_kernels(cost, setting)),
         score_s=score_s,
         score_s_per_cached=score_s_per_cached,
         select_s=select_s,
@@ -120,14 +123,15 @@ def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         convert_s_per_moved=cost.elementwise_s(sequences * (gpu_kv + host_kv))
         if formats.gpu is not formats.host
         else 0.0,
-        attention_s_per_kept=cost.attention_s(sequences * gpu_kv, kv_flops, dtype, formats.gpu),
+        attention_s=profile.attention_setup_s,
+        attention_s_per_kept=max(sequences * attention_s_per_token(cost, setting), profile.attention_token_s),
         reproject=gemms.kv.scaled(sequences),
         forward=gemms.layer.scaled(sequences),
         forward_s_per_token_squared=kv_flops / 2 / cost.attention_flop_per_s(dtype),
         host_attention=cost.host_attention(sequences * host_kv, kv_flops),
         fetch=cost.transfer(setting.fetch_by),
         stream=cost.transfer(Mechanism.COPY_ENGINE),
-        sm_share=profile.gather_sm_share if setting.fetch_by is Mechanism.GATHER_KERNEL else 0.0,
+        sm_share=_sm_share(cost, setting),
         weight_bytes=setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format),
         bytes_per_kv=float(sequences * host_kv),
         bytes_per_inputs=float(sequences * inputs_layer_bytes(model, dtype)),
@@ -137,6 +141,39 @@ def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         head_s=gemms.head.at_one(sequences) + profile.step_overhead_s,
         prefill=_prefill(cost, setting, sequences, gemms),
     )
+
+
+def attention_flops(model: ModelSpec, sequences: int) -> float:
+    """Of one token that each of ``sequences`` attends to in one layer."""
+    return 4.0 * model.query_dim * sequences
+
+
+def attention_s_per_token(cost: CostModel, setting: Setting) -> float:
+    """A token that one of many sequences attends to, one layer: what it takes where enough others keep the GPU busy."""
+    kv_format = setting.kv_format.gpu
+    kv_bytes = kv_layer_bytes(setting.model, setting.dtype, kv_format)
+    return cost.attention_s(kv_bytes, attention_flops(setting.model, 1), setting.dtype, kv_format)
+
+
+def layer_kernels(cost: CostModel, setting: Setting) -> float:
+    """Kernels of a decode layer, in launches of a graph's length."""
+    profile = cost.profile
+    return profile.kernels_per_layer if is_captured(setting) else profile.kernels_per_eager_layer
+
+
+def _selection_s(cost: CostModel, setting: Setting) -> float:
+    """Launches of a choice."""
+    profile = cost.profile
+    captured = is_captured(setting)
+    return cost.launch_s(profile.kernels_per_selection if captured else profile.kernels_per_eager_selection)
+
+
+def _sm_share(cost: CostModel, setting: Setting) -> float:
+    """Share of a fetch that the GPU stream loses to it."""
+    if setting.fetch_by is not Mechanism.GATHER_KERNEL:
+        return 0.0
+    profile = cost.profile
+    return profile.dense_gather_sm_share if setting.attention.is_dense else profile.gather_sm_share
 
 
 def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTimes:
@@ -181,10 +218,11 @@ def _decode_ops(prices: LayerPrices, flows: Flows, gather_sms_s: Column | float)
         "convert": _affine(prices.convert_s, prices.convert_s_per_moved, flows.fetched_kv + flows.written_kv),
         "reproject": prices.reproject.at(flows.reprojected),
         "forward": _forward(prices, flows.forwarded),
-        "attention": _affine(0.0, prices.attention_s_per_kept, flows.kept - flows.host_attended),
+        "attention": _affine(prices.attention_s, prices.attention_s_per_kept, flows.kept - flows.host_attended),
         "select": _affine(prices.select_s, prices.select_s_per_kept, flows.kept),
         "out": prices.out_s,
         "mlp": prices.mlp_s,
+        "norms": 0.0,  # of a decode step: among its launches
         "gather_sms": gather_sms_s,
         "launch": prices.launch_s,
     }
@@ -225,14 +263,14 @@ class LayerGemms:
 @lru_cache(maxsize=64)
 def _gemms(cost: CostModel, model: ModelSpec, dtype: DType, stored: WeightFormat) -> LayerGemms:
     attention_in = model.query_dim + 2 * model.kv_dim
-    mlp_weights = (3 if model.gated_mlp else 2) * model.intermediate
+    mlp_weights = (3 if model.gated_mlp else 2) * model.intermediate  # of two products: gate and up are one
     layer_columns = attention_in + model.query_dim + mlp_weights
     return LayerGemms(
         qkv=cost.gemm(model.hidden, attention_in, dtype, stored),
         kv=_free_at_zero(cost.gemm(model.hidden, 2 * model.kv_dim, dtype, stored)),
         out=cost.gemm(model.query_dim, model.hidden, dtype, stored),
-        mlp=cost.gemm(model.hidden, mlp_weights, dtype, stored),
-        layer=_free_at_zero(cost.gemm(model.hidden, layer_columns, dtype, stored)),
+        mlp=cost.gemm(model.hidden, mlp_weights, dtype, stored, products=2),
+        layer=_free_at_zero(cost.gemm(model.hidden, layer_columns, dtype, stored, products=4)),
         head=cost.gemm(model.embedding_dim, model.vocab, dtype, type(stored).NATIVE),
     )
 
@@ -249,7 +287,7 @@ def _score(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, fl
         return 0.0, 0.0
     read = setting.attention.state_bytes_per_token(model, dtype) or model.kv_dim * dtype.size_bytes
     top_k = 16.0  # four passes over float32 scores
-    return cost.launch_s(cost.profile.kernels_per_selection), cost.elementwise_s(sequences * (read + top_k))
+    return _selection_s(cost, setting), cost.elementwise_s(sequences * (read + top_k))
 
 
 def _select(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
@@ -263,7 +301,17 @@ def _select(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, f
     )  # newest row in, oldest out; or a running sum
     top_k = 16.0
     per_kept_s = cost.elementwise_s(sequences * (weights + history + top_k))
-    return cost.launch_s(cost.profile.kernels_per_selection), per_kept_s
+    return _selection_s(cost, setting), per_kept_s
+
+
+def _first_selection_s(cost: CostModel, setting: Setting, sequences: int) -> float:
+    """A layer's first choice: from the weights of the prompt's last k queries (SWA) or of all (H2O), each head's."""
+    if setting.attention.is_dense:
+        return 0.0
+    prompt, selector = setting.workload.prompt_tokens, setting.attention.selector
+    queries = prompt if selector is Selector.H2O else setting.attention.history_steps(prompt)
+    weights_bytes = 4.0 * sequences * setting.model.heads * queries * prompt
+    return cost.profile.prefill_selection_s + cost.elementwise_s(cost.profile.prefill_selection_passes * weights_bytes)
 
 
 def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemms) -> dict[str, float]:
@@ -275,11 +323,14 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
     flops = 2.0 * sequences * model.query_dim * prompt**2
     kv_bytes = sequences * prompt * kv_layer_bytes(model, dtype, setting.kv_format.gpu)
     quantises = not setting.kv_format.are_native
+    rows_bytes = sequences * prompt * inputs_layer_bytes(model, dtype)
     return {
         "qkv": passes * gemms.qkv.at_one(mean_rows),
         "attention": flops / cost.attention_flop_per_s(dtype),
         "convert": cost.elementwise_s(3 * kv_bytes) if quantises else 0.0,
         "out": passes * gemms.out.at_one(mean_rows),
         "mlp": passes * gemms.mlp.at_one(mean_rows),
-        "launch": passes * cost.launch_s(cost.profile.kernels_per_layer),
+        "select": _first_selection_s(cost, setting, sequences),
+        "norms": cost.elementwise_s(cost.profile.prefill_passes * rows_bytes),
+        "launch": passes * (cost.launch_s(cost.profile.kernels_per_layer) + cost.profile.prefill_layer_s),
     }

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field, fields
 
-from sim.checks import require_non_negative, require_positive, require_share
+from sim.access import AccessProfile, measured_access
+from sim.attention import Selector
+from sim.checks import require_non_negative, require_positive, require_share, require_whole
 from sim.spec import MachineSpec
 
 
@@ -15,11 +17,99 @@ def _amount(nominal: float, reason: str) -> float:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One kernel, transfer or step of the runtime, timed. ``case`` is ``key=value`` words that name it within its family.
+
+    ``seconds`` is the median of ``samples``, ``low_s`` and ``high_s`` are their tenth and ninetieth percentiles;
+    ``size_bytes`` and ``flops`` are what it moved and computed, for the rates that a reader wants.
+    """
+
+    family: str
+    case: str
+    seconds: float
+    low_s: float
+    high_s: float
+    samples: int
+    size_bytes: float = 0.0
+    flops: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "low_s", "high_s"):
+            require_positive(f"measurement {self.family}.{name}", getattr(self, name))
+        require_whole(f"measurement {self.family}.samples", self.samples)
+
+    def text(self, name: str) -> str:
+        """The value of ``name`` in the case."""
+        return dict(word.split("=", 1) for word in self.case.split())[name]
+
+    def number(self, name: str) -> int:
+        """The same where it is a whole number."""
+        return int(self.text(name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """The machine that was measured. ``gpu`` is the catalogue's name of the card, or that of a machine without one."""
+
+    gpu: str
+    device: str
+    cpu: str
+    cores: int
+    driver: str
+    torch: str
+    clocks: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """A 95 % interval of one constant and what it rests on; no interval where the data leave its nominal value standing."""
+
+    parameter: str
+    low: float | None
+    high: float | None
+    evidence: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FamilyError:
+    """How far the fitted cost model is from the measurements of one family, as shares of what was measured."""
+
+    family: str
+    measurements: int
+    median: float
+    worst: float
+    worst_case: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What a measured profile rests on. ``machine`` is there where the catalogue does not know it (a CPU).
+
+    ``access`` are selectors' profiles from runs of a checkpoint; the others' are ``sim.access``'. ``random_access`` are
+    those of random weights, whose attention is spread more evenly: for plans that are run with such. ``reference`` is a
+    decode step that is measured again before plans are held against the profile: is the machine what it was?
+    """
+
+    fingerprint: Fingerprint
+    machine: MachineSpec | None = None
+    estimates: tuple[Estimate, ...] = ()
+    errors: tuple[FamilyError, ...] = ()
+    access: tuple[AccessProfile, ...] = ()
+    random_access: tuple[AccessProfile, ...] = ()
+    reference: Measurement | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
-    """Constants of the cost model. ``basis`` says what they rest on: nominal, or measured on which card and date."""
+    """Constants of the cost model. ``basis`` says what they rest on: nominal, or measured on which card and date.
+
+    ``evidence`` changes no price, so profiles that differ in it alone are equal.
+    """
 
     name: str
     basis: str
+    evidence: Evidence | None = field(default=None, compare=False)
     gemm_hbm_efficiency: float = _share(
         0.85, "weight streaming of a tuned decode GEMM reaches 80 to 90 % of datasheet HBM bandwidth"
     )
@@ -28,9 +118,33 @@ class Profile:
         128,
         "rows that cost as much again as the work itself: rate(rows) = peak * rows / (rows + half), Hockney's n-half",
     )
+    product_setup_s: float = _amount(
+        0.0, "ramp and tail of one matrix product; nominally among the launches of kernels_per_layer (6 us on an H200)"
+    )
     attention_efficiency: float = _share(0.80, "share of HBM bandwidth that decode attention reads KV with")
+    attention_setup_s: float = _amount(
+        0.0, "ramp and tail of decode attention; nominally among the launches of kernels_per_layer"
+    )
+    attention_token_s: float = _amount(
+        0.0, "a head's attention goes over its tokens one block after the other: no token sooner, however few sequences"
+    )
     quantised_attention_efficiency: float = _share(0.60, "the same where keys and values are widened on the way")
     prefill_attention_efficiency: float = _share(0.50, "share of the matrix rate that causal attention reaches")
+    prefill_passes: float = _amount(
+        0.0,
+        "passes over the layer's rows (hidden wide) that a prefill layer makes between its products; nominally fused",
+    )
+    prefill_layer_s: float = _amount(
+        0.0,
+        "what one layer of one prefill pass takes besides, however few its rows: its kernels are launched one by one",
+    )
+    prefill_selection_s: float = _amount(
+        0.0, "a sparse selector's first choice from the prompt's attention, each layer; nominally as quick as a step's"
+    )
+    prefill_selection_passes: float = _amount(
+        0.0,
+        "passes over the float32 weights that the queries which count pay the prompt; nominally fused with attention",
+    )
     gather_efficiency: float = _share(
         0.60, "rows of 1 KiB and more gathered in HBM, bytes read plus written: 3.1 of 4.8 TB/s on an H200"
     )
@@ -46,10 +160,19 @@ class Profile:
     copy_floor_s: float = _amount(10e-6, "no copy ends sooner, however small (16 to 18 us when launched eagerly)")
     gather_setup_s: float = _amount(5e-6, "start of a gather kernel and the first round trip over the link")
     gather_sm_share: float = _share(0.06, "8 of 132 SMs hold the persistent blocks that keep a PCIe 5 link busy")
+    dense_gather_sm_share: float = _share(
+        0.06, "the same under dense attention; 1 where attention itself reads host memory and all else waits"
+    )
     kernels_per_layer: float = _amount(
         10, "kernels of a fused decoder layer: norms, projections, rotation, attention, feed-forward"
     )
+    kernels_per_eager_layer: float = _amount(
+        10, "the same where the runtime cannot capture the step as a graph, counted in launches of a graph's length"
+    )
     kernels_per_selection: float = _amount(4, "score, reduce, top-k, update of the selection")
+    kernels_per_eager_selection: float = _amount(
+        4, "the same where the runtime cannot capture the step as a graph, counted in launches of a graph's length"
+    )
     step_overhead_s: float = _amount(60e-6, "graph launch, sampling and the read-back of a step's tokens")
     host_attention_efficiency: float = _share(0.50, "share of DRAM bandwidth that CPU attention reads KV with")
     host_round_trip_s: float = _amount(30e-6, "queries to the CPU and the result back, each layer")
@@ -72,6 +195,17 @@ class Profile:
             name=f"nominal-{machine.name}",
             basis="nominal: datasheet rates times typical efficiencies, nothing measured here",
         )
+
+    def access(self, selector: Selector, *, random_weights: bool = False) -> AccessProfile:
+        """How ``selector``'s picks behave: as measured with this profile, else as ``sim.access`` has it."""
+        evidence = self.evidence
+        own = () if evidence is None else evidence.random_access if random_weights else evidence.access
+        return next((one for one in own if one.selector is selector), None) or measured_access(selector)
+
+    @classmethod
+    def constants(cls) -> dict[str, str]:
+        """Every constant and its kind: a share, or an amount."""
+        return {member.name: member.metadata["kind"] for member in fields(cls) if "kind" in member.metadata}
 
     @classmethod
     def reasons(cls) -> dict[str, str]:

@@ -8,7 +8,15 @@ from sim.cost import CostModel
 from sim.flows import Column, Flows, Occupancy, held_state_bytes
 from sim.footprint import PREFILL_CHUNK_TOKENS
 from sim.kv import kv_layer_bytes
-from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerGemms, LayerTimes, layer_prices
+from sim.layer import (
+    ATTEND_OPS,
+    QUERY_OPS,
+    REST_OPS,
+    LayerGemms,
+    LayerTimes,
+    attention_s_per_token,
+    layer_prices,
+)
 from sim.plan import Mechanism, Setting
 
 
@@ -52,6 +60,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     some, none = decoding > 0, np.zeros_like(rows)
     prefill_flops = 2.0 * setting.model.query_dim * planned.prefilled_squares
     quantise_launch_s = cost.launch_s(1) if one.convert_s else 0.0
+    attention_s = one.attention_s * some + attention_s_per_token(cost, setting) * kept
     ops: dict[str, Column] = {
         "qkv": gemms.qkv.at(rows),
         "score": one.score_s * some + one.score_s_per_cached * cached,
@@ -59,10 +68,11 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         "convert": quantise_launch_s + (one.convert_s - quantise_launch_s) * rows,
         "reproject": none,
         "forward": none,
-        "attention": one.attention_s_per_kept * kept + prefill_flops / cost.attention_flop_per_s(setting.dtype),
+        "attention": attention_s + prefill_flops / cost.attention_flop_per_s(setting.dtype),
         "select": one.select_s * some + one.select_s_per_kept * kept,
         "out": gemms.out.at(rows),
         "mlp": gemms.mlp.at(rows),
+        "norms": none,
         "gather_sms": none,
         "launch": np.full_like(rows, one.launch_s),
     }

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -98,8 +97,10 @@ def make_model(**changes: Any) -> ModelSpec:
 
 def make_profile(**changes: float) -> Profile:
     """Every efficiency 1, every overhead 0, except as said in ``changes``."""
-    kinds = {member.name: member.metadata["kind"] for member in fields(Profile) if "kind" in member.metadata}
-    ideal = {name: 1.0 if kind == "share" else 0.0 for name, kind in kinds.items()} | {"gather_sm_share": 0.0}
+    ideal = {
+        name: 1.0 if kind == "share" and not name.endswith("sm_share") else 0.0
+        for name, kind in Profile.constants().items()
+    }
     return Profile(name="ideal", basis="test", **(ideal | changes))
 
 

@@ -239,4 +239,9 @@ def _profile(machine: MachineSpec, rng: random.Random) -> Profile:
         name: scale * getattr(nominal, name)
         for name in ("copy_setup_s", "copy_floor_s", "gather_setup_s", "step_overhead_s", "host_round_trip_s")
     }
+    ramps = random.Random(machine.gpu.hbm_bytes)  # by itself: the other draws stay what they were
+    fixed |= {
+        name: scale * ramps.choice((0.0, 5e-6))
+        for name in ("product_setup_s", "attention_setup_s", "attention_token_s", "prefill_layer_s")
+    }
     return replace(nominal, reserve_bytes=0.0, gemm_half_rows=rng.choice((0.0, 4.0, 128.0)), **fixed)

@@ -48,10 +48,10 @@ def profiles(draw: st.DrawFn) -> Profile:
     for member in fields(Profile):
         kind = member.metadata.get("kind")
         if kind == "share":
-            lowest = 0.0 if member.name == "gather_sm_share" else 0.1
+            lowest = 0.0 if member.name.endswith("sm_share") else 0.1
             constants[member.name] = draw(st.floats(lowest, 1))
         elif kind == "amount":
-            constants[member.name] = draw(st.sampled_from((0.0, 1.0, 4.0))) * member.default
+            constants[member.name] = draw(st.sampled_from((0.0, 1.0, 4.0))) * (member.default or 5e-6)
     return Profile(name="drawn", basis="hypothesis", **constants)
 
 

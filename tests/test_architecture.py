@@ -19,8 +19,20 @@ FOLDERS = [name for name in MAY_IMPORT if (ROOT / name / "__init__.py").exists()
 SIM_MODULES = sorted(path.stem for path in (ROOT / "sim").glob("*.py") if path.stem != "__init__")
 EVENT_LOOP = {"engine", "machine"}
 NOUNS = {  # the ground floor: the standard library and each other
-    *("access", "attention", "catalogue", "checks", "codec", "files", "footprint", "homes", "kv", "model_config"),
-    *("outcome", "plan", "profile", "spec", "trace", "units", "workload"),
+    *(
+        "access",
+        "attention",
+        "capture",
+        "catalogue",
+        "checks",
+        "codec",
+        "files",
+        "footprint",
+        "homes",
+        "kv",
+        "model_config",
+    ),
+    *("outcome", "plan", "profile", "profile_files", "spec", "trace", "units", "workload"),
 }
 
 

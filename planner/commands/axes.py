@@ -38,6 +38,14 @@ KvBudgetGib = Annotated[
         rich_help_panel=_MACHINE,
     ),
 ]
+Profile = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE,...",
+        help="Files that `planner calibrate` wrote, or nominal; by default as measured where a card has been.",
+        rich_help_panel=_MACHINE,
+    ),
+]
 Model = Annotated[
     list[str] | None,
     typer.Option(

@@ -40,6 +40,15 @@ KvBudgetGib = Annotated[
         metavar="GIB", help="HBM for KV in GiB, instead of what weights and workspace leave.", rich_help_panel=_MACHINE
     ),
 ]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|nominal",
+        help="What the machine delivers: a file that `planner calibrate` wrote, or nominal.",
+        show_default="measured where the card has been, else nominal",
+        rich_help_panel=_MACHINE,
+    ),
+]
 Model = Annotated[
     str,
     typer.Option(

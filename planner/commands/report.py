@@ -34,10 +34,7 @@ def report(
     compare: Annotated[
         bool, typer.Option("--compare", help="Solve again and show the published systems beside the plan.")
     ] = False,
-    profile: Annotated[
-        str | None,
-        typer.Option(metavar="FILE", help="Profile that prices and simulates the plan, instead of the nominal one."),
-    ] = None,
+    profile: options.Profile = None,
     steps: Annotated[
         str | None,
         typer.Option(metavar="FIRST-LAST", help="Steps that the timeline holds; by default all that fit the page."),
@@ -53,7 +50,7 @@ def report(
         wanted = Wanted(
             plan=Path(plan),
             traces=tuple(map(Path, traces or ())),
-            profile=None if profile is None else Path(profile),
+            profile=profile,
             rivals=compare,
             steps=_range(steps),
             command=_command(plan, traces or [], compare, profile, steps, out),

@@ -1,19 +1,21 @@
 """``planner simulate``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from planner.commands import options
+from planner.inputs import profile_of, real
 from planner.terminal import patiently, show, show_json, write_answer
+from sim.access import parametric_access
 from sim.codec import to_plain
 from sim.cost import CostModel
 from sim.engine import simulate as run
 from sim.files import load_plan, trace_text
 from sim.plan import Plan
-from sim.profile import Profile
 from sim.trace import chrome_events
 
 EPILOG = """\
@@ -39,13 +41,24 @@ def simulate(
         str | None,
         typer.Option(metavar="FILE", help="Write the run to this file, exactly, for `planner report`."),
     ] = None,
+    profile: options.Profile = None,
+    turnover: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Assume this share of the sparse picks to be new at each step, to see what that costs.",
+        ),
+    ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Run a plan layer by layer on a simulated GPU stream and copy engines, with its machine's nominal profile."""
+    """Run a plan layer by layer on a simulated GPU stream and copy engines."""
     loaded = _load(Path(plan))
+    if turnover is not None:
+        loaded = _with_turnover(loaded, turnover)
     machine = loaded.setting.machine
+    chosen = profile_of(profile, machine)
     with patiently("simulating"):
-        ran = run(loaded, CostModel(machine=machine, profile=Profile.nominal(machine)))
+        ran = run(loaded, CostModel(machine=machine, profile=chosen))
         if trace is not None:
             write_answer(Path(trace), json.dumps({"traceEvents": list(chrome_events(ran)), "displayTimeUnit": "ms"}))
         if save_trace is not None:
@@ -56,6 +69,13 @@ def simulate(
     from planner.summary import simulation_summary
 
     show(simulation_summary(loaded, ran.outcome, ran.source))
+
+
+def _with_turnover(plan: Plan, text: str) -> Plan:
+    """The same plan when picks change as fast as that: a stress, no measurement."""
+    share = 0.0 if text.strip() == "0" else real("--turnover", text, 1)
+    access = parametric_access(plan.setting.attention.selector, share)
+    return replace(plan, setting=replace(plan.setting, access=access))
 
 
 def _load(path: Path) -> Plan:

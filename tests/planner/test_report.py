@@ -12,8 +12,9 @@ import pytest
 from builders import make_setting, newest_in_hbm
 from commandline import run, run_cold
 from planner.inputs import Question, question_of
-from sim.files import load_plan, load_profile, load_trace, plan_to_json, save_profile, save_trace
-from sim.profile import Profile
+from sim.files import load_plan, load_trace, plan_to_json, save_trace
+from sim.profile import Estimate, Evidence, Fingerprint, Profile
+from sim.profile_files import load_profile, save_profile
 from sim.units import GIB
 
 QUICK = ("--model", "opt-125m", "--batch", "4", "--prompt", "8", "--output", "6")
@@ -96,7 +97,17 @@ def test_a_plan_by_hand_has_a_page_without_certificate(tmp_path: Path) -> None:
 
 def test_a_profile_prices_the_page(folder: Path, tmp_path: Path) -> None:
     plan = load_plan(folder / "plan.json")
-    slow = replace(Profile.nominal(plan.setting.machine), name="slow", basis="measured here", step_overhead_s=0.01)
+    said_by = Estimate(parameter="step_overhead_s", low=0.008, high=0.012, evidence="fitted to 9 steps")
+    printed = Fingerprint(
+        gpu=plan.setting.machine.gpu.name, device="", cpu="", cores=1, driver="", torch="", clocks="", date=""
+    )
+    slow = replace(
+        Profile.nominal(plan.setting.machine),
+        name="slow",
+        basis="measured here",
+        step_overhead_s=0.01,
+        evidence=Evidence(fingerprint=printed, estimates=(said_by,)),
+    )
     save_profile(tmp_path / "slow.json", slow)
     page = tmp_path / "page.html"
     said = run(
@@ -105,9 +116,10 @@ def test_a_profile_prices_the_page(folder: Path, tmp_path: Path) -> None:
 
     assert said.code == 0
     assert load_profile(tmp_path / "slow.json") == slow
+    assert "95 %: 0.008 to 0.012; fitted to 9 steps" in page.read_text()
     for words in ("Every number rests on profile slow (measured here)", "this version and profile", "--profile"):
         assert words in page.read_text()
-    (tmp_path / "slow.json").write_text('{"schema_version": 1, "name": "x", "basis": "y", "link_efficiency": 2}')
+    (tmp_path / "slow.json").write_text('{"schema_version": 2, "name": "x", "basis": "y", "link_efficiency": 2}')
     error = run("report", str(folder / "plan.json"), "--profile", str(tmp_path / "slow.json"), "-o", str(page)).error
     assert error == f"{tmp_path / 'slow.json'}: profile.link_efficiency=2.0, must lie in [0, 1]"
 

@@ -53,6 +53,7 @@ def test_one_point_has_the_figures_of_its_solution() -> None:
         is_lossless=True,
         lossless_tokens_per_s=solution.predicted.tokens_per_s,
         gap=solution.certificate.gap,
+        profile="nominal-a100-40g",
     )
 
 

@@ -34,6 +34,7 @@ FIGURES = [
     "is_lossless",
     "lossless_tokens_per_s",
     "gap",
+    "profile",
 ]
 
 
@@ -216,12 +217,13 @@ def test_csv_writes_what_a_spreadsheet_reads() -> None:
         is_lossless=True,
         lossless_tokens_per_s=1.5,
         gap=0.0,
+        profile="nominal-l4",
     )
     text = csv_text([Point(values=(("batch", "2"),), question=Question(), outcome=figures)])
 
     assert text.splitlines() == [
         f"batch,{','.join(FIGURES)}",
-        '2,true,,1.5,2.0,0.5,,7,0,"2 at once, dense, native",true,1.5,0.0',
+        '2,true,,1.5,2.0,0.5,,7,0,"2 at once, dense, native",true,1.5,0.0,nominal-l4',
     ]
 
 

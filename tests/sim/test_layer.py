@@ -73,9 +73,9 @@ def test_a_gather_kernel_holds_a_share_of_the_sms_while_it_fetches() -> None:
     setting = make_setting(fetch_by=Mechanism.GATHER_KERNEL)
     plan = newest_in_hbm(setting, slots=2)
 
-    assert op(plan, "gather_sms", gather_sm_share=0.25) == [0, 3 / 4, 4 / 4, 5 / 4]
+    assert op(plan, "gather_sms", dense_gather_sm_share=0.25) == [0, 3 / 4, 4 / 4, 5 / 4]
     copied = newest_in_hbm(make_setting(), slots=2)
-    assert op(copied, "gather_sms", gather_sm_share=0.25) == [0, 0, 0, 0]
+    assert op(copied, "gather_sms", dense_gather_sm_share=0.25) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,10 @@ def test_the_next_selection_is_made_from_this_steps_weights(selector: Selector, 
 
     launches = 4 if bytes_per_kept else 0
     kept = setting.token_counts.local[1] + setting.token_counts.selected[1]
-    assert op(in_hbm(setting), "select", kernels_per_selection=4) == [0, launches + bytes_per_kept * kept / 512]
+    assert op(in_hbm(setting), "select", kernels_per_selection=4, kernels_per_eager_selection=4) == [
+        0,
+        launches + bytes_per_kept * kept / 512,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +108,10 @@ def test_recall_scores_every_token_before_it_attends(selector: Selector, bytes_p
     setting = make_setting(selector, prompt=8, output=2, sparsity=0.5, machine=make_machine(launch_s=1.0))
 
     launches = 4 if bytes_per_cached else 0
-    assert op(in_hbm(setting), "score", kernels_per_selection=4) == [0, launches + bytes_per_cached * 9 / 512]
+    assert op(in_hbm(setting), "score", kernels_per_selection=4, kernels_per_eager_selection=4) == [
+        0,
+        launches + bytes_per_cached * 9 / 512,
+    ]
 
 
 def test_selected_tokens_are_gathered_unless_they_stay_in_place() -> None:

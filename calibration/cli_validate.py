@@ -1,0 +1,96 @@
+"""``planner validate``: loaded by the command line when it is called."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from calibration.cli_calibrate import _device, _require_extra
+from sim.codec import to_plain
+from sim.profile_files import load_profile
+
+if TYPE_CHECKING:
+    from calibration.campaign import Results
+
+EPILOG = """\
+[bold]Examples[/bold]
+
+  planner validate cpu.json
+
+  planner validate h200.json --plans 32 --seed 7 --prepare campaign.json
+
+  planner validate h200.json --campaign campaign.json
+
+A campaign is written down, and committed, before it runs; results go beside it, campaign.results.json, and the same
+command goes on where it stopped.
+"""
+
+
+def validate(
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE", help="Profile, as `planner calibrate` writes it.")],
+    device: Annotated[
+        str | None, typer.Option(metavar="cuda|cpu", help="Where to run.", show_default="what the profile is of")
+    ] = None,
+    plans: Annotated[int, typer.Option(metavar="N", help="Plans to draw.")] = 8,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the drawing.")] = 0,
+    prepare: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the plans, write them down and run nothing.")
+    ] = None,
+    campaign: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Run, or go on with, the plans written down there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
+) -> None:
+    """Run plans that the fit has not seen, and set what was measured beside what was predicted."""
+    loaded = load_profile(profile)
+    if prepare is not None and campaign is not None:
+        raise ValueError("--prepare and --campaign, exclude each other: prepare first, then run")
+    if plans < 1:
+        raise ValueError(f"--plans={plans}, must be at least 1")
+    _require_extra()
+    from calibration import campaign as running
+    from calibration.machine import is_cpu
+    from calibration.tables import counting, show, verdict_tables
+    from calibration.verdict import judge
+
+    machine = running.machine_of(loaded)
+    if prepare is not None:
+        drawn = running.prepare(loaded, machine, seed=seed, plans=plans)
+        running.save(prepare, drawn)
+        seconds = sum(one.predicted_s for one in drawn.plans)
+        print(f"{prepare}: {plans} plans of seed {seed} for {drawn.profile_hash}, {seconds:.0f} s predicted")
+        return
+    drawn = running.load_campaign(campaign) if campaign else running.prepare(loaded, machine, seed=seed, plans=plans)
+    file = running.results_file(campaign) if campaign else None
+    before = running.load_results(file, drawn) if file else running.Results(campaign_hash=running.campaign_hash(drawn))
+    moved: float | None = None
+    lacking = {one.recipe for one in drawn.plans} - {one.recipe for one in before.results}
+    where = _device(device or ("cpu" if is_cpu(machine) or not lacking else "cuda"))
+    if lacking:  # what has all been run can be judged anywhere
+        running.require_here(loaded, where)
+        moved = running.drift(loaded, machine, where)
+    with counting("running") as on_plan:
+
+        def keep(results: "Results", total: int) -> None:
+            if file is not None:
+                running.save(file, results)
+            on_plan(len(results.results) + 1, total, results.results[-1].recipe)
+
+        results = running.run_campaign(drawn, loaded, machine, where, before, keep)
+    verdict = judge(drawn, results, loaded, machine, on_gpu=not is_cpu(machine))
+    summary = (
+        f"makespan: median error {verdict.median_error:.1%}, worst {verdict.worst_error:.1%}, {len(verdict.plans)} plans"
+        f" of seed {drawn.seed}, profile {loaded.name} ({drawn.profile_hash[:19]}...)"
+    )
+    today = None if moved is None else f"the profile's reference step takes {moved:.2f} times what it took then"
+    if as_json:
+        print(json.dumps({"summary": summary, "drift": moved, **to_plain(verdict)}, indent=1, allow_nan=False))
+        return
+    show(
+        *verdict_tables(verdict),
+        *(f"not run: {recipe}: {reason}" for recipe, reason in verdict.failed),
+        "",
+        summary,
+        *([today] if today else []),
+    )

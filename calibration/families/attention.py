@@ -1,0 +1,157 @@
+"""Decode attention and selection: through the slots of a captured step on a GPU, the eager parts on a CPU."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from calibration.families.base import Case, Scope, each, timed
+from calibration.recipe import Recipe, plan_of
+from calibration.timer import Call
+from runtime.attention import Part, attend
+from runtime.graph.dense import DenseSlots
+from runtime.graph.window import WindowSlots
+from runtime.lanes import Lanes
+from runtime.models import Decoder, random_decoder
+from runtime.models.config import config_from_spec
+from sim.attention import Selector
+from sim.capture import is_captured
+from sim.kv import kv_layer_bytes
+from sim.plan import Placement, Plan
+from sim.profile import Measurement
+
+_KEPT = (64, 128, 256, 512, 1024)
+_MOST_LAYERS = 16
+
+
+def cases(scope: Scope) -> Iterator[Case]:
+    """By heads, sequences and kept tokens; on a GPU the choice that follows a sparse step as well."""
+    seen = set[tuple[int, int, int]]()
+    for name in scope.models:
+        model = plan_of(_recipe(scope, name, 1, 64), scope.machine).setting.model
+        heads = (model.heads, model.kv_heads, model.head_dim)
+        if heads in seen:
+            continue
+        seen.add(heads)
+        for batch in scope.step_batches:
+            for kept in scope.some(_KEPT):
+                case = _attention(scope, _recipe(scope, name, batch, kept))
+                if case is not None:
+                    yield case
+        if scope.on_gpu:
+            yield from _choices(scope, name)
+
+
+def _recipe(scope: Scope, name: str, batch: int, kept: int) -> Recipe:
+    """The first decode step of this plan attends to ``kept`` tokens."""
+    return Recipe(model=name, batch=batch, prompt=kept - 1, output=2, dtype=scope.dtype)
+
+
+def _attention(scope: Scope, recipe: Recipe) -> Case | None:
+    plan = plan_of(recipe, scope.machine)
+    setting = plan.setting
+    size_bytes = recipe.batch * (recipe.prompt + 1) * kv_layer_bytes(setting.model, setting.dtype, recipe.kv)
+    if size_bytes > scope.most_bytes / 4 or (scope.on_gpu and not is_captured(setting)):
+        return None
+
+    def prepare() -> list[Call]:
+        layers = scope.copies(size_bytes, _MOST_LAYERS)
+        return _captured(plan, layers, scope) if scope.on_gpu else _eager(plan, layers, scope)
+
+    flops = 4.0 * setting.model.query_dim * recipe.batch * (recipe.prompt + 1)
+    return timed(scope, "attention", recipe.case, prepare, size_bytes=size_bytes, flops=flops)
+
+
+def _eager(plan: Plan, layers: int, scope: Scope) -> list[Call]:
+    model, tokens = plan.setting.model, plan.setting.token_counts.cached[1]
+    lanes = plan.setting.concurrency
+    q = scope.normal(lanes, model.kv_heads, model.heads // model.kv_heads, model.head_dim)
+    positions = torch.arange(tokens, device=scope.device).expand(lanes, -1)
+    shape = (lanes, tokens, model.kv_heads, model.head_dim)
+    parts = [
+        Part(k=scope.normal(*shape), v=scope.normal(*shape), positions=positions, attended=positions >= 0)
+        for _ in range(layers)
+    ]
+    return each(lambda part: attend(q, [part], model.head_dim**-0.5), parts)
+
+
+def _captured(plan: Plan, layers: int, scope: Scope) -> list[Call]:
+    decoder, plan = _narrow(plan, layers, scope)
+    slots, (q, k, v), attended = _slots(plan, decoder, scope)
+    slots.begin_step()
+    return each(lambda layer: slots.attend(layer, q, k, v, attended), range(layers))
+
+
+def _choices(scope: Scope, name: str) -> Iterator[Case]:
+    """The selection of a sparse step's successor."""
+    for batch in scope.step_batches:
+        for keep in scope.some((10, 20, 40)):
+            recipe = replace(
+                _recipe(scope, name, batch, 512), selector=Selector.SWA, keep=keep, placement=Placement.RESIDENT
+            )
+            plan = plan_of(recipe, scope.machine)
+            if is_captured(plan.setting):
+                yield Case(family="select", case=recipe.case, measure=partial(_selected, plan, recipe, scope))
+
+
+def _selected(plan: Plan, recipe: Recipe, scope: Scope) -> tuple[Measurement, ...]:
+    """A choice changes what it chooses from, so all is put back before each; what that takes is subtracted."""
+    layers = 4
+    with torch.inference_mode():
+        decoder, plan = _narrow(plan, layers, scope)
+        slots, (q, k, v), attended = _slots(plan, decoder, scope)
+        assert isinstance(slots, WindowSlots)
+        for layer in range(layers):
+            slots.attend(layer, q, k, v, attended)
+        saved = [tensor.clone() for tensor in slots.state]
+
+        def restore(layer: int) -> None:
+            for tensor, before in zip(slots.state, saved, strict=True):
+                tensor[layer].copy_(before[layer])
+
+        def choose(layer: int) -> None:
+            restore(layer)
+            slots.settle(layer)
+
+        both, alone = (
+            scope.timer.time(each(work, range(layers)), captured=True, budget_s=scope.budget_s)
+            for work in (choose, restore)
+        )
+    least_s = 1e-7
+    return (
+        Measurement(
+            family="select",
+            case=recipe.case,
+            seconds=max(least_s, both.seconds - alone.seconds),
+            low_s=max(least_s, both.low_s - alone.seconds),
+            high_s=max(least_s, both.high_s - alone.seconds),
+            samples=both.samples,
+        ),
+    )
+
+
+def _slots(
+    plan: Plan, decoder: Decoder, scope: Scope
+) -> tuple[DenseSlots | WindowSlots, tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Slots after a random prompt, the rows of a newborn token and where a step's result goes."""
+    spec, work = decoder.spec, plan.setting.workload
+    padding = torch.zeros(work.batch, dtype=torch.int64, device=scope.device)
+    row = torch.ones(1, dtype=torch.int64, device=scope.device)
+    kind = DenseSlots if plan.setting.attention.is_dense else WindowSlots
+    slots = kind(plan, decoder, Lanes.of(spec, work.batch, per_head=False), padding, row)
+    if kind is WindowSlots:
+        prompt = (work.batch, work.prompt_tokens, spec.heads, spec.head_dim)
+        for layer in range(spec.layers):
+            slots.start(layer, scope.normal(*prompt), scope.normal(*prompt), scope.normal(*prompt))
+    born = scope.normal(work.batch, 3, spec.heads, spec.head_dim)
+    attended = scope.normal(work.batch, spec.heads, spec.head_dim)
+    return slots, (born[:, 0], born[:, 1], born[:, 2]), attended
+
+
+def _narrow(plan: Plan, layers: int, scope: Scope) -> tuple[Decoder, Plan]:
+    """The plan with ``layers`` layers, and a decoder of its heads with hardly any feed-forward: only its shape is read."""
+    model = replace(plan.setting.model, layers=layers, intermediate=64, vocab=64)
+    decoder = random_decoder(config_from_spec(model), device=scope.device, dtype=scope.torch_dtype)
+    return decoder, replace(plan, setting=replace(plan.setting, model=model))

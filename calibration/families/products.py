@@ -1,0 +1,54 @@
+"""Matrix products as a layer makes them: the runtime's own for few rows, the library's for many."""
+
+from collections.abc import Iterator
+
+from calibration.families.base import Case, Scope, each, timed
+from calibration.recipe import model_of
+from calibration.timer import Call
+from runtime.graph.products import linear, partial_linear
+from runtime.graph.step import Tilings
+from runtime.models.decoder import Affine
+from sim.spec import ModelSpec
+
+FEW = (1, 4, 16, 32, 64, 128)
+MANY = (256, 1024, 4096)
+
+
+def cases(scope: Scope) -> Iterator[Case]:
+    """Every matrix of every model by rows; the largest once more by many rows, as a prefill has them."""
+    seen = set[tuple[int, int]]()
+    for model in map(model_of, scope.models):
+        for role, shape in _shapes(model).items():
+            if shape in seen:
+                continue
+            seen.add(shape)
+            many = scope.some(MANY) if role == "qkv" else ()
+            for rows in (*scope.some(FEW), *many):
+                yield _case(scope, rows, role, shape, biased=model.mlp_bias)
+
+
+def _shapes(model: ModelSpec) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs by the matrix's name in ``Tilings``."""
+    up = (2 if model.gated_mlp else 1) * model.intermediate
+    return {
+        "qkv": (model.hidden, model.query_dim + 2 * model.kv_dim),
+        "out": (model.query_dim, model.hidden),
+        "up": (model.hidden, up),
+        "down": (model.intermediate, model.hidden),
+    }
+
+
+def _case(scope: Scope, rows: int, role: str, shape: tuple[int, int], *, biased: bool) -> Case:
+    inputs, outputs = shape
+    weight_bytes = inputs * outputs * scope.dtype.size_bytes
+
+    def prepare() -> list[Call]:
+        x, tiling = scope.normal(rows, inputs), getattr(Tilings(), role)
+        bias = scope.normal(outputs) if biased else None
+        weights = [Affine(weight=scope.normal(outputs, inputs), bias=bias) for _ in range(scope.copies(weight_bytes))]
+        multiply = partial_linear if role in ("out", "down") else linear
+        return each(lambda weight: multiply(x, weight, tiling), weights)
+
+    words = f"rows={rows} inputs={inputs} outputs={outputs} dtype={scope.dtype} as={role}"
+    moved = weight_bytes + rows * (inputs + outputs) * scope.dtype.size_bytes
+    return timed(scope, "product", words, prepare, size_bytes=moved, flops=2.0 * rows * inputs * outputs)

@@ -1,0 +1,103 @@
+"""Whole layers: short runs of plans with a few layers, their prefill and their decode steps."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import pairwise
+
+from calibration.families.base import Case, Scope
+from calibration.recipe import Recipe, plan_of
+from calibration.runner import Runner
+from calibration.timer import Spread
+from sim.attention import Selector
+from sim.cost import CostModel
+from sim.forecast import forecast
+from sim.kv import KvFormat
+from sim.plan import Placement, Recompute
+from sim.profile import Measurement, Profile
+
+_DENSE = Recipe(model="opt-125m", batch=1, prompt=1, output=1)
+_WINDOW = replace(_DENSE, selector=Selector.SWA, keep=20, placement=Placement.RESIDENT)
+FIRST_STEADY_STEP = 2
+
+
+def cases(scope: Scope, runner: Runner) -> Iterator[Case]:
+    """Each model at two depths, which tells a layer from a step, then what a plan may choose."""
+    seen = set[str]()
+    for recipe in _recipes(scope):
+        if recipe.case not in seen and _fits(scope, recipe):
+            seen.add(recipe.case)
+            yield Case(family="decode", case=recipe.case, measure=partial(measured, scope, runner, recipe))
+
+
+def _recipes(scope: Scope) -> Iterator[Recipe]:
+    """Model by model, so that weights are drawn once for each depth."""
+    batches, prompts = scope.step_batches, scope.prompts
+    for name in scope.models:
+        for layers in (2, 6):
+            base = replace(_DENSE, model=_with_layers(name, layers), dtype=scope.dtype, output=scope.output)
+            grid = [(batch, prompt) for batch in batches for prompt in prompts]
+            for batch, prompt in grid if layers == 6 else grid[:: len(prompts) + 1]:
+                yield replace(base, batch=batch, prompt=prompt)
+            if layers == 6:
+                yield from _choices(replace(base, batch=batches[len(batches) // 2], prompt=prompts[-1]), scope)
+
+
+def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
+    window = replace(_WINDOW, model=dense.model, dtype=dense.dtype, output=dense.output, batch=dense.batch)
+    for keep in scope.some((10, 40, 20)):
+        yield replace(window, prompt=dense.prompt, keep=keep)
+    yield replace(dense, hbm=50)
+    yield replace(window, prompt=dense.prompt, hbm=60)
+    yield replace(dense, kv=KvFormat.INT8)
+    if scope.thorough:
+        yield replace(dense, hbm=80)
+        yield replace(window, prompt=dense.prompt, hbm=60, placement=Placement.RECENT)
+        yield replace(dense, hbm=50, kv=KvFormat.INT8)
+    yield replace(dense, hbm=50, recompute=Recompute.ACTIVATIONS_HOST)
+    yield replace(dense, hbm=70, recompute=Recompute.TOKENS)
+
+
+def _with_layers(name: str, layers: int) -> str:
+    head, _, rest = name.partition("/")
+    hidden = rest.split("/")[1:]
+    return "/".join([head, str(layers), *hidden])
+
+
+def _fits(scope: Scope, recipe: Recipe) -> bool:
+    """Well within the memory that may be used."""
+    outcome = forecast(plan_of(recipe, scope.machine), _nominal(scope)).outcome
+    return outcome.peak_hbm_bytes < scope.most_bytes and outcome.peak_host_bytes < scope.most_bytes
+
+
+def _nominal(scope: Scope) -> CostModel:
+    return CostModel(machine=scope.machine, profile=Profile.nominal(scope.machine))
+
+
+def measured(scope: Scope, runner: Runner, recipe: Recipe) -> tuple[Measurement, ...]:
+    """The prefill and a decode step; after a run that loads and compiles what is needed."""
+    plan = plan_of(recipe, scope.machine)
+    runner.warm(plan)
+    prefills, steps = list[float](), list[float]()
+    for _ in range(1 if scope.on_gpu else 2):
+        ends = runner.run(plan).trace.waves[0].step_end_s
+        prefills.append(ends[0])
+        steps += steady(ends)
+    return (_measurement("decode", recipe, steps), _measurement("prefill", recipe, prefills))
+
+
+def steady(step_end_s: Sequence[float]) -> list[float]:
+    """Seconds of the decode steps after the first."""
+    return [end_s - start_s for start_s, end_s in pairwise(step_end_s[FIRST_STEADY_STEP - 1 :])]
+
+
+def _measurement(family: str, recipe: Recipe, samples: list[float]) -> Measurement:
+    spread = Spread.of(samples)
+    return Measurement(
+        family=family,
+        case=recipe.case,
+        seconds=spread.seconds,
+        low_s=spread.low_s,
+        high_s=spread.high_s,
+        samples=spread.samples,
+    )

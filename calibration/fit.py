@@ -1,0 +1,335 @@
+"""A profile from measurements: bounded, robust least squares on the ratio of predicted to measured seconds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import OptimizeResult, least_squares
+
+from calibration.bench import Measured
+from calibration.machine import is_cpu
+from calibration.predict import Prediction, predictable
+from sim.cost import CostModel
+from sim.profile import Estimate, Evidence, FamilyError, Measurement, Profile
+from sim.spec import MachineSpec
+
+# What one unit of an amount is while fitting, where its nominal value is nothing.
+_TYPICAL = {
+    "product_setup_s": 5e-6,
+    "attention_setup_s": 5e-6,
+    "attention_token_s": 2e-8,
+    "prefill_passes": 10.0,
+    "prefill_layer_s": 2e-4,
+    "prefill_selection_s": 1e-3,
+    "prefill_selection_passes": 5.0,
+}
+_LEAST, _MOST = 1e-4, 1e4  # of the typical value: as good as nothing, and a bound that only keeps the numbers finite
+_NOT_FITTED = ("reserve_bytes",)  # bytes, not seconds
+# A CPU does one thing after the other: what it fetches, all of it waits for.
+_ALONE_ON_CPU = ("gather_sm_share", "dense_gather_sm_share")
+# On a CPU nothing is captured, so both mean the same there.
+_SAME_ON_CPU = {
+    "kernels_per_layer": "kernels_per_eager_layer",
+    "kernels_per_selection": "kernels_per_eager_selection",
+}
+# Steps would give these whatever value makes up for something else.
+_TOLD_BY = {
+    "link_duplex_efficiency": "duplex",
+    "host_attention_efficiency": "host_attention",
+    "host_round_trip_s": "host_attention",
+    "gather_link_efficiency": "gather",
+    "link_efficiency": "copy",
+    "copy_setup_s": "copy",
+    "copy_floor_s": "copy",
+}
+_STEP_FAMILIES = ("decode", "prefill")
+_STEP_WEIGHT = 4.0  # whole layers are what a plan is made of
+_FIRST_SCALE, _LEAST_SCALE, _OUTLYING = 0.5, 0.005, 3.0  # weighted residuals beyond this count less than their square
+_LEAST_EFFECT = 1e-3  # of a constant on any measurement, below which it counts as none
+_WIDEST = 0.7  # a factor of two each way: where an interval is wider, the nominal value is tried as well
+# Where to begin, times the nominal value: so that neither of two constants hides behind the other in a maximum; and
+# launched one by one, a kernel takes the host far longer.
+_SHOWS = {
+    "gemm_half_rows": 0.1,
+    "copy_setup_s": 0.5,
+    "kernels_per_eager_layer": 20.0,
+    "kernels_per_eager_selection": 20.0,
+}
+_PULL, _LOW = 0.003, float(np.log(0.01))
+_SILENT = "no measurement depends on it"
+_WORSE = 0.1  # of a family's cost, below which a fit counts as no worse
+_ALIKE = 0.003  # seconds that differ by less are not told apart
+_JITTER = 0.03  # of any measurement besides the spread that it shows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Problem:
+    """The logarithms of constants ``names`` in units of ``scales``; one row a measurement.
+
+    In logarithms the residuals are nearly straight lines of the constants, and an interval is a factor.
+    """
+
+    machine: MachineSpec
+    start: Profile
+    names: tuple[str, ...]
+    scales: NDArray[np.float64]
+    rows: tuple[tuple[Measurement, Prediction], ...]
+    weights: NDArray[np.float64]
+
+    def profile(self, x: NDArray[np.float64]) -> Profile:
+        values = {name: float(value) for name, value in zip(self.names, np.exp(x) * self.scales, strict=True)}
+        if is_cpu(self.machine):
+            values |= {name: values[other] for name, other in _SAME_ON_CPU.items() if other in values}
+        return replace(self.start, **values)  # type: ignore[arg-type]
+
+    def log_ratios(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        cost = CostModel(machine=self.machine, profile=self.profile(x))
+        return np.array([np.log(price(cost) / took.seconds) for took, price in self.rows])
+
+    def residuals(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self.weights * self.log_ratios(x)
+
+    def residuals_and_pull(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of constants that make up for each other, those near their nominal values are preferred, ever so slightly."""
+        usual = np.maximum(_nominal(self), _LOW)
+        return np.concatenate((self.residuals(x), _PULL * (x - usual)))
+
+
+def fit(measured: Measured, *, name: str, basis: str) -> Profile:
+    """The profile that explains ``measured`` best; what the data cannot tell keeps its nominal value.
+
+    Raises ValueError where there is nothing to fit to.
+    """
+    machine = measured.machine
+    rows = tuple(predictable(measured.measurements, machine))
+    if not rows:
+        raise ValueError("measurements, there are none that a constant prices: measure first")
+    start = replace(Profile.nominal(machine), name=name, basis=basis)
+    if is_cpu(machine):
+        start = replace(start, **dict.fromkeys(_ALONE_ON_CPU, 1.0))  # type: ignore[arg-type]
+    problem = _problem(machine, start, rows, _fitted_names(machine, {took.family for took, _ in rows}))
+    silent = {name for name in problem.names if _is_silent(problem, _begin(problem), name)}
+    problem = _problem(machine, start, rows, tuple(name for name in problem.names if name not in silent))
+    found, scale = _solved_twice(problem)
+    problem, found, kept = _without_the_unknown(problem, found, scale)
+    kept |= dict.fromkeys(silent, _SILENT)
+    fitted = problem.profile(found.x)
+    evidence = Evidence(
+        fingerprint=measured.fingerprint,
+        machine=machine if is_cpu(machine) else None,
+        estimates=(*_estimates(problem, found, scale), *_left(kept, problem)),
+        errors=family_errors(rows, CostModel(machine=machine, profile=fitted)),
+        access=measured.access,
+        random_access=measured.random_access,
+        reference=_reference(measured.measurements),
+    )
+    return replace(fitted, evidence=evidence)
+
+
+def _reference(measurements: Sequence[Measurement]) -> Measurement | None:
+    """The steadiest decode step."""
+    steps = [one for one in measurements if one.family == "decode"]
+    return min(steps, key=lambda one: one.high_s / one.low_s, default=None)
+
+
+def family_errors(rows: Sequence[tuple[Measurement, Prediction]], cost: CostModel) -> tuple[FamilyError, ...]:
+    """How far ``cost`` is from each family, the worst one first."""
+    errors = list[FamilyError]()
+    for family in dict.fromkeys(took.family for took, _ in rows):
+        shares = [(abs(price(cost) / took.seconds - 1), took.case) for took, price in rows if took.family == family]
+        worst, case = max(shares)
+        middle = median(share for share, _ in shares)
+        errors.append(FamilyError(family=family, measurements=len(shares), median=middle, worst=worst, worst_case=case))
+    return tuple(sorted(errors, key=lambda error: -error.median))
+
+
+def _fitted_names(machine: MachineSpec, families: set[str]) -> tuple[str, ...]:
+    """All constants but those that are the same as another here, or that nothing but what was not measured can tell."""
+    tied = _SAME_ON_CPU if is_cpu(machine) else {}
+    untold = {name for name, family in _TOLD_BY.items() if family not in families}
+    alone = _ALONE_ON_CPU if is_cpu(machine) else ()
+    return tuple(name for name in Profile.constants() if name not in {*_NOT_FITTED, *tied, *untold, *alone})
+
+
+def _problem(
+    machine: MachineSpec,
+    start: Profile,
+    rows: tuple[tuple[Measurement, Prediction], ...],
+    names: tuple[str, ...],
+) -> _Problem:
+    kinds = Profile.constants()
+    scales = np.array(
+        [1.0 if kinds[name] == "share" else getattr(start, name) or _TYPICAL[name] for name in names], dtype=np.float64
+    )
+    families = [took.family for took, _ in rows]
+    weights = [
+        (_STEP_WEIGHT if took.family in _STEP_FAMILIES else 1.0) * _trust(took) / np.sqrt(families.count(took.family))
+        for took, _ in rows
+    ]
+    return _Problem(machine=machine, start=start, names=names, scales=scales, rows=rows, weights=np.array(weights))
+
+
+def _trust(took: Measurement) -> float:
+    """Less where repeated samples disagree: 1 for a steady one."""
+    spread = (
+        float(np.log(took.high_s / took.low_s)) / 2.56
+    )  # a normal distribution's 10th to 90th percentile, in sigmas
+    return float(_JITTER / np.hypot(_JITTER, spread / np.sqrt(took.samples)))
+
+
+def _begin(problem: _Problem) -> NDArray[np.float64]:
+    """Nominal values; where those are nothing, or hide another constant behind a maximum, a place from which both show."""
+    shown = np.array([np.log(_SHOWS.get(name, 1.0)) for name in problem.names])
+    begin = _nominal(problem) + shown
+    vanished: NDArray[np.float64] = np.where(begin <= np.log(_LEAST), np.log(0.1), begin)
+    return vanished
+
+
+def _nominal(problem: _Problem) -> NDArray[np.float64]:
+    values = np.array([getattr(problem.start, name) for name in problem.names]) / problem.scales
+    logs: NDArray[np.float64] = np.log(np.maximum(values, _LEAST))
+    return logs
+
+
+def _solved(problem: _Problem, begin: NDArray[np.float64], scale: float, tries: int = 40) -> OptimizeResult:
+    kinds = Profile.constants()
+    low = np.full(len(problem.names), np.log(_LEAST))
+    high = np.array([0.0 if kinds[name] == "share" else np.log(_MOST) for name in problem.names])
+    return least_squares(
+        problem.residuals_and_pull,
+        np.clip(begin, low + 1e-3, high - 1e-3),
+        bounds=(low, high),
+        loss="soft_l1",
+        f_scale=scale,
+        ftol=1e-5,
+        xtol=1e-4,
+        max_nfev=tries,
+    )
+
+
+def _solved_twice(problem: _Problem) -> tuple[OptimizeResult, float]:
+    """First with few outliers, to come near; then with what is far off by the usual residual counted less."""
+    near = _solved(problem, _begin(problem), _FIRST_SCALE)
+    scale = max(_LEAST_SCALE, _OUTLYING * float(np.median(np.abs(problem.residuals(near.x)))))
+    return _solved(problem, near.x, scale), scale
+
+
+def _without_the_unknown(
+    problem: _Problem, found: OptimizeResult, scale: float
+) -> tuple[_Problem, OptimizeResult, dict[str, str]]:
+    """Give constants back their nominal values, one by one, where no family of measurements fits those any worse."""
+    kept, certain = dict[str, str](), set[str]()
+    allowed = _allowed_costs(problem, found, scale)
+    while True:
+        widths = _half_widths(problem, found, scale)
+        open_to_doubt = [
+            (_nominal(problem)[problem.names.index(name)] <= np.log(_LEAST), float(width), name)
+            for name, width in zip(problem.names, widths, strict=True)
+            if name not in certain and (width > _WIDEST or _is_silent(problem, found.x, name))
+        ]
+        if not open_to_doubt:
+            return problem, found, kept
+        _, _, name = max(open_to_doubt)  # of two that make up for each other, the one that is nominally nothing
+        place = problem.names.index(name)
+        fewer = _problem(problem.machine, problem.start, problem.rows, tuple(n for n in problem.names if n != name))
+        without = _solved(fewer, np.delete(found.x, place), scale, tries=8)  # it is near
+        costs = _family_costs(fewer, fewer.residuals(without.x), scale)
+        if all(costs[family] <= most for family, most in allowed.items()):
+            silent = _is_silent(problem, found.x, name)
+            reason = _SILENT if silent else "the data fit it no worse than any other value"
+            kept[name] = reason
+            problem, found = fewer, without
+        else:
+            certain.add(name)
+
+
+def _is_silent(problem: _Problem, x: NDArray[np.float64], name: str) -> bool:
+    """Whether no measurement would show it, were the constant nominal or three times as large as it is, or a third."""
+    place = problem.names.index(name)
+    here, most = problem.log_ratios(x), 0.0 if Profile.constants()[name] == "share" else np.log(_MOST)
+    for value in (_nominal(problem)[place], x[place] + 1.1, x[place] - 1.1):
+        moved = np.array(x)
+        moved[place] = min(value, most)
+        if np.abs(problem.log_ratios(moved) - here).max() > _LEAST_EFFECT:
+            return False
+    return True
+
+
+def _allowed_costs(problem: _Problem, found: OptimizeResult, scale: float) -> dict[str, float]:
+    """What no family may exceed: each is judged by itself, so that a few telling measurements do not drown among many."""
+    costs = _family_costs(problem, problem.residuals(found.x), scale)
+    alike = _family_costs(problem, problem.weights * _ALIKE, scale)
+    return {family: (1 + _WORSE) * cost + alike[family] for family, cost in costs.items()}
+
+
+def _family_costs(problem: _Problem, residuals: NDArray[np.float64], scale: float) -> dict[str, float]:
+    """The robust cost, summed over the measurements of each family."""
+    costs = scale**2 * (np.sqrt(1 + (np.asarray(residuals) / scale) ** 2) - 1)
+    by_family = dict[str, float]()
+    for (took, _), cost in zip(problem.rows, costs, strict=True):
+        by_family[took.family] = by_family.get(took.family, 0.0) + float(cost)
+    return by_family
+
+
+def _half_widths(problem: _Problem, found: OptimizeResult, scale: float) -> NDArray[np.float64]:
+    """Of 95 % intervals of the logarithms, from the Jacobian at the solution, outliers weighing as they did in the fit."""
+    freedom = max(1, len(problem.rows) - len(problem.names))
+    residual = problem.residuals(found.x)
+    damped = 1 / np.sqrt(1 + (residual / scale) ** 2)
+    slopes = _jacobian(problem, found.x) * np.sqrt(damped)[:, None]
+    variance = float((damped * residual**2).sum()) / freedom
+    covariance = np.linalg.pinv(slopes.T @ slopes, rcond=1e-12) * variance
+    half: NDArray[np.float64] = 1.96 * np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    flat = np.abs(slopes).max(axis=0) < _LEAST_EFFECT
+    return np.where(flat, np.inf, half)
+
+
+def _jacobian(problem: _Problem, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Slopes of the weighted residuals, by differences of a hundredth: smaller steps drown in nothing, larger ones cross kinks."""
+    here, step = problem.residuals(x), 0.01
+    columns = list[NDArray[np.float64]]()
+    for place in range(len(x)):
+        moved = np.array(x)
+        moved[place] -= step  # towards less: a share may not exceed one
+        columns.append((here - problem.residuals(moved)) / step)
+    return np.stack(columns, axis=1) if columns else np.zeros((len(here), 0))
+
+
+def _estimates(problem: _Problem, found: OptimizeResult, scale: float) -> list[Estimate]:
+    effects = np.abs(_jacobian(problem, found.x) / problem.weights[:, None])
+    halves = _half_widths(problem, found, scale)
+    kinds = Profile.constants()
+    estimates = list[Estimate]()
+    for place, name in enumerate(problem.names):
+        value, half = float(np.exp(found.x[place]) * problem.scales[place]), min(float(halves[place]), 20.0)
+        rows = zip(problem.rows, effects[:, place], strict=True)
+        telling = [took.family for (took, _), effect in rows if effect > 0.02]
+        counts = ", ".join(f"{telling.count(family)} {family}" for family in dict.fromkeys(telling))
+        high = value * float(np.exp(half))
+        estimates.append(
+            Estimate(
+                parameter=name,
+                low=value * float(np.exp(-half)),
+                high=min(1.0, high) if kinds[name] == "share" else high,
+                evidence=f"fitted to {counts}" if counts else "fitted: anything this small would do",
+            )
+        )
+    return estimates
+
+
+def _left(kept: dict[str, str], problem: _Problem) -> list[Estimate]:
+    """Every other constant, and why it is as it is."""
+    tied = _SAME_ON_CPU if is_cpu(problem.machine) else {}
+    estimates = list[Estimate]()
+    for name in Profile.constants():
+        if name in problem.names:
+            continue
+        reason = f"nominal: {kept.get(name, 'nothing measured here tells it')}"
+        if name in _ALONE_ON_CPU and is_cpu(problem.machine):
+            reason = "1: a CPU does one thing after the other"
+        if name in tied:
+            reason = f"as {tied[name]}: nothing is captured on a CPU"
+        estimates.append(Estimate(parameter=name, low=None, high=None, evidence=reason))
+    return estimates

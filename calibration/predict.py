@@ -1,0 +1,128 @@
+"""What the cost model says a measurement should take: the simulator's own formulas, asked for one operation at a time."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from calibration.families.steps import FIRST_STEADY_STEP
+from calibration.recipe import Recipe, model_of, plan_of
+from sim.cost import CostModel
+from sim.flows import Column, flows_of, home_columns
+from sim.kv import KvFormat, kv_layer_bytes
+from sim.layer import attention_flops, layer_prices, layer_times
+from sim.pipeline import step_seconds
+from sim.plan import Mechanism, Plan
+from sim.profile import Measurement
+from sim.spec import DType, MachineSpec, WeightFormat
+
+Prediction = Callable[[CostModel], float]
+RECORDED_ONLY = ("launch", "pin", "dram", "copy_beside")  # for the reader: no constant prices them
+
+
+def predictable(measurements: Sequence[Measurement], machine: MachineSpec) -> list[tuple[Measurement, Prediction]]:
+    """Those that constants price, each with its price. What no constant changes is worked out here, once."""
+    steps = dict[str, _Steps]()
+    pairs = list[tuple[Measurement, Prediction]]()
+    for one in measurements:
+        if one.family in ("decode", "prefill"):
+            run = steps.setdefault(one.case, _Steps(Recipe.of(one.case), machine))
+            pairs.append((one, run.prefill if one.family == "prefill" else run.decode))
+        elif one.family not in RECORDED_ONLY and not _is_pageable(one):
+            pairs.append((one, _operation(one, machine)))
+    return pairs
+
+
+def _operation(measurement: Measurement, machine: MachineSpec) -> Prediction:
+    if measurement.family in ("attention", "select"):
+        return _slots(plan_of(Recipe.of(measurement.case), machine), measurement.family)
+    simple: dict[str, Callable[[Measurement, CostModel], float]] = {
+        "product": _product,
+        "copy": _copy,
+        "duplex": _duplex,
+        "gather": _gather,
+        "gather_beside": _gather_beside,
+        "quantise": _conversion,
+        "dequantise": _conversion,
+        "host_attention": _host_attention,
+    }
+    if measurement.family not in simple:
+        raise ValueError(f"measurement family={measurement.family}, is none of this version: measure again")
+    return lambda cost: simple[measurement.family](measurement, cost)
+
+
+class _Steps:
+    """A plan's first wave. Its prefill and its decode steps are asked for one after the other: the last answer is kept."""
+
+    def __init__(self, recipe: Recipe, machine: MachineSpec) -> None:
+        self.plan = plan_of(recipe, machine)
+        self.flows = flows_of(self.plan, home_columns(self.plan.homes))
+        self._last: tuple[CostModel, Column] | None = None
+
+    def prefill(self, cost: CostModel) -> float:
+        return float(self._step_s(cost)[0])
+
+    def decode(self, cost: CostModel) -> float:
+        """The median of the steady steps."""
+        return float(np.median(self._step_s(cost)[FIRST_STEADY_STEP:]))
+
+    def _step_s(self, cost: CostModel) -> Column:
+        if self._last is None or self._last[0] is not cost:
+            setting = self.plan.setting
+            times = layer_times(layer_prices(cost, setting, setting.concurrency), self.flows, cost)
+            self._last = (cost, step_seconds(times, setting.model.layers, setting.prefetch_layers))
+        return self._last[1]
+
+
+def _slots(plan: Plan, family: str) -> Prediction:
+    """A layer's attention in the first decode step, or the choice after it."""
+    setting, counts = plan.setting, plan.setting.token_counts
+    kept = counts.local[1] + counts.selected[1]
+
+    def seconds(cost: CostModel) -> float:
+        prices = layer_prices(cost, setting, setting.concurrency)
+        if family == "select":
+            return prices.select_s + prices.select_s_per_kept * kept
+        return prices.attention_s + prices.attention_s_per_kept * kept
+
+    return seconds
+
+
+def _product(took: Measurement, cost: CostModel) -> float:
+    product = cost.gemm(took.number("inputs"), took.number("outputs"), DType(took.text("dtype")), WeightFormat.NATIVE)
+    return product.at_one(took.number("rows"))
+
+
+def _copy(took: Measurement, cost: CostModel) -> float:
+    return cost.transfer(Mechanism.COPY_ENGINE).at_one(took.number("bytes"))
+
+
+def _duplex(took: Measurement, cost: CostModel) -> float:
+    size = np.array([float(took.number("bytes"))])
+    return _copy(took, cost) + float(cost.duplex_delay_s(size, size)[0])
+
+
+def _gather(took: Measurement, cost: CostModel) -> float:
+    size = took.number("bytes")
+    if took.text("from") == "hbm":
+        return cost.gather_s(size) + cost.launch_s(1)
+    return cost.transfer(Mechanism.GATHER_KERNEL).at_one(size)
+
+
+def _gather_beside(took: Measurement, cost: CostModel) -> float:
+    """Products lose the share of the SMs that the gather holds."""
+    one = cost.gemm(took.number("inputs"), took.number("outputs"), DType.FP16, WeightFormat.NATIVE)
+    return took.number("products") * one.at_one(took.number("rows")) * (1 + cost.profile.gather_sm_share)
+
+
+def _conversion(took: Measurement, cost: CostModel) -> float:
+    return cost.elementwise_s(took.number("native") + took.number("stored")) + cost.launch_s(1)
+
+
+def _host_attention(took: Measurement, cost: CostModel) -> float:
+    model, sequences = model_of(took.text("model")), took.number("sequences")
+    kv_bytes = sequences * kv_layer_bytes(model, DType(took.text("dtype")), KvFormat.NATIVE)
+    return cost.host_attention(kv_bytes, attention_flops(model, sequences)).at_one(took.number("kept"))
+
+
+def _is_pageable(took: Measurement) -> bool:
+    return took.family == "copy" and took.text("memory") == "pageable"

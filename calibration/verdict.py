@@ -1,0 +1,131 @@
+"""Simulated beside measured: errors, what explains each, and what a roofline would have said."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from calibration.campaign import Campaign, Results, Stratum
+from calibration.figures import Figures
+from calibration.recipe import Recipe, plan_of
+from calibration.roofline import roofline_s, with_hindsight
+from sim.cost import CostModel
+from sim.engine import simulate
+from sim.flows import flows_of, home_columns
+from sim.plan import Plan
+from sim.profile import Profile
+from sim.spec import MachineSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """One plan. Errors are predicted over measured less one; None where there is nothing to compare."""
+
+    recipe: str
+    stratum: Stratum
+    measured: Figures
+    simulated: Figures
+    makespan: float
+    ttft: float
+    tpot_p50: float | None
+    tpot_p95: float | None
+    moved: float | None
+    peak_hbm: float | None
+    roofline: float
+    explained_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """All plans, the worst makespan first, and those that could not be run."""
+
+    plans: tuple[Judged, ...]
+    failed: tuple[tuple[str, str], ...]
+
+    @property
+    def median_error(self) -> float:
+        return median(abs(one.makespan) for one in self.plans)
+
+    @property
+    def worst_error(self) -> float:
+        return max(abs(one.makespan) for one in self.plans)
+
+
+def judge(campaign: Campaign, results: Results, profile: Profile, machine: MachineSpec, *, on_gpu: bool) -> Verdict:
+    """Simulate what was run and compare.
+
+    Raises ValueError if nothing was.
+    """
+    cost = CostModel(machine=machine, profile=profile)
+    strata = {one.recipe: one.stratum for one in campaign.plans}
+    ran = [(one.recipe, one.figures) for one in results.results if one.figures is not None]
+    if not ran:
+        why = next((one.reason for one in results.results), "none was started")
+        raise ValueError(f"campaign of {len(campaign.plans)} plans, none has run: {why}")
+    plans = {recipe: plan_of(Recipe.of(recipe), machine, profile) for recipe, _ in ran}
+    rival = with_hindsight(
+        [roofline_s(plans[recipe], cost) for recipe, _ in ran], [figures.makespan_s for _, figures in ran]
+    )
+    judged = [
+        _judged(recipe, strata[recipe], plans[recipe], cost, figures, error, on_gpu=on_gpu)
+        for (recipe, figures), error in zip(ran, rival, strict=True)
+    ]
+    failed = tuple((one.recipe, one.reason) for one in results.results if one.figures is None)
+    return Verdict(plans=tuple(sorted(judged, key=lambda one: -abs(one.makespan))), failed=failed)
+
+
+def _judged(
+    recipe: str, stratum: Stratum, plan: Plan, cost: CostModel, measured: Figures, roofline: float, *, on_gpu: bool
+) -> Judged:
+    simulated = Figures.of(simulate(plan, cost))
+    return Judged(
+        recipe=recipe,
+        stratum=stratum,
+        measured=measured,
+        simulated=simulated,
+        makespan=simulated.makespan_s / measured.makespan_s - 1,
+        ttft=simulated.ttft_s / measured.ttft_s - 1,
+        tpot_p50=_error(simulated.tpot_p50_s, measured.tpot_p50_s),
+        tpot_p95=_error(simulated.tpot_p95_s, measured.tpot_p95_s),
+        moved=_error(simulated.moved_bytes, measured.moved_bytes),
+        peak_hbm=simulated.peak_hbm_bytes / measured.peak_hbm_bytes - 1 if on_gpu else None,
+        roofline=roofline,
+        explained_by=explained_by(plan, simulated, measured),
+    )
+
+
+def _error(simulated: float | None, measured: float | None) -> float | None:
+    if not simulated and not measured:
+        return None
+    return (simulated or 0.0) / measured - 1 if measured else None
+
+
+def explained_by(plan: Plan, simulated: Figures, measured: Figures) -> str:
+    """Where most of the difference lies: the prefill, what every decode step has, or what grows with its tokens."""
+    said, took = np.array(simulated.step_s), np.array(measured.step_s[: len(simulated.step_s)])
+    gap = took - said[: len(took)]
+    parts = {"prefill": float(gap[0])}
+    if len(gap) > 2:
+        flows = flows_of(plan, home_columns(plan.homes))
+        moved = flows.fetched_kv + flows.fetched_inputs + flows.forwarded
+        grows, name = (moved, "link or recomputation") if moved[1:].any() else (flows.kept, "attention")
+        driver = grows[1 : len(gap)] - grows[1 : len(gap)].mean()
+        slope = float(driver @ (gap[1:] - gap[1:].mean()) / (driver @ driver)) if driver.any() else 0.0
+        # what grows weighs by all of its tokens, not by their growth alone, but never by more than there is to explain
+        growing = np.clip(slope * grows[1 : len(gap)], -np.abs(gap[1:]), np.abs(gap[1:]))
+        parts[name] = float(growing.sum())
+        parts["products, launches"] = float((gap[1:] - growing).sum())
+    elif len(gap) == 2:
+        parts["products, launches"] = float(gap[1])
+    return max(parts, key=lambda part: abs(parts[part]))
+
+
+def by_stratum(plans: Sequence[Judged]) -> list[tuple[str, Sequence[Judged]]]:
+    """All plans, then those of each stratum that has some."""
+    groups: list[tuple[str, Sequence[Judged]]] = [("all", plans)]
+    for stratum in Stratum:
+        members = [one for one in plans if one.stratum is stratum]
+        if members:
+            groups.append((str(stratum), members))
+    return groups

@@ -1,0 +1,169 @@
+"""The smaller parts: clocks, figures, access profiles, what two days differ by, which steps are captured."""
+
+import random
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import make_machine, make_setting, newest_in_hbm, refuses
+from calibration.access import access_of, random_weights_access
+from calibration.bench import Measured
+from calibration.draw import draw_recipe
+from calibration.figures import Figures
+from calibration.recipe import Recipe, plan_of
+from calibration.repeat import differences
+from calibration.roofline import roofline_s, with_hindsight
+from calibration.runner import Ran, Runner
+from calibration.timer import CpuTimer, Spread
+from calibration.verdict import explained_by
+from runtime.graph.support import require_graphable
+from runtime.recorder import SelectionStats
+from sim.attention import Selector
+from sim.capture import is_captured
+from sim.cost import CostModel
+from sim.engine import simulate
+from sim.forecast import forecast
+from sim.plan import Placement, Plan
+from sim.profile import Measurement, Profile
+from sim.spec import DType
+from tests.calibration.tiny import CPU, MODEL, fingerprint, machine
+
+
+@given(st.lists(st.floats(1e-6, 1e3), min_size=1, max_size=40))
+def test_a_spread_is_ordered_and_within_its_samples(samples: list[float]) -> None:
+    spread = Spread.of(samples)
+
+    assert min(samples) <= spread.low_s <= spread.seconds <= spread.high_s <= max(samples)
+    assert spread.samples == len(samples)
+
+
+def test_the_median_of_an_even_number_lies_between() -> None:
+    assert Spread.of([4.0, 1.0, 2.0, 3.0]).seconds == 2.5
+
+
+def test_every_call_is_made_as_often_and_its_mean_time_counts() -> None:
+    made = list[str]()
+    spread = CpuTimer().time([lambda: made.append("a"), lambda: made.append("b")], captured=True, budget_s=0.0)
+
+    assert made == ["a", "b"] * (1 + spread.samples)
+    assert spread.samples == 5
+
+
+def test_figures_are_read_off_a_trace() -> None:
+    """Two waves of two and one of one: five sequences, each step counted for those that it serves."""
+    plan = newest_in_hbm(make_setting(batch=5, prompt=4, output=6, concurrency=2), slots=3)
+    cost = CostModel(machine=make_machine(), profile=Profile.nominal(make_machine()))
+
+    figures, outcome = Figures.of(simulate(plan, cost)), forecast(plan, cost).outcome
+
+    assert figures.makespan_s == pytest.approx(outcome.makespan_s)
+    assert figures.ttft_s == pytest.approx(outcome.ttft_s)
+    assert figures.moved_bytes == outcome.h2d_bytes + outcome.d2h_bytes
+    assert len(figures.step_s) == 6
+    assert figures.tpot_p50_s is not None
+    assert figures.tpot_p95_s is not None
+    assert min(figures.step_s[1:]) <= figures.tpot_p50_s <= figures.tpot_p95_s <= max(figures.step_s[1:])
+    assert Figures.of(simulate(plan, cost), 7).peak_hbm_bytes == 7
+
+
+def swa_plan() -> Plan:
+    recipe = Recipe(model=MODEL, batch=2, prompt=20, output=10, selector=Selector.SWA, keep=40)
+    return plan_of(replace(recipe, placement=Placement.RESIDENT, dtype=DType.FP32), machine())
+
+
+@pytest.mark.parametrize(
+    ("slower", "blamed"),
+    [("prefill", "prefill"), ("every", "products, launches"), ("growing", "attention")],
+)
+def test_a_gap_is_laid_at_the_part_that_has_it(slower: str, blamed: str) -> None:
+    recipe = Recipe(model=MODEL, batch=2, prompt=20, output=40, dtype=DType.FP32)
+    plan = plan_of(recipe, machine())
+    said = Figures.of(simulate(plan, CostModel(machine=machine(), profile=Profile.nominal(machine()))))
+    change = {
+        "prefill": lambda step, s: 3 * s if step == 0 else s,
+        "every": lambda step, s: s + 1e-3 * (step > 0),
+        "growing": lambda step, s: s + 1e-5 * (20 + step) * (step > 0),
+    }[slower]
+    took = replace(said, step_s=tuple(change(step, seconds) for step, seconds in enumerate(said.step_s)))
+
+    assert explained_by(plan, said, took) == blamed
+
+
+def test_a_roofline_is_no_slower_than_the_simulator_with_ideal_efficiencies() -> None:
+    plan = swa_plan()
+    cost = CostModel(machine=machine(), profile=Profile.nominal(machine()))
+
+    assert 0 < roofline_s(plan, cost) < forecast(plan, cost).outcome.makespan_s
+    assert with_hindsight([1.0, 2.0, 4.0], [3.0, 6.0, 24.0]) == pytest.approx([0.0, 0.0, -0.5])
+
+
+def test_two_days_differ_by_family() -> None:
+    def day(copy_s: float, sum_s: float) -> Measured:
+        taken = {"family": "copy", "low_s": 1.0, "high_s": 1.0, "samples": 3}
+        copies = [Measurement(case=f"bytes={size}", seconds=copy_s * size, **taken) for size in (1, 2)]  # type: ignore[arg-type]
+        dram = Measurement(family="dram", case="bytes=1", seconds=sum_s, low_s=1.0, high_s=1.0, samples=3)
+        return Measured(fingerprint=fingerprint(), machine=machine(), measurements=(*copies, dram))
+
+    worst, other = differences(day(1.0, 1.0), day(1.02, 0.9))
+
+    assert (worst.family, worst.common, worst.median, worst.bias) == (
+        "dram",
+        1,
+        pytest.approx(0.1),
+        pytest.approx(-0.1),
+    )
+    assert (other.family, other.common, other.median) == ("copy", 2, pytest.approx(0.02))
+    with refuses("the two measurement files have no case in common: measure both on the same kind of device"):
+        differences(day(1.0, 1.0), replace(day(1.0, 1.0), measurements=()))
+
+
+def test_an_access_profile_says_what_a_run_did() -> None:
+    plan = swa_plan()
+    stats = [SelectionStats(picked=4.0, turnover=new, age=0.5, mass=0.8) for new in (1.0, 0.25, 0.75)]
+    rows = 3
+    picks: Any = [[[(0, 1, 15)]] for _ in range(rows)]
+    ran = Ran(trace=None, peak_bytes=None, picks=picks, stats=(tuple(stats),))  # type: ignore[arg-type]
+
+    access = access_of(Selector.PAGES, [(0.4, plan, ran)], "here")
+
+    assert access.turnovers == (0.5,)  # the first step has nothing before it
+    assert access.keep_shares == (0.4,)
+    assert access.age_shares[0] == (0.0, 0.0)
+    assert access.age_shares[1][1] == pytest.approx(2 / 3)
+    assert access.source.startswith("here; attention kept 80% at 40%; perplexity: 91M-parameter")
+
+
+def test_access_is_measured_on_random_weights() -> None:
+    recipe = Recipe(model=MODEL, batch=2, prompt=24, output=8, dtype=DType.FP32)
+
+    profiles = random_weights_access(Runner(device=CPU), machine(), recipe, (20, 50), "test")
+
+    assert [one.selector for one in profiles] == [Selector.SWA, Selector.H2O, Selector.PAGES, Selector.TOPK]
+    assert all("random weights of opt-125m/2/64" in one.source for one in profiles)
+    by_selector = {one.selector: one for one in profiles}
+    assert by_selector[Selector.TOPK].turnovers[0] > by_selector[Selector.SWA].turnovers[0]
+    assert by_selector[Selector.SWA].picks_every_age_alike
+    assert len(by_selector[Selector.TOPK].age_shares) == 5
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_prices_and_runtime_agree_on_what_is_captured(seed: int) -> None:
+    """A decoder as a GPU would have it; nothing runs."""
+    recipe = replace(draw_recipe(random.Random(seed), on_gpu=True), hbm=50)
+    plan = plan_of(recipe, make_machine(hbm_bytes_per_s=1e12))
+    decoder: Any = SimpleNamespace(
+        spec=plan.setting.model, device=torch.device("cuda"), dtype=torch.float16, config=SimpleNamespace()
+    )
+    try:
+        require_graphable(plan, decoder)
+    except ValueError:
+        graphable = False
+    else:
+        graphable = True
+
+    assert graphable == is_captured(plan.setting)

@@ -1,0 +1,218 @@
+"""What only a GPU runs, with the GPU left out: kernels and streams that do nothing, everything around them as it is."""
+
+import time
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from calibration.bench import Measured, cases, measure, scope_of
+from calibration.families import attention, host, products, transfers
+from calibration.families.base import Scope
+from calibration.fit import fit
+from calibration.machine import machine_at, name_at
+from calibration.predict import predictable
+from calibration.runner import Runner
+from calibration.timer import CpuTimer, CudaTimer
+from runtime.graph import launch
+from runtime.graph import products as graph_products
+from sim import catalogue
+from sim.cost import CostModel
+from sim.profile import Measurement, Profile
+from sim.spec import DType, MachineSpec
+from sim.units import MIB
+from tests.calibration.tiny import CPU, fingerprint
+
+CARD = MachineSpec(name="h200", gpu=catalogue.gpu("h200"), host=catalogue.host())
+
+
+class LikeAGpu(Scope):
+    """A CPU that is taken for a GPU."""
+
+    on_gpu = True  # type: ignore[assignment]
+
+
+class Kernel:
+    """Launched like a Triton kernel; does nothing."""
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        assert all(isinstance(size, int) and size > 0 for size in grid)
+        return lambda *_, **__: None
+
+
+class Stream:
+    def __init__(self, *_: object) -> None:
+        self.waited = list[object]()
+
+    def wait_stream(self, other: object) -> None:
+        self.waited.append(other)
+
+
+class Event:
+    def __init__(self, **_: object) -> None:
+        self.at_s = 0.0
+
+    def record(self) -> None:
+        self.at_s = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, other: "Event") -> float:
+        return 1e3 * (other.at_s - self.at_s)
+
+
+class Graph:
+    def __init__(self) -> None:
+        self.replayed = 0
+
+    def replay(self) -> None:
+        self.replayed += 1
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = SimpleNamespace(attend=Kernel(), settle=Kernel(), exchange=Kernel(), product=Kernel(), add_norm=Kernel())
+    monkeypatch.setattr(launch, "kernels", lambda: kernels)
+    monkeypatch.setattr(graph_products, "_kernels", lambda: kernels)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda _: None)
+    monkeypatch.setattr(transfers, "_pair", lambda _, size, __: (torch.ones(size, dtype=torch.uint8),) * 2)
+    monkeypatch.setattr(transfers, "GIB", MIB)
+    torch.set_num_threads(1)
+
+
+def scope(**changes: Any) -> Scope:
+    settings: dict[str, Any] = {
+        "machine": CARD,
+        "device": CPU,
+        "dtype": DType.FP16,
+        "timer": CpuTimer(),
+        "models": ("opt-125m/2/128", "llama-3-8b/2/512"),
+        "batches": (2,),
+        "prompts": (8,),
+        "output": 4,
+        "most_bytes": MIB,
+        "cold_bytes": 2**18,
+        "budget_s": 0.0,
+        "thorough": False,
+    }
+    return LikeAGpu(**(settings | changes))
+
+
+def test_attention_and_selection_go_through_the_slots_of_a_captured_step() -> None:
+    taken = [one for case in attention.cases(scope()) for one in case.measure()]
+
+    families = [one.family for one in taken]
+    assert families.count("select") == 2
+    assert families.count("attention") >= 2
+    assert not any("llama" in one.case for one in taken)  # grouped heads are not captured
+    assert predictable(taken, CARD)
+
+
+def test_products_go_through_the_runtimes_own_kernels() -> None:
+    taken = [one for case in products.cases(scope()) for one in case.measure()]
+
+    assert {one.text("as") for one in taken} == {"qkv", "out", "up", "down"}
+    assert len({one.case for one in taken}) == len(taken)
+
+
+def test_copies_and_gathers_run_alone_and_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers, "MIB", 1024)
+    monkeypatch.setattr(transfers, "_SHAPE", (2, 64, 64))
+    small = scope()
+    made = [*transfers.copies(small), *transfers.gathers(small)]
+
+    taken = [one for case in made for one in case.measure()]
+
+    assert {one.family for one in taken} == {"copy", "duplex", "copy_beside", "gather", "gather_beside"}
+    assert {(one.text("to"), one.text("memory")) for one in taken if one.family == "copy"} == {
+        (to, memory) for to in ("device", "host") for memory in ("pinned", "pageable")
+    }
+    priced = {one.case for one, _ in predictable(taken, CARD)}
+    assert not any("pageable" in case for case in priced)
+
+
+def test_pinning_and_launches_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "_PINNED_BYTES", 4096)
+    taken = [one for case in host.cases(scope()) for one in case.measure()]
+
+    assert [one.text("how") for one in taken if one.family == "launch"] == ["captured", "queued", "host"]
+    assert [one.samples for one in taken if one.family == "pin"] == [3]
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_graph_is_replayed_and_other_work_is_queued(captured: bool) -> None:
+    made = list[int]()
+
+    spread = CudaTimer().time([lambda: made.append(1)] * 3, captured=captured, budget_s=0.0)
+
+    once_to_warm_up_and_once_to_capture = 6
+    assert len(made) == (once_to_warm_up_and_once_to_capture if captured else 3 * (1 + spread.samples))
+    assert spread.samples == 5
+
+
+@pytest.mark.parametrize(("thorough", "most"), [(False, 160), (True, 480)])
+def test_the_whole_list_of_a_card_is_named_apart_and_priced(thorough: bool, most: int) -> None:
+    """Nothing is run: what a card's cases are called, and that each has a price or is there for the record."""
+    device = torch.device("cuda")
+    named = [
+        (case.family, case.case) for case in cases(scope_of(device, CARD, thorough=thorough), Runner(device=device))
+    ]
+    blank = [Measurement(family=f, case=c, seconds=1.0, low_s=1.0, high_s=1.0, samples=1) for f, c in named]
+
+    cost = CostModel(machine=CARD, profile=Profile.nominal(CARD))
+    assert len(set(named)) == len(named) <= most
+    assert all(1e-7 < price(cost) < 2 for _, price in predictable(blank, CARD))
+    assert {"product", "attention", "select", "copy", "duplex", "gather", "gather_beside", "decode"} <= {
+        family for family, _ in named
+    }
+
+
+def test_a_failing_kernel_costs_its_own_family_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no kernel image is available\nfor execution")
+
+    monkeypatch.setattr(products, "linear", broken)
+    monkeypatch.setattr("calibration.bench.cases", lambda scope, _: products.cases(scope))
+    told = list[str]()
+
+    measured = measure(scope(), None, Measured(fingerprint=fingerprint(), machine=CARD), on_failure=told.append)
+
+    assert {one.text("as") for one in measured.measurements} == {"out", "down"}
+    assert all(line.startswith("product rows=") and line.endswith("no kernel image is available") for line in told)
+
+
+@pytest.mark.parametrize(
+    ("device_name", "card"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100-80g-sxm"),
+        ("NVIDIA A100-SXM4-40GB", "a100-40g"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+    ],
+)
+def test_a_card_is_found_by_what_its_driver_calls_it(
+    device_name: str, card: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: device_name)
+
+    assert name_at(torch.device("cuda")) == machine_at(torch.device("cuda")).gpu.name == card
+
+
+def test_products_alone_make_a_profile() -> None:
+    taken = tuple(one for case in products.cases(scope()) for one in case.measure())
+
+    profile = fit(Measured(fingerprint=fingerprint(), machine=CARD, measurements=taken), name="x", basis="y")
+
+    assert profile.link_efficiency == Profile.nominal(CARD).link_efficiency
+    assert profile.evidence
+    assert profile.evidence.machine is None
