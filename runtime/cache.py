@@ -1,6 +1,7 @@
 """The tiered KV cache: both tiers' slots, saved layer inputs, and the ledger of every layer, kept to the plan's homes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,8 +14,8 @@ from runtime.memory import device_zeros, host_zeros
 from runtime.models import Decoder
 from runtime.streams import Done, SideStream
 from runtime.tally import Tally
-from runtime.tier import KeyFreezer, KvShape, OpenKeys, Tier
-from sim.kv import GROUP_TOKENS
+from runtime.tier import ALL, KeyFreezer, KvShape, OpenKeys, Tier
+from sim.kv import GROUP_TOKENS, KvFormat
 from sim.plan import Placement, Plan, Recompute, WriteBack
 
 
@@ -46,7 +47,8 @@ class TieredCache:
         formats = setting.kv_format
         grouped = formats.gpu.is_grouped or formats.host.is_grouped
         open_keys = OpenKeys(shape, None if published_ranges else GROUP_TOKENS, self.on_device, needed=grouped)
-        self.hbm = Tier(formats.gpu, shape, hbm_slots(plan), self.on_device, open_keys)
+        self.slots_by = slots_by(plan)
+        self.hbm = Tier(formats.gpu, shape, self.slots_by[-1], self.on_device, open_keys)
         self.host = Tier(formats.host, shape, host_slots(plan), self.on_host, open_keys)
         self.freezer = KeyFreezer(open_keys, (self.hbm, self.host))
         self.ledgers = [Ledger(plan, lanes.count, device) for _ in range(spec.layers)]
@@ -105,37 +107,38 @@ class TieredCache:
         if position < self.inputs.shape[2]:
             self.inputs[layer, :, position] = x[:, 0]
 
-    def parts(self, layer: int, staged: Staged) -> list[Part]:
+    def parts(self, row: int, layer: int, staged: Staged) -> list[Part]:
         """Everything that the layer's query attends to: the slots in HBM, and what was staged and is not there."""
-        positions, k, v = self.hbm.all(layer)
-        attended = self.attended(layer, positions) & (positions < self.hbm.pool.positions)
         kept = self.ledgers[layer].in_hbm
         others = [
-            Part(
-                k=part.k,
-                v=part.v,
-                positions=part.positions,
-                attended=part.attended & ~kept.gather(-1, part.positions) & self._real(part.positions),
-            )
+            replace(part, attended=part.attended & ~kept.gather(-1, part.positions) & self._real(part.positions))
             for part in staged.parts
         ]
-        return [Part(k=k, v=v, positions=positions, attended=attended), *others]
+        return [self._in_hbm(row, layer), *others]
 
-    def everything(self, layer: int) -> list[Part]:
+    def _in_hbm(self, row: int, layer: int) -> Part:
+        """What is attended to in HBM: in place, or gathered where that is the lesser work."""
+        ledger, slots = self.ledgers[layer], self.slots_by[row]
+        most = self.counts.local[row] + self.counts.selected[row]
+        if most * (2 if self.hbm.kv_format is KvFormat.NATIVE else 1) < slots:
+            at, valid = listed(ledger.wanted & ledger.in_hbm, most)
+            return self.hbm.list(layer, at, valid & self._real(at))
+        return self.hbm.all(layer, slots, lambda positions: self._held(ledger.wanted, positions))
+
+    def everything(self, row: int, layer: int) -> list[Part]:
         """All living tokens whose KV is somewhere, for a look at what a selection leaves out."""
         self.written[layer].wait()
-        ledger, parts = self.ledgers[layer], []
-        for tier, there in ((self.hbm, ledger.in_hbm), (self.host, ledger.on_host & ~ledger.in_hbm)):
-            positions, k, v = tier.all(layer)
-            held = (positions < tier.pool.positions) & self._real(positions)
-            inside = positions.clamp(max=tier.pool.positions - 1)
-            parts.append(Part(k=k, v=v, positions=positions, attended=held & there.gather(-1, inside)))
-        return parts
+        ledger = self.ledgers[layer]
+        there = ledger.on_host & ~ledger.in_hbm
+        return [
+            self.hbm.all(layer, self.slots_by[row], lambda positions: self._held(ledger.in_hbm, positions)),
+            self.host.all(layer, self.host.pool.slots, lambda positions: self._held(there, positions)),
+        ]
 
-    def attended(self, layer: int, positions: Tensor) -> Tensor:
-        """Which of ``positions`` [lane, token] the layer's step attends to."""
-        inside = positions.clamp(max=self.hbm.pool.positions - 1)
-        return self.ledgers[layer].wanted.gather(-1, inside) & self._real(positions)
+    def _held(self, mask: Tensor, positions: Tensor) -> Tensor:
+        """Which of ``positions`` [lane, slot] are in ``mask``; those of empty slots and padding are not."""
+        none = self.hbm.pool.positions
+        return mask.gather(-1, positions.clamp(max=none - 1)) & (positions < none) & self._real(positions)
 
     def settle(self, row: int, layer: int) -> None:
         """Homes of ``row``, while the step before it still runs: dead tokens go, others move outward."""
@@ -164,11 +167,11 @@ class TieredCache:
         kept = self.ledgers[layer].adopt(row)
         for part in parts:
             keep = part.attended & kept.gather(-1, part.positions)
-            self.hbm.put(layer, part.positions, keep, part.k, part.v)
+            self.hbm.put(layer, part.positions, keep, *part.read(ALL))
 
     def _fetched(self, layer: int, positions: Tensor, valid: Tensor) -> Part:
         k, v = self.host.take(layer, positions)
-        return Part(k=k, v=v, positions=positions, attended=valid)
+        return Part.of(k, v, positions, valid)
 
     def _reprojected(self, layer: int, positions: Tensor, valid: Tensor) -> Part:
         """Project saved inputs again; position encoding and key norm included."""
@@ -176,7 +179,7 @@ class TieredCache:
         sequence = torch.arange(self.lanes.sequences, device=positions.device)[:, None]
         x = self.inputs[layer][sequence, inside]
         k, v = self.decoder.reproject(layer, x, (inside - self.padding[:, None]).clamp(min=0))
-        return Part(k=self.lanes.keys(k), v=self.lanes.keys(v), positions=positions, attended=valid)
+        return Part.of(self.lanes.keys(k), self.lanes.keys(v), positions, valid)
 
     def _put(self, tier: Tier, layer: int, mask: Tensor, length: int, k: Tensor, v: Tensor) -> None:
         """Store the prompt tokens in ``mask``, of which there are at most ``length``."""
@@ -208,9 +211,14 @@ class _Allocator:
         return tensor
 
 
+def slots_by(plan: Plan) -> tuple[int, ...]:
+    """Slots of a lane in HBM that any row up to each has needed: free slots are taken from the first on."""
+    return tuple(accumulate((hbm + copies for hbm, copies in zip(plan.homes.hbm, plan.homes.copies, strict=True)), max))
+
+
 def hbm_slots(plan: Plan) -> int:
     """Slots of a lane in HBM: the most that any row needs."""
-    return max(hbm + copies for hbm, copies in zip(plan.homes.hbm, plan.homes.copies, strict=True))
+    return slots_by(plan)[-1]
 
 
 def host_slots(plan: Plan) -> int:

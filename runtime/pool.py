@@ -5,8 +5,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from runtime.masks import listed
+
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
-Rows = dict[str, Tensor]  # plane name: [lane, token, ...]
+Rows = dict[str, Tensor]  # plane name: [lane, token, head, width]
 
 
 class PoolOverflow(Exception):
@@ -14,7 +16,7 @@ class PoolOverflow(Exception):
 
 
 class SlotPool:
-    """Rows of tokens of every layer, each made of the same planes (key, value, scales).
+    """Rows of tokens of every layer, each made of the same planes (key, value, scales) [layer, lane, head, slot, width].
 
     ``holds`` [layer, lane, slot] is the position in each slot, ``slot_of`` [layer, lane, position] the slot of each
     position. One slot and one position more than there are stand for "none": writes that a mask excludes land there.
@@ -22,7 +24,7 @@ class SlotPool:
 
     def __init__(
         self,
-        planes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        planes: Mapping[str, tuple[tuple[int, int], torch.dtype]],
         *,
         layers: int,
         lanes: int,
@@ -34,7 +36,8 @@ class SlotPool:
         self.slots = slots
         self.positions = positions
         self.planes = {
-            name: allocate((layers, lanes, slots + 1, *shape), dtype) for name, (shape, dtype) in planes.items()
+            name: allocate((layers, lanes, heads, slots + 1, width), dtype)
+            for name, ((heads, width), dtype) in planes.items()
         }
         self.holds = torch.full((layers, lanes, slots + 1), positions, device=device)
         self.slot_of = torch.full((layers, lanes, positions + 1), slots, device=device)
@@ -48,9 +51,9 @@ class SlotPool:
         self.overflowed[layer] |= (valid.sum(-1) > free.sum(-1)).any()
         if self.slots == 0:
             return
-        order = free.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-        rank = (valid.cumsum(-1) - 1).clamp(0, self.slots - 1)
-        slots = torch.where(valid, order.gather(-1, rank), self.slots)
+        places, there = listed(free, positions.shape[1])
+        slots = places.masked_fill(~there, self.slots).gather(-1, (valid.cumsum(-1) - 1).clamp(min=0))
+        slots = slots.masked_fill(~valid, self.slots)
         holds.scatter_(-1, slots, torch.where(valid, positions, self.positions))
         slot_of.scatter_(-1, torch.where(valid, positions, self.positions), slots)
         holds[:, self.slots] = self.positions
@@ -64,12 +67,12 @@ class SlotPool:
     def take(self, layer: int, positions: Tensor) -> Rows:
         """Rows of ``positions`` [lane, token]; arbitrary ones for those not held."""
         slots = self.slot_of[layer].gather(-1, positions)
-        return {name: plane[layer][self._lane, slots] for name, plane in self.planes.items()}
+        return {name: take_rows(plane[layer], slots) for name, plane in self.planes.items()}
 
-    def rows(self, layer: int) -> tuple[Tensor, Rows]:
-        """What every slot holds, [lane, slot] positions and their rows, without copying."""
-        return self.holds[layer][:, : self.slots], {
-            name: plane[layer][:, : self.slots] for name, plane in self.planes.items()
+    def rows(self, layer: int, slots: int) -> tuple[Tensor, Rows]:
+        """What the first ``slots`` slots hold, [lane, slot] positions and their rows, without copying."""
+        return self.holds[layer][:, :slots], {
+            name: plane[layer][:, :, :slots].transpose(1, 2) for name, plane in self.planes.items()
         }
 
     def drop(self, layer: int, mask: Tensor) -> None:
@@ -85,4 +88,12 @@ class SlotPool:
 
     def _write(self, layer: int, slots: Tensor, rows: Rows) -> None:
         for name, row in rows.items():
-            self.planes[name][layer][self._lane, slots] = row
+            self.planes[name][layer][self._lane, :, slots] = row
+
+
+def take_rows(plane: Tensor, places: Tensor) -> Tensor:
+    """Rows of ``plane`` [lane, head, place, ...] at ``places`` [lane, token], as [lane, token, head, ...]."""
+    lanes, heads, count = plane.shape[:3]
+    first = torch.arange(0, lanes * heads * count, count, device=plane.device).view(lanes, heads, 1)
+    rows = plane.flatten(0, 2).index_select(0, (first + places[:, None]).flatten())
+    return rows.view(lanes, heads, places.shape[1], *plane.shape[3:]).transpose(1, 2)

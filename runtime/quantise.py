@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sim.kv import KvFormat
 
-Planes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+Planes = dict[str, tuple[tuple[int, int], torch.dtype]]  # name: (heads, width), type
 _SCALE = torch.float16
 _FP8_MAX = 448.0  # largest finite float8_e4m3fn
 
@@ -66,13 +66,13 @@ def decode_values(rows: dict[str, Tensor], kv_format: KvFormat, dtype: torch.dty
 
 
 def encode_keys(keys: Tensor, kv_format: KvFormat, ranges: Tensor | None) -> Tensor:
-    """Keys [lane, token, head, channel] as stored; integers by ``ranges`` [lane, token, 2, head, channel], clipped to them."""
+    """Keys [lane, token, head, channel] as stored; integers by ``ranges`` [lane, token, head, 2, channel], clipped to them."""
     if kv_format is KvFormat.NATIVE:
         return keys
     if kv_format is KvFormat.FP8:
         return _to_fp8(keys)
     assert ranges is not None
-    return _to_integer(keys, ranges[:, :, 0], ranges[:, :, 1], bits_of(kv_format))
+    return _to_integer(keys, ranges[..., 0, :], ranges[..., 1, :], bits_of(kv_format))
 
 
 def decode_keys(stored: Tensor, kv_format: KvFormat, ranges: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -82,7 +82,7 @@ def decode_keys(stored: Tensor, kv_format: KvFormat, ranges: Tensor | None, dtyp
     if kv_format is KvFormat.FP8:
         return _from_fp8(stored, dtype)
     assert ranges is not None
-    return _from_integer(stored, ranges[:, :, 0], ranges[:, :, 1], bits_of(kv_format), dtype)
+    return _from_integer(stored, ranges[..., 0, :], ranges[..., 1, :], bits_of(kv_format), dtype)
 
 
 def bits_of(kv_format: KvFormat) -> int:
@@ -103,7 +103,7 @@ def _to_integer(x: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:
 
 def _from_integer(stored: Tensor, low: Tensor, step: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     levels = stored if bits == 8 else torch.stack((stored & 15, stored >> 4), dim=-1).flatten(-2)
-    return (levels.float() * step.float() + low.float()).to(dtype)
+    return torch.addcmul(low.float(), levels.float(), step.float()).to(dtype)
 
 
 def _to_fp8(x: Tensor) -> Tensor:

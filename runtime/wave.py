@@ -147,7 +147,7 @@ class Wave:
             ledger.want(row, selector.picks(row, ledger.older(row), self.counts.selected[row], q))
             cache.release(row, layer)
         cache.bear(row, layer, x, k, v)
-        parts = cache.parts(layer, self.fetches.staged(row, layer)) + prefix.parts(layer)
+        parts = cache.parts(row, layer, self.fetches.staged(row, layer)) + prefix.parts(layer)
         attended, weights = attend(q, parts, self.scale)
         self.recorder.selected(row, layer, ledger, self.counts)
         if self.recorder.record.mass:
@@ -160,7 +160,7 @@ class Wave:
 
     def _weigh(self, row: int, layer: int, q: Tensor) -> None:
         """Note how much of its attention to all living tokens the step's query pays to those it attends to."""
-        parts = self.cache.everything(layer)
+        parts = self.cache.everything(row, layer)
         _, weights = attend(q, parts, self.scale)
         paid = _by_position(weights, parts, self.counts.cached[-1])[:, :-1] * self.cache.ledgers[layer].wanted
         self.cache.tally.add(row, layer, mass=paid / (q.shape[1] * q.shape[2]))
@@ -208,7 +208,7 @@ class _Prefix:
         attended = attend_prompt(q, k, v, self.padding, self.decoder.spec.head_dim**-0.5)
         self.x = self.decoder.finish(layer, self.x, attended)
         at = torch.arange(self.tokens, device=k.device).expand(k.shape[0], -1)
-        return [Part(k=k, v=v, positions=at, attended=self.real)]
+        return [Part.of(k, v, at, self.real)]
 
 
 def _by_position(weights: Tensor, parts: list[Part], positions: int) -> Tensor:

@@ -111,9 +111,7 @@ def test_attention_over_parts_is_attention_over_all(where: Where) -> None:
     q = torch.randn(2, 3, 2, 8).to(where.device, where.dtype)
     k, v = (torch.randn(2, 9, 3, 8).to(where.device, where.dtype) for _ in range(2))
     at = torch.arange(9, device=where.device).expand(2, -1)
-    parts = [
-        Part(k=k[:, a:b], v=v[:, a:b], positions=at[:, a:b], attended=at[:, a:b] != 4) for a, b in ((0, 4), (4, 9))
-    ]
+    parts = [Part.of(k[:, a:b], v[:, a:b], at[:, a:b], at[:, a:b] != 4) for a, b in ((0, 4), (4, 9))]
     got, weights = attend(q, parts, 0.3)
     scores = torch.einsum("lhgc,lthc->lhgt", q, k).float() * 0.3
     scores[..., 4] = -torch.inf
