@@ -114,16 +114,24 @@ class TieredCache:
             replace(part, attended=part.attended & ~kept.gather(-1, part.positions) & self._real(part.positions))
             for part in staged.parts
         ]
-        return [self._in_hbm(row, layer), *others]
+        return [*self._in_hbm(row, layer), *others]
 
-    def _in_hbm(self, row: int, layer: int) -> Part:
-        """What is attended to in HBM: in place, or gathered where that is the lesser work."""
-        ledger, slots = self.ledgers[layer], self.slots_by[row]
+    def _in_hbm(self, row: int, layer: int) -> list[Part]:
+        """What is attended to in HBM: in place, or gathered where that is the lesser work; keys of an open group apart."""
+        ledger, native = self.ledgers[layer], self.hbm.kv_format is KvFormat.NATIVE
+        wanted, parts = ledger.wanted & ledger.in_hbm, list[Part]()
         most = self.counts.local[row] + self.counts.selected[row]
-        if most * (2 if self.hbm.kv_format is KvFormat.NATIVE else 1) < slots:
-            at, valid = listed(ledger.wanted & ledger.in_hbm, most)
-            return self.hbm.list(layer, at, valid & self._real(at))
-        return self.hbm.all(layer, slots, lambda positions: self._held(ledger.wanted, positions))
+        start, cached = self.freezer.open_keys.start[layer], self.counts.cached[row]
+        if self.hbm.kv_format.is_grouped and start < cached:
+            at = torch.arange(start, cached, device=wanted.device).expand(self.lanes.count, -1)
+            parts.append(self.hbm.waiting(layer, at, wanted[:, start:cached] & self._real(at)))
+            wanted = wanted & (ledger.position < start)
+            most -= min(self.counts.local[row], cached - start)
+        if most * (2 if native else 1) < self.slots_by[row]:
+            at, valid = listed(wanted, most)
+            return [self.hbm.list(layer, at, valid & self._real(at)), *parts]
+        slots = self.slots_by[row]
+        return [self.hbm.all(layer, slots, lambda positions: self._held(wanted, positions), frozen=True), *parts]
 
     def everything(self, row: int, layer: int) -> list[Part]:
         """All living tokens whose KV is somewhere, for a look at what a selection leaves out."""
@@ -131,8 +139,10 @@ class TieredCache:
         ledger = self.ledgers[layer]
         there = ledger.on_host & ~ledger.in_hbm
         return [
-            self.hbm.all(layer, self.slots_by[row], lambda positions: self._held(ledger.in_hbm, positions)),
-            self.host.all(layer, self.host.pool.slots, lambda positions: self._held(there, positions)),
+            self.hbm.all(
+                layer, self.slots_by[row], lambda positions: self._held(ledger.in_hbm, positions), frozen=False
+            ),
+            self.host.all(layer, self.host.pool.slots, lambda positions: self._held(there, positions), frozen=False),
         ]
 
     def _held(self, mask: Tensor, positions: Tensor) -> Tensor:

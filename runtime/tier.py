@@ -91,13 +91,19 @@ class Tier:
         return self._decode(layer, ALL, positions, self.pool.take(layer, positions))
 
     def list(self, layer: int, positions: Tensor, attended: Tensor) -> Part:
-        """The tokens at ``positions`` [lane, token]."""
-        return self._part(layer, positions, attended, self.pool.take(layer, positions))
+        """The tokens at ``positions`` [lane, token], of which none waits in the open group."""
+        return self._part(layer, positions, attended, self.pool.take(layer, positions), frozen=True)
 
-    def all(self, layer: int, slots: int, attended: Callable[[Tensor], Tensor]) -> Part:
+    def all(self, layer: int, slots: int, attended: Callable[[Tensor], Tensor], *, frozen: bool) -> Part:
         """The first ``slots`` slots; ``attended`` says of their positions, those of empty slots among them, which count."""
         positions, rows = self.pool.rows(layer, slots)
-        return self._part(layer, positions, attended(positions), rows)
+        return self._part(layer, positions, attended(positions), rows, frozen=frozen)
+
+    def waiting(self, layer: int, positions: Tensor, attended: Tensor) -> Part:
+        """The first tokens of the open group, whose keys are there as they are; ``positions`` [lane, token] are theirs."""
+        keys = self.open_keys.keys[layer, :, :, : positions.shape[1]].transpose(1, 2)
+        values = decode_values(self.pool.take(layer, positions), self.kv_format, self.shape.dtype)
+        return Part.of(keys, values, positions, attended)
 
     def freeze(self, layer: int, group: int, positions: Tensor, keys: Tensor) -> None:
         """Fix a group's ranges from all its keys, and store those keys of it that are held."""
@@ -108,19 +114,22 @@ class Tier:
             stored = encode_keys(keys, self.kv_format, self._ranges(layer, ALL, positions))
             self.pool.rewrite(layer, positions, {"k": stored})
 
-    def _part(self, layer: int, positions: Tensor, attended: Tensor, rows: Rows) -> Part:
+    def _part(self, layer: int, positions: Tensor, attended: Tensor, rows: Rows, *, frozen: bool) -> Part:
         if self.kv_format is KvFormat.NATIVE:
             return Part.of(rows["k"], rows["v"], positions, attended)
 
         def read(lanes: slice) -> tuple[Tensor, Tensor]:
-            return self._decode(layer, lanes, positions[lanes], {name: row[lanes] for name, row in rows.items()})
+            some = {name: row[lanes] for name, row in rows.items()}
+            return self._decode(layer, lanes, positions[lanes], some, frozen=frozen)
 
         size = lanes_at_once(positions.device, positions.shape[1] * self.shape.heads * self.shape.head_dim)
         return Part(positions=positions, attended=attended, read=read, at_once=size)
 
-    def _decode(self, layer: int, lanes: slice, positions: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+    def _decode(
+        self, layer: int, lanes: slice, positions: Tensor, rows: Rows, *, frozen: bool = False
+    ) -> tuple[Tensor, Tensor]:
         keys = decode_keys(rows["k"], self.kv_format, self._ranges(layer, lanes, positions), self.shape.dtype)
-        if self.kv_format.is_grouped:
+        if self.kv_format.is_grouped and not frozen:
             keys = self.open_keys.read(layer, lanes, positions, keys)
         return keys, decode_values(rows, self.kv_format, self.shape.dtype)
 
