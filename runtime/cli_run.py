@@ -17,6 +17,7 @@ from sim.files import load_plan, trace_text, write_atomically
 from sim.forecast import forecast
 from sim.plan import Plan
 from sim.profile import Profile
+from sim.spec import WeightFormat
 from sim.trace import Trace, chrome_events
 from sim.units import format_bytes, format_seconds
 
@@ -119,21 +120,25 @@ def _decoder(plan: Plan, folder: Path | None, device: str, seed: int) -> "Decode
     import torch
 
     from runtime.execute import DTYPES
-    from runtime.models import load_decoder, random_decoder
+    from runtime.models import as_planned, load_decoder, random_decoder
     from runtime.models.config import config_from_spec
 
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device={device}, must be cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, torch finds no GPU here: use --device cpu")
-    where, dtype = torch.device(device), DTYPES[plan.setting.dtype]
+    setting, where = plan.setting, torch.device(device)
+    as_they_are = setting.weight_format is WeightFormat.NATIVE and not setting.weights_on_host
+    first, dtype = where if as_they_are else torch.device("cpu"), DTYPES[setting.dtype]
     try:
         if folder is None:
-            return random_decoder(config_from_spec(plan.setting.model), device=where, dtype=dtype, seed=seed)
-        return load_decoder(folder, device=where, dtype=dtype)
+            decoder = random_decoder(config_from_spec(setting.model), device=first, dtype=dtype, seed=seed)
+        else:
+            decoder = load_decoder(folder, device=first, dtype=dtype)
+        return as_planned(decoder, setting, where)
     except torch.cuda.OutOfMemoryError:
-        weights = format_bytes(plan.setting.model.weight_bytes(plan.setting.dtype))
-        raise ValueError(f"out of GPU memory: {plan.setting.model.name} has {weights} of weights") from None
+        weights = format_bytes(setting.model.weight_bytes(setting.dtype, setting.weight_format))
+        raise ValueError(f"out of GPU memory: {setting.model.name} has {weights} of weights") from None
 
 
 def _run_random(plan: Plan, decoder: "Decoder", options: "Options", seed: int) -> "Run":

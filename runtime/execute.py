@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runtime.clock import Clock
-from runtime.models import Decoder
+from runtime.models import Decoder, as_planned
 from runtime.quantise import plane_shapes
 from runtime.recorder import LanePicks, Record, Recorder, SelectionStats
 from runtime.sampling import Sampler, Sampling
@@ -17,7 +17,7 @@ from runtime.wave import BudgetExceeded, Prompts, Wave, WaveOptions
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.forecast import static_hbm_bytes, static_host_bytes
 from sim.plan import Admission, Plan, Recompute
-from sim.spec import DType, ModelSpec, WeightFormat
+from sim.spec import DType, ModelSpec
 from sim.trace import Trace, WaveTrace
 from sim.units import format_bytes
 
@@ -73,7 +73,7 @@ def execute(
 
     Raises ValueError for prompts or a decoder that the plan is not for, BudgetExceeded where the KV does not fit.
     """
-    options = options or Options()
+    options, decoder = options or Options(), as_planned(decoder, plan.setting)
     _require_runnable(plan, decoder, options)
     require_prompts(plan, prompts)
     size, waves = plan.setting.concurrency, []
@@ -188,11 +188,6 @@ def _require_runnable(plan: Plan, decoder: Decoder, options: Options) -> None:
     _require_same_model(setting.model, decoder.spec)
     if decoder.dtype is not DTYPES[setting.dtype]:
         raise ValueError(f"weights in {decoder.dtype}, must be in the plan's {setting.dtype}")
-    if setting.weights_on_host or setting.weight_format is not WeightFormat.NATIVE:
-        raise ValueError(
-            f"weights_on_host={setting.weights_on_host}, weight_format={setting.weight_format}: the runtime keeps all "
-            "weights in HBM in the compute type"
-        )
     if setting.guess_hits is not None:
         raise ValueError(f"guess_hits={setting.guess_hits}, the runtime fetches once the query is known: use null")
     if setting.admission is Admission.CONTINUOUS:

@@ -12,7 +12,7 @@ from typing import IO
 import torch
 
 from runtime.execute import Options, Run, execute, require_prompts
-from runtime.models import Decoder
+from runtime.models import Decoder, as_planned
 from runtime.prompts import Prompt, Text
 from sim.plan import Plan
 
@@ -34,6 +34,7 @@ def run_job(
     """
     for prompt in prompts:
         _require_prompt(plan, prompt)
+    decoder = as_planned(decoder, plan.setting)
     with _appending(output) as file:
         done = _finished(file, output, {prompt.id for prompt in prompts})
         waiting = [prompt for prompt in prompts if prompt.id not in done]

@@ -95,12 +95,17 @@ class Wave:
         self.recorder.begin_step(0)
         for layer in range(self.decoder.spec.layers):
             self.recorder.begin_layer(0, layer)
-            self.fetches.ahead_of(0, layer)
+            self._come(0, layer)
             q, k, v, after = prompt_layer(self.decoder, layer, x, positions, padding)
             self._place_prompt(layer, x, self.lanes.queries(q), self.lanes.keys(k), self.lanes.keys(v))
             x = after
             self.recorder.end_layer(0, layer)
         return self.decoder.logits(x[:, -1:])[:, 0]
+
+    def _come(self, row: int, layer: int) -> None:
+        self.fetches.ahead_of(row, layer)
+        if self.fetches.weights:
+            self.recorder.streamed(row)
 
     def _place_prompt(self, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Homes of row 0, then those of row 1. What the first step will attend to is settled first: it must not die."""
@@ -132,7 +137,7 @@ class Wave:
         prefix = _Prefix(self.plan, self.decoder, self.prompts, row)
         for layer in range(self.decoder.spec.layers):
             self.recorder.begin_layer(row, layer)
-            self.fetches.ahead_of(row, layer)
+            self._come(row, layer)
             q, k, v = self.decoder.project(layer, x, positions)
             attended = self._attend(row, layer, x, self.lanes.queries(q)[:, 0], k, v, prefix)
             x = self.decoder.finish(layer, x, self.lanes.merge(attended))

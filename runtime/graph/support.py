@@ -7,6 +7,7 @@ import torch
 from runtime.models import Decoder
 from sim.attention import Selector
 from sim.plan import Admission, Placement, Plan, Recompute
+from sim.spec import WeightFormat
 
 
 def require_graphable(plan: Plan, decoder: Decoder) -> None:
@@ -21,6 +22,8 @@ def require_graphable(plan: Plan, decoder: Decoder) -> None:
         raise ValueError(f"kv_heads={spec.kv_heads}, a captured step needs as many as heads, {spec.heads}")
     if not setting.kv_format.are_native or setting.recompute is not Recompute.NONE or setting.host_attention:
         raise ValueError("a captured step needs native KV formats, recompute=none and host_attention=False")
+    if setting.weights_on_host or setting.weight_format is not WeightFormat.NATIVE:
+        raise ValueError("a captured step needs all weights in HBM in the compute type")
     if setting.admission is not Admission.WAVES:
         raise ValueError(f"admission={setting.admission}, a captured step runs waves")
     if selector is Selector.SWA and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:

@@ -1,6 +1,6 @@
 """One decoder for all families, cut where attention happens: the cache lies between ``project`` and ``finish``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch.nn import functional as fn
 from runtime.models.config import DecoderConfig
 from runtime.models.rope import rotate
 from sim.footprint import PREFILL_CHUNK_TOKENS
+from sim.spec import WeightFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,14 @@ class Affine:
 
     weight: Tensor
     bias: Tensor | None = None
+
+    def widened(self) -> Tensor:
+        """The matrix in the compute type."""
+        return self.weight
+
+    def below(self, row: int) -> "Affine":
+        """The rows from ``row`` on."""
+        return Affine(weight=self.weight[row:], bias=None if self.bias is None else self.bias[row:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,13 +45,13 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """All tensors of a checkpoint, in the compute type on the device."""
+    """All tensors of a checkpoint in the compute type on the device, but for layers that a plan stores otherwise."""
 
     embedding: Tensor
     positions: Tensor | None
     project_in: Tensor | None
     project_out: Tensor | None
-    layers: tuple[LayerWeights, ...]
+    layers: Sequence[LayerWeights]
     final_norm: Affine | None
     head: Tensor
 
@@ -50,8 +59,16 @@ class Weights:
 class Decoder:
     """Shapes: x [batch, token, hidden]; q, k, v [batch, token, head, head_dim]; positions [batch, token]."""
 
-    def __init__(self, config: DecoderConfig, weights: Weights) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: Weights,
+        *,
+        weight_format: WeightFormat = WeightFormat.NATIVE,
+        weights_on_host: float = 0.0,
+    ) -> None:
         self.config = config
+        self.weight_format, self.weights_on_host = weight_format, weights_on_host
         self.spec = config.spec
         self.weights = weights
         self.activate = _ACTIVATIONS[config.activation]
@@ -86,11 +103,8 @@ class Decoder:
     def reproject(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Key and value alone, from saved layer inputs: position encoding and key norm are applied again."""
         weights, spec = self.weights.layers[layer], self.spec
-        bias = weights.qkv.bias
-        key_value = Affine(
-            weight=weights.qkv.weight[spec.query_dim :], bias=None if bias is None else bias[spec.query_dim :]
-        )
-        k, v = torch.split(_linear(self._attention_input(layer, x), key_value), [spec.kv_dim, spec.kv_dim], dim=-1)
+        rows = _linear(self._attention_input(layer, x), weights.qkv.below(spec.query_dim))
+        k, v = torch.split(rows, [spec.kv_dim, spec.kv_dim], dim=-1)
         return self._place(self._heads(k), weights.key_norm, positions), self._heads(v)
 
     def finish(self, layer: int, x: Tensor, attended: Tensor) -> Tensor:
@@ -153,7 +167,7 @@ class Decoder:
 
 
 def _linear(x: Tensor, affine: Affine) -> Tensor:
-    return fn.linear(x, affine.weight, affine.bias)
+    return fn.linear(x, affine.widened(), affine.bias)
 
 
 def _rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:

@@ -9,7 +9,7 @@ from sim.attention import Attention, Selector
 from sim.homes import TokenHomes
 from sim.kv import KvFormats
 from sim.plan import Placement, Plan, Recompute, Setting, WriteBack
-from sim.spec import DType, MachineSpec, ModelSpec
+from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat
 from sim.workload import Workload
 from tests.runtime.where import dtype_asked_for
 
@@ -33,6 +33,9 @@ class Choice:
     kv_format: KvFormats = field(default_factory=KvFormats)
     enough_copies: bool = True
     prefetch_layers: int = 1
+    weights_on_host: float = 0.0
+    weight_format: WeightFormat = WeightFormat.NATIVE
+    host_attention: bool = False
 
 
 def machine() -> MachineSpec:
@@ -54,6 +57,8 @@ def draw_choice(rng: random.Random, selector: Selector) -> Choice:
         prompt=rng.randint(2, 14),
         output=rng.choice([1, 2, 7, 12]),
         prefetch_layers=1 if selector.recalls else rng.choice([1, 2]),
+        weights_on_host=rng.choice([0.0, 0.0, 0.3, 1.0]),
+        host_attention=dense and rng.random() < 0.3,
     )
 
 
@@ -83,6 +88,9 @@ def make_setting(model: ModelSpec, choice: Choice) -> Setting:
         write_back=choice.write_back,
         recompute=choice.recompute,
         prefetch_layers=choice.prefetch_layers,
+        weights_on_host=choice.weights_on_host,
+        weight_format=choice.weight_format,
+        host_attention=choice.host_attention,
         kv_budget_bytes=2**40,
     )
 

@@ -19,7 +19,6 @@ from runtime.wave import BudgetExceeded
 from sim.attention import Selector
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.plan import Admission, Placement, Setting
-from sim.spec import WeightFormat
 from sim.trace import Resource
 from tests.runtime.plans import Choice, all_in_hbm, draw_choice, draw_plan, with_budget
 from tests.runtime.test_dense import checkpoint, random_prompts
@@ -90,14 +89,6 @@ def _plan_for_another_model(setting: Setting) -> Setting:
     return replace(setting, model=replace(setting.model, intermediate=64))
 
 
-def _streamed_weights(setting: Setting) -> Setting:
-    return replace(setting, weights_on_host=0.5)
-
-
-def _int8_weights(setting: Setting) -> Setting:
-    return replace(setting, weight_format=WeightFormat.INT8)
-
-
 def _continuous(setting: Setting) -> Setting:
     return replace(setting, admission=Admission.CONTINUOUS)
 
@@ -106,9 +97,7 @@ def _continuous(setting: Setting) -> Setting:
     ("change", "says"),
     [
         (_plan_for_another_model, "has intermediate=48, the plan's"),
-        (_streamed_weights, "the runtime keeps all weights in HBM"),
         (_continuous, "the runtime runs waves"),
-        (_int8_weights, "the runtime keeps all weights in HBM"),
     ],
 )
 def test_a_plan_that_cannot_run_is_refused(change: object, says: str, where: Where) -> None:
