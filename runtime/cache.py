@@ -48,8 +48,13 @@ class TieredCache:
         grouped = formats.gpu.is_grouped or formats.host.is_grouped
         open_keys = OpenKeys(shape, None if published_ranges else GROUP_TOKENS, self.on_device, needed=grouped)
         self.slots_by = slots_by(plan)
-        self.hbm = Tier(formats.gpu, shape, self.slots_by[-1], self.on_device, open_keys)
-        self.host = Tier(formats.host, shape, host_slots(plan), self.on_host, open_keys)
+        self.hbm = Tier(formats.gpu, shape, self.slots_by[-1], self.on_device, open_keys, device=device)
+        self.host_slots_by = host_slots_by(plan)
+        if setting.host_attention:  # the CPU's own memory: it attends there
+            where, on_cpu = torch.device("cpu"), _Allocator(torch.device("cpu"), host=False)
+        else:
+            where, on_cpu = device, self.on_host
+        self.host = Tier(formats.host, shape, self.host_slots_by[-1], on_cpu, open_keys, device=where)
         self.freezer = KeyFreezer(open_keys, (self.hbm, self.host))
         self.ledgers = [Ledger(plan, lanes.count, device) for _ in range(spec.layers)]
         keeper = self.on_device if setting.recompute is Recompute.ACTIVATIONS_HBM else self.on_host
@@ -77,7 +82,10 @@ class TieredCache:
         dense = self.plan.setting.attention.is_dense
         from_inputs, from_host = missing & ledger.inputs, missing & ~ledger.inputs
         if length := self.homes.host_kv[row] if dense else min(most, self.host.pool.slots):
-            parts.append(self._fetched(layer, *listed(from_host, length)))
+            if self.plan.setting.host_attention:
+                parts.append(self._on_host(row, layer, from_host))
+            else:
+                parts.append(self._fetched(layer, *listed(from_host, length)))
         if length := self.homes.activations[row] if dense else min(most, self.inputs.shape[2]):
             parts.append(self._reprojected(layer, *listed(from_inputs, length)))
         self.tally.add(row, layer, fetched=from_host, reprojected=from_inputs)
@@ -183,6 +191,11 @@ class TieredCache:
         k, v = self.host.take(layer, positions)
         return Part.of(k, v, positions, valid)
 
+    def _on_host(self, row: int, layer: int, mask: Tensor) -> Part:
+        """Tokens that the CPU attends to where they lie."""
+        part = self.host.all(layer, self.host_slots_by[row], lambda positions: self._held(mask, positions), frozen=True)
+        return replace(part, positions=part.positions.clamp(max=self.hbm.pool.positions - 1))
+
     def _reprojected(self, layer: int, positions: Tensor, valid: Tensor) -> Part:
         """Project saved inputs again; position encoding and key norm included."""
         inside = positions.clamp(max=self.inputs.shape[2] - 1)
@@ -231,13 +244,14 @@ def hbm_slots(plan: Plan) -> int:
     return slots_by(plan)[-1]
 
 
-def host_slots(plan: Plan) -> int:
-    """Slots of a lane on the host. Where tokens die it is not known where: room for all that live."""
+def host_slots_by(plan: Plan) -> tuple[int, ...]:
+    """Slots of a lane on the host up to each row. Where tokens die it is not known where: room for all that live."""
     homes, counts = plan.homes, plan.setting.token_counts
     at_birth = plan.setting.write_back is WriteBack.AT_BIRTH
     if not at_birth and not any(homes.host_kv):
-        return 0
+        return (0,) * homes.steps
     rows = zip(counts.cached, homes.hbm, homes.activations, homes.dropped, strict=True)
-    if counts.dead[-1]:
-        return max(cached - kept - gone for cached, _, kept, gone in rows)
-    return max(cached - kept - gone - (0 if at_birth else near) for cached, near, kept, gone in rows)
+    anywhere = at_birth or counts.dead[-1]
+    return tuple(
+        accumulate((cached - kept - gone - (0 if anywhere else near) for cached, near, kept, gone in rows), max)
+    )

@@ -192,10 +192,6 @@ def _require_runnable(plan: Plan, decoder: Decoder, options: Options) -> None:
         raise ValueError(f"guess_hits={setting.guess_hits}, the runtime fetches once the query is known: use null")
     if setting.admission is Admission.CONTINUOUS:
         raise ValueError("admission=continuous, the runtime runs waves: solve for waves")
-    if setting.host_attention and decoder.device.type == "cuda":
-        raise ValueError(
-            "host_attention=True, the runtime attends on the GPU only: solve without it, or use --device cpu"
-        )
     if options.per_head and setting.recompute is not Recompute.NONE:
         raise ValueError(f"per_head=True with recompute={setting.recompute}, needs recompute=none")
     window = decoder.config.window

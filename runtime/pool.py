@@ -20,6 +20,7 @@ class SlotPool:
 
     ``holds`` [layer, lane, slot] is the position in each slot, ``slot_of`` [layer, lane, position] the slot of each
     position. One slot and one position more than there are stand for "none": writes that a mask excludes land there.
+    What comes from another device is moved; what is given lies where the pool does.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class SlotPool:
     ) -> None:
         self.slots = slots
         self.positions = positions
+        self.device = device
         self.planes = {
             name: allocate((layers, lanes, heads, slots + 1, width), dtype)
             for name, ((heads, width), dtype) in planes.items()
@@ -47,6 +49,7 @@ class SlotPool:
     def put(self, layer: int, positions: Tensor, valid: Tensor, rows: Rows) -> None:
         """Store ``rows`` of ``positions`` [lane, token] in free slots, where ``valid``."""
         holds, slot_of = self.holds[layer], self.slot_of[layer]
+        positions, valid = positions.to(self.device), valid.to(self.device)
         free = holds[:, : self.slots] == self.positions
         self.overflowed[layer] |= (valid.sum(-1) > free.sum(-1)).any()
         if self.slots == 0:
@@ -62,11 +65,11 @@ class SlotPool:
 
     def rewrite(self, layer: int, positions: Tensor, rows: Rows) -> None:
         """Replace planes of ``positions`` that are held; those that are not stay absent."""
-        self._write(layer, self.slot_of[layer].gather(-1, positions), rows)
+        self._write(layer, self.slot_of[layer].gather(-1, positions.to(self.device)), rows)
 
     def take(self, layer: int, positions: Tensor) -> Rows:
         """Rows of ``positions`` [lane, token]; arbitrary ones for those not held."""
-        slots = self.slot_of[layer].gather(-1, positions)
+        slots = self.slot_of[layer].gather(-1, positions.to(self.device))
         return {name: take_rows(plane[layer], slots) for name, plane in self.planes.items()}
 
     def rows(self, layer: int, slots: int) -> tuple[Tensor, Rows]:
@@ -77,7 +80,7 @@ class SlotPool:
 
     def drop(self, layer: int, mask: Tensor) -> None:
         """Free the slots of the tokens in ``mask`` [lane, position]."""
-        holds, slot_of = self.holds[layer], self.slot_of[layer]
+        holds, slot_of, mask = self.holds[layer], self.slot_of[layer], mask.to(self.device)
         gone = torch.nn.functional.pad(mask, (0, 1)).gather(-1, holds)
         holds.masked_fill_(gone, self.positions)
         slot_of[:, : self.positions].masked_fill_(mask, self.slots)
@@ -88,7 +91,7 @@ class SlotPool:
 
     def _write(self, layer: int, slots: Tensor, rows: Rows) -> None:
         for name, row in rows.items():
-            self.planes[name][layer][self._lane, :, slots] = row
+            self.planes[name][layer][self._lane, :, slots] = row.to(self.device)
 
 
 def take_rows(plane: Tensor, places: Tensor) -> Tensor:

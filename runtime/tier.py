@@ -62,13 +62,22 @@ class OpenKeys:
 
 
 class Tier:
-    """Keys and values [lane, token, head, channel] in and out; what lies between is the format's affair."""
+    """Keys and values [lane, token, head, channel] in and out; what lies between is the format's affair.
+
+    Native ones may lie on another device than the rest: that one then attends to them.
+    """
 
     def __init__(
-        self, kv_format: KvFormat, shape: KvShape, slots: int, allocate: Allocate, open_keys: OpenKeys
+        self,
+        kv_format: KvFormat,
+        shape: KvShape,
+        slots: int,
+        allocate: Allocate,
+        open_keys: OpenKeys,
+        *,
+        device: torch.device,
     ) -> None:
         self.kv_format, self.shape, self.open_keys = kv_format, shape, open_keys
-        device = open_keys.keys.device
         planes = plane_shapes(kv_format, shape.heads, shape.head_dim, shape.dtype)
         self.pool = SlotPool(
             planes,
@@ -96,7 +105,8 @@ class Tier:
 
     def all(self, layer: int, slots: int, attended: Callable[[Tensor], Tensor], *, frozen: bool) -> Part:
         """The first ``slots`` slots; ``attended`` says of their positions, those of empty slots among them, which count."""
-        positions, rows = self.pool.rows(layer, slots)
+        held, rows = self.pool.rows(layer, slots)
+        positions = held.to(self.open_keys.keys.device)
         return self._part(layer, positions, attended(positions), rows, frozen=frozen)
 
     def waiting(self, layer: int, positions: Tensor, attended: Tensor) -> Part:

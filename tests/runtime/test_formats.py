@@ -53,7 +53,7 @@ def test_keys_come_back_within_half_a_step_of_their_own_group(kv_format: KvForma
     shape = KvShape(layers=1, lanes=2, heads=3, head_dim=8, positions=tokens, dtype=where.dtype)
     allocate = lambda size, dtype: device_zeros(where.device, size, dtype)  # noqa: E731
     open_keys = OpenKeys(shape, GROUP_TOKENS, allocate)
-    tier = Tier(kv_format, shape, tokens, allocate, open_keys)
+    tier = Tier(kv_format, shape, tokens, allocate, open_keys, device=where.device)
     freezer = KeyFreezer(open_keys, (tier,))
     keys = drifting_keys(kind, tokens, where)
     at = torch.arange(tokens, device=where.device).expand(2, -1)
