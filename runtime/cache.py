@@ -15,6 +15,7 @@ from runtime.models import Decoder
 from runtime.streams import Done, SideStream
 from runtime.tally import Tally
 from runtime.tier import ALL, KeyFreezer, KvShape, OpenKeys, Tier
+from sim.attention import PAGE_TOKENS
 from sim.kv import GROUP_TOKENS, KvFormat
 from sim.plan import Placement, Plan, Recompute, WriteBack
 
@@ -30,7 +31,15 @@ class TieredCache:
     """All layers of one wave. Every method works on one layer in one row of the plan; shapes are ``runtime.lanes``'."""
 
     def __init__(
-        self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor, *, published_ranges: bool, overlap: bool
+        self,
+        plan: Plan,
+        decoder: Decoder,
+        lanes: Lanes,
+        padding: Tensor,
+        *,
+        published_ranges: bool,
+        overlap: bool,
+        by_page: bool,
     ) -> None:
         setting, spec, device = plan.setting, decoder.spec, decoder.device
         self.plan, self.decoder, self.lanes, self.padding = plan, decoder, lanes, padding
@@ -47,8 +56,9 @@ class TieredCache:
         formats = setting.kv_format
         grouped = formats.gpu.is_grouped or formats.host.is_grouped
         open_keys = OpenKeys(shape, None if published_ranges else GROUP_TOKENS, self.on_device, needed=grouped)
-        self.slots_by = slots_by(plan)
-        self.hbm = Tier(formats.gpu, shape, self.slots_by[-1], self.on_device, open_keys, device=device)
+        self.slots_by, self.by_page = slots_by(plan), by_page
+        slots = _whole_pages(self.slots_by[0]) if by_page else self.slots_by[-1]
+        self.hbm = Tier(formats.gpu, shape, slots, self.on_device, open_keys, device=device)
         self.host_slots_by = host_slots_by(plan)
         if setting.host_attention:  # the CPU's own memory: it attends there
             where, on_cpu = torch.device("cpu"), _Allocator(torch.device("cpu"), host=False)
@@ -73,6 +83,14 @@ class TieredCache:
         self._put(self.hbm, layer, ledger.in_hbm, self.homes.hbm[0] + self.homes.copies[0], k, v)
         self._put(self.host, layer, moves.written, self._most_at_start(), k, v)
         self.tally.add(0, layer, written=moves.written)
+
+    def grow(self, row: int) -> None:
+        """Take the pages that ``row`` needs, if pages are taken as they are needed."""
+        slots = _whole_pages(self.slots_by[row])
+        if self.by_page and slots > self.hbm.pool.slots:
+            given_up = sum(plane.nbytes for plane in self.hbm.pool.planes.values())
+            self.hbm.pool.grow(slots, self.on_device)
+            self.on_device.size_bytes -= given_up
 
     def stage(self, row: int, layer: int) -> Staged:
         """Bring what ``row`` attends to and HBM lacks; copies of it stay where the placement says so."""
@@ -232,6 +250,10 @@ class _Allocator:
         tensor = (host_zeros if self.host else device_zeros)(self.device, shape, dtype)
         self.size_bytes += tensor.numel() * tensor.element_size()
         return tensor
+
+
+def _whole_pages(slots: int) -> int:
+    return -(-slots // PAGE_TOKENS) * PAGE_TOKENS
 
 
 def slots_by(plan: Plan) -> tuple[int, ...]:

@@ -22,8 +22,8 @@ from sim.trace import Trace, chrome_events
 from sim.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from runtime.execute import Options, Run
     from runtime.models import Decoder
+    from runtime.options import Options, Run
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -73,7 +73,7 @@ def run(
     if (prompts is None) != (output is None):
         raise ValueError("--prompts and --output, one is missing: give both, or neither for random prompts")
     _require_torch()
-    from runtime.execute import Options
+    from runtime.options import Options
     from runtime.sampling import Sampling
 
     options = Options(
@@ -150,13 +150,8 @@ def _run_random(plan: Plan, decoder: "Decoder", options: "Options", seed: int) -
     rng, work = random.Random(seed), plan.setting.workload
     prompts = [[rng.randrange(plan.setting.model.vocab) for _ in range(work.prompt_tokens)] for _ in range(work.batch)]
     progress = _Progress(work.batch * work.output_tokens)
-    sizes = plan.setting.wave_sizes
-
-    def tell(wave: int, row: int) -> None:
-        progress.show(sum(sizes[:wave]) * work.output_tokens + sizes[wave] * (row + 1))
-
     try:
-        return execute(plan, decoder, prompts, options=options, on_step=tell)
+        return execute(plan, decoder, prompts, options=options, on_tokens=progress.show)
     except torch.cuda.OutOfMemoryError:
         raise ValueError("out of GPU memory: solve with a smaller --kv-budget-gib") from None
     finally:

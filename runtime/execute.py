@@ -1,19 +1,20 @@
 """Runs a plan on a decoder: completions, and what happened in the simulator's own terms."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from runtime.clock import Clock
+from runtime.continuous import run_continuously
 from runtime.models import Decoder, as_planned
+from runtime.options import Options, Run
 from runtime.quantise import plane_shapes
-from runtime.recorder import LanePicks, Record, Recorder, SelectionStats
-from runtime.sampling import Sampler, Sampling
-from runtime.wave import BudgetExceeded, Prompts, Wave, WaveOptions
+from runtime.recorder import LanePicks, Recorder, SelectionStats
+from runtime.sampling import Sampler
+from runtime.wave import BudgetExceeded, Wave, WaveOptions, padded, until_stop
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.forecast import static_hbm_bytes, static_host_bytes
 from sim.plan import Admission, Plan, Recompute
@@ -24,40 +25,6 @@ from sim.units import format_bytes
 DTYPES = {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to run what a plan leaves open.
-
-    ``per_head`` gives every key head a selection of its own. ``published_ranges`` freezes the ranges of quantised keys
-    at the prompt's, as ALISA publishes it. ``stop`` ends a text at the checkpoint's stop tokens. ``places`` are the
-    prompts' places in the whole job, which seed their draws; None: in order from 0. Without ``overlap`` a GPU
-    does one thing after the other, as a CPU does.
-    """
-
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: bool = True
-    per_head: bool = False
-    published_ranges: bool = False
-    record: Record = field(default_factory=Record)
-    places: tuple[int, ...] | None = None
-    overlap: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """``picks`` [decode step, layer, sequence] and ``logits`` [sequence, step, vocab] are there where they were asked for.
-
-    ``kv_allocated_bytes`` is what the largest wave's pools took in HBM: every part at its own peak, and a spare slot a lane.
-    """
-
-    completions: tuple[tuple[int, ...], ...]
-    trace: Trace
-    kv_allocated_bytes: int
-    stats: tuple[tuple[SelectionStats, ...], ...]
-    picks: LanePicks | None
-    logits: Tensor | None
-
-
 @torch.inference_mode()
 def execute(
     plan: Plan,
@@ -65,21 +32,28 @@ def execute(
     prompts: Sequence[Sequence[int]],
     *,
     options: Options | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_tokens: Callable[[int], None] | None = None,
 ) -> Run:
-    """Generate after ``prompts``, in waves of the plan's concurrency, and record it.
+    """Generate after ``prompts``, in waves of the plan's concurrency or as they are admitted, and record it.
 
-    ``on_step`` is told the wave and the step that has ended.
+    ``on_tokens`` is told after every step how many tokens there are.
 
     Raises ValueError for prompts or a decoder that the plan is not for, BudgetExceeded where the KV does not fit.
     """
     options, decoder = options or Options(), as_planned(decoder, plan.setting)
     _require_runnable(plan, decoder, options)
     require_prompts(plan, prompts)
-    size, waves = plan.setting.concurrency, []
-    for number, at in enumerate(range(0, len(prompts), size)):
-        tell = partial(on_step, number) if on_step else _ignore
-        waves.append(_run_wave(plan, decoder, prompts[at : at + size], options, at, tell))
+    tell = on_tokens or _ignore
+    if plan.setting.admission is Admission.CONTINUOUS:
+        return run_continuously(plan, decoder, prompts, options, tell)
+    size, waves, tokens = plan.setting.concurrency, list[_WaveRun](), plan.setting.workload.output_tokens
+    for at in range(0, len(prompts), size):
+        wave = prompts[at : at + size]
+
+        def tell_step(row: int, before: int = at * tokens, sequences: int = len(wave)) -> None:
+            tell(before + sequences * (row + 1))
+
+        waves.append(_run_wave(plan, decoder, wave, options, at, tell_step))
     return _joined(plan, waves, options)
 
 
@@ -110,7 +84,7 @@ def _run_wave(
     wave = Wave(
         plan,
         decoder,
-        _padded(prompts, plan.setting.workload.prompt_tokens, decoder.device),
+        padded(prompts, plan.setting.workload.prompt_tokens, decoder.device),
         recorder,
         options=WaveOptions(
             per_head=options.per_head, published_ranges=options.published_ranges, overlap=options.overlap
@@ -123,7 +97,7 @@ def _run_wave(
     lanes = wave.lanes.count
     _require_budget(plan, len(prompts) * recorder.occupancy(lanes).hbm.max(), "needed")
     return _WaveRun(
-        completions=[_until_stop(row, stop_tokens) for row in generated.tolist()],
+        completions=[until_stop(row, stop_tokens) for row in generated.tolist()],
         trace=recorder.trace(len(prompts), lanes),
         kv_allocated_bytes=wave.cache.on_device.size_bytes,
         stats=recorder.stats(lanes),
@@ -158,18 +132,6 @@ def _joined_picks(waves: list[_WaveRun]) -> LanePicks:
     return [[list(chain.from_iterable(layer)) for layer in zip(*step, strict=True)] for step in steps]
 
 
-def _padded(prompts: Sequence[Sequence[int]], length: int, device: torch.device) -> Prompts:
-    tokens = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]
-    padding = [length - len(prompt) for prompt in prompts]
-    return Prompts(tokens=torch.tensor(tokens, device=device), padding=torch.tensor(padding, device=device))
-
-
-def _until_stop(tokens: list[int], stop_tokens: tuple[int, ...]) -> tuple[int, ...]:
-    """Up to the first stop token, that one included."""
-    end = next((place for place, token in enumerate(tokens) if token in stop_tokens), len(tokens))
-    return tuple(tokens[: end + 1])
-
-
 def require_prompts(plan: Plan, prompts: Sequence[Sequence[int]]) -> None:
     """Raise ValueError for prompts that ``plan`` is not for."""
     if not prompts:
@@ -190,8 +152,6 @@ def _require_runnable(plan: Plan, decoder: Decoder, options: Options) -> None:
         raise ValueError(f"weights in {decoder.dtype}, must be in the plan's {setting.dtype}")
     if setting.guess_hits is not None:
         raise ValueError(f"guess_hits={setting.guess_hits}, the runtime fetches once the query is known: use null")
-    if setting.admission is Admission.CONTINUOUS:
-        raise ValueError("admission=continuous, the runtime runs waves: solve for waves")
     if options.per_head and setting.recompute is not Recompute.NONE:
         raise ValueError(f"per_head=True with recompute={setting.recompute}, needs recompute=none")
     window = decoder.config.window
@@ -202,8 +162,9 @@ def _require_runnable(plan: Plan, decoder: Decoder, options: Options) -> None:
     for kv_format in (setting.kv_format.gpu, setting.kv_format.host):
         plane_shapes(kv_format, decoder.spec.kv_heads, decoder.spec.head_dim, decoder.dtype)
     homes = home_columns(plan.homes)
-    expected = occupancy_of(plan, homes, flows_of(plan, homes)).hbm.max()
-    _require_budget(plan, setting.concurrency * expected, "planned")
+    if setting.admission is Admission.WAVES:
+        expected = occupancy_of(plan, homes, flows_of(plan, homes)).hbm.max()
+        _require_budget(plan, setting.concurrency * expected, "planned")
 
 
 def _require_same_model(planned: ModelSpec, loaded: ModelSpec) -> None:

@@ -11,10 +11,11 @@ from typing import IO
 
 import torch
 
-from runtime.execute import Options, Run, execute, require_prompts
+from runtime.execute import execute, require_prompts
 from runtime.models import Decoder, as_planned
+from runtime.options import Options, Run
 from runtime.prompts import Prompt, Text
-from sim.plan import Plan
+from sim.plan import Admission, Plan
 
 
 def run_job(
@@ -38,7 +39,8 @@ def run_job(
     with _appending(output) as file:
         done = _finished(file, output, {prompt.id for prompt in prompts})
         waiting = [prompt for prompt in prompts if prompt.id not in done]
-        size = plan.setting.concurrency
+        work = plan.setting
+        size = work.workload.batch if work.admission is Admission.CONTINUOUS else work.concurrency
         for at in range(0, len(waiting), size):
             wave = waiting[at : at + size]
             run = _run(plan, decoder, wave, options)

@@ -85,6 +85,17 @@ class SlotPool:
         holds.masked_fill_(gone, self.positions)
         slot_of[:, : self.positions].masked_fill_(mask, self.slots)
 
+    def grow(self, slots: int, allocate: Allocate) -> None:
+        """Have ``slots`` from now on, no fewer than there are."""
+        before, self.slots = self.slots, slots
+        for name, plane in self.planes.items():
+            wider = allocate((*plane.shape[:3], slots + 1, *plane.shape[4:]), plane.dtype)
+            wider[:, :, :, :before] = plane[:, :, :, :before]
+            self.planes[name] = wider
+        holds = self.holds.new_full((*self.holds.shape[:2], slots + 1), self.positions)
+        holds[..., :before] = self.holds[..., :before]
+        self.holds, self.slot_of = holds, self.slot_of.masked_fill(self.slot_of == before, slots)
+
     def held(self) -> Tensor:
         """Slots in use, [layer, lane]."""
         return (self.holds != self.positions).sum(-1)

@@ -13,22 +13,25 @@ from sim.plan import Mechanism, Setting
 
 
 def admit(setting: Setting, occupancy: Occupancy) -> Schedule:
-    """Who runs when: ``occupancy`` is what one sequence holds at each of its steps, rounded up here to whole pages."""
+    """Who runs when; ``occupancy`` is what one sequence holds at each of its steps."""
+    return schedule(admission_rules(setting, occupancy))
+
+
+def admission_rules(setting: Setting, occupancy: Occupancy) -> Rules:
+    """Of a setting whose sequences hold ``occupancy``, rounded up here to whole pages, at each of their steps."""
     page_bytes = (
         PAGE_TOKENS * setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu)
     )
     work = setting.workload
-    return schedule(
-        Rules(
-            batch=work.batch,
-            prompt_tokens=work.prompt_tokens,
-            held_bytes=tuple((np.ceil(occupancy.hbm / page_bytes) * page_bytes).tolist()),
-            budget_bytes=setting.kv_budget_bytes,
-            host_bytes=setting.machine.host.usable_bytes,
-            most_sequences=setting.concurrency,
-            prefill_tokens=max(PREFILL_CHUNK_TOKENS, work.prompt_tokens),
-            preemption=setting.preemption,
-        )
+    return Rules(
+        batch=work.batch,
+        prompt_tokens=work.prompt_tokens,
+        held_bytes=tuple((np.ceil(occupancy.hbm / page_bytes) * page_bytes).tolist()),
+        budget_bytes=setting.kv_budget_bytes,
+        host_bytes=setting.machine.host.usable_bytes,
+        most_sequences=setting.concurrency,
+        prefill_tokens=max(PREFILL_CHUNK_TOKENS, work.prompt_tokens),
+        preemption=setting.preemption,
     )
 
 

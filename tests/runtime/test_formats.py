@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.attention import attend
-from runtime.execute import Options, execute
+from runtime.execute import execute
 from runtime.lanes import Lanes
 from runtime.memory import device_zeros
+from runtime.options import Options
 from runtime.quantise import decode_values, encode_values
 from runtime.recorder import Record
 from runtime.tier import KeyFreezer, KvShape, OpenKeys, Tier

@@ -10,10 +10,11 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from runtime.execute import DTYPES, Options, Run, execute
+from runtime.execute import DTYPES, execute
 from runtime.models.config import config_from_json
 from runtime.models.decoder import Decoder
 from runtime.models.random_weights import random_decoder
+from runtime.options import Options, Run
 from runtime.recorder import Record
 from sim.attention import Selector
 from sim.homes import TokenHomes
@@ -74,14 +75,14 @@ def newest_in_hbm(plan: Plan, slots: int) -> Plan:
 
 def compare(plan: Plan, made: Decoder, lengths: list[int], dtype: DType) -> None:
     """Step by step, until rounding lets the two part: then they have seen other tokens."""
-    from runtime.execute import _padded
     from runtime.graph.run import GraphWave
+    from runtime.wave import padded
 
     rng = random.Random(5)
     prompts = [[rng.randrange(97) for _ in range(length)] for length in lengths]
     record = Record(picks=True, logits=True)
     eager = execute(plan, made, prompts, options=Options(stop=False, record=record))
-    padded = _padded(prompts, plan.setting.workload.prompt_tokens, made.device)
+    padded = padded(prompts, plan.setting.workload.prompt_tokens, made.device)
     wave = GraphWave(plan, made, padded.padding.tolist())
     logits, picks = [], []
 

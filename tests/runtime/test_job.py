@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from runtime.execute import Options, Run
 from runtime.job import run_job
 from runtime.models import Decoder
+from runtime.options import Options, Run
 from runtime.prompts import Text, read_prompts
 from tests.runtime.plans import Choice, all_in_hbm
 from tests.runtime.test_dense import checkpoint

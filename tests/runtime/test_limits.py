@@ -11,14 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.cache import TieredCache, hbm_slots
-from runtime.execute import Options, execute
+from runtime.execute import execute
+from runtime.options import Options
 from runtime.pool import SlotPool
 from runtime.recorder import Record
 from runtime.sampling import Sampling
 from runtime.wave import BudgetExceeded
 from sim.attention import Selector
 from sim.flows import flows_of, home_columns, occupancy_of
-from sim.plan import Admission, Placement, Setting
+from sim.plan import Placement, Setting
 from sim.trace import Resource
 from tests.runtime.plans import Choice, all_in_hbm, draw_choice, draw_plan, with_budget
 from tests.runtime.test_dense import checkpoint, random_prompts
@@ -89,15 +90,10 @@ def _plan_for_another_model(setting: Setting) -> Setting:
     return replace(setting, model=replace(setting.model, intermediate=64))
 
 
-def _continuous(setting: Setting) -> Setting:
-    return replace(setting, admission=Admission.CONTINUOUS)
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (_plan_for_another_model, "has intermediate=48, the plan's"),
-        (_continuous, "the runtime runs waves"),
     ],
 )
 def test_a_plan_that_cannot_run_is_refused(change: object, says: str, where: Where) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.execute import Options, execute
+from runtime.execute import execute
+from runtime.options import Options
 from runtime.recorder import Record
 from sim.flows import home_columns, occupancy_of
 from sim.footprint import layer_weight_bytes

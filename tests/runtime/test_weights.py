@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.execute import Options, execute
+from runtime.execute import execute
 from runtime.models import Decoder, as_planned
 from runtime.models.decoder import Affine, LayerWeights
 from runtime.models.quantised import quantised
+from runtime.options import Options
 from runtime.recorder import Record
 from sim.attention import Selector
 from sim.spec import WeightFormat
@@ -36,7 +37,7 @@ def widened_once(decoder: Decoder, weight_format: WeightFormat) -> Decoder:
     return Decoder(decoder.config, weights)
 
 
-@DRAWN
+@settings(DRAWN, max_examples=16)
 @given(seed=st.integers(0, 2**32))
 def test_streaming_changes_no_bit(where: Where, seed: int) -> None:
     rng = random.Random(seed)
@@ -53,7 +54,7 @@ def test_streaming_changes_no_bit(where: Where, seed: int) -> None:
 
 
 @pytest.mark.parametrize("weight_format", STORED)
-@DRAWN
+@settings(DRAWN, max_examples=16)
 @given(seed=st.integers(0, 2**32))
 def test_quantised_weights_are_what_widening_once_gives(weight_format: WeightFormat, where: Where, seed: int) -> None:
     rng = random.Random(seed)
