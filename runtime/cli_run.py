@@ -119,8 +119,10 @@ def _folder(plan: Plan, checkpoint: Path | None, random_weights: bool) -> Path |
 def _decoder(plan: Plan, folder: Path | None, device: str, seed: int) -> "Decoder":
     import torch
 
-    from runtime.execute import DTYPES
+    from runtime.execute import DTYPES, require_same_model
+    from runtime.memory import memory_limits
     from runtime.models import as_planned, load_decoder, random_decoder
+    from runtime.models.checkpoint import load_config
     from runtime.models.config import config_from_spec
 
     if device not in ("cpu", "cuda"):
@@ -130,30 +132,29 @@ def _decoder(plan: Plan, folder: Path | None, device: str, seed: int) -> "Decode
     setting, where = plan.setting, torch.device(device)
     as_they_are = setting.weight_format is WeightFormat.NATIVE and not setting.weights_on_host
     first, dtype = where if as_they_are else torch.device("cpu"), DTYPES[setting.dtype]
-    try:
+    weights = format_bytes(setting.model.weight_bytes(setting.dtype, setting.weight_format))
+    advice = f"{setting.model.name} has {weights} of weights"
+    with memory_limits(gpu=advice, host=advice):
         if folder is None:
             decoder = random_decoder(config_from_spec(setting.model), device=first, dtype=dtype, seed=seed)
         else:
+            require_same_model(setting.model, load_config(folder).spec)
             decoder = load_decoder(folder, device=first, dtype=dtype)
         return as_planned(decoder, setting, where)
-    except torch.cuda.OutOfMemoryError:
-        weights = format_bytes(setting.model.weight_bytes(setting.dtype, setting.weight_format))
-        raise ValueError(f"out of GPU memory: {setting.model.name} has {weights} of weights") from None
 
 
 def _run_random(plan: Plan, decoder: "Decoder", options: "Options", seed: int) -> "Run":
     """The plan's workload, with random prompts."""
-    import torch
-
     from runtime.execute import execute
+    from runtime.job import SMALLER_BATCH, SMALLER_BUDGET
+    from runtime.memory import memory_limits
 
     rng, work = random.Random(seed), plan.setting.workload
     prompts = [[rng.randrange(plan.setting.model.vocab) for _ in range(work.prompt_tokens)] for _ in range(work.batch)]
     progress = _Progress(work.batch * work.output_tokens)
     try:
-        return execute(plan, decoder, prompts, options=options, on_tokens=progress.show)
-    except torch.cuda.OutOfMemoryError:
-        raise ValueError("out of GPU memory: solve with a smaller --kv-budget-gib") from None
+        with memory_limits(gpu=SMALLER_BUDGET, host=SMALLER_BATCH):
+            return execute(plan, decoder, prompts, options=options, on_tokens=progress.show)
     finally:
         progress.end()
 

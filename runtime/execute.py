@@ -147,7 +147,7 @@ def require_prompts(plan: Plan, prompts: Sequence[Sequence[int]]) -> None:
 
 def _require_runnable(plan: Plan, decoder: Decoder, options: Options) -> None:
     setting = plan.setting
-    _require_same_model(setting.model, decoder.spec)
+    require_same_model(setting.model, decoder.spec)
     if decoder.dtype is not DTYPES[setting.dtype]:
         raise ValueError(f"weights in {decoder.dtype}, must be in the plan's {setting.dtype}")
     if setting.guess_hits is not None:
@@ -167,8 +167,8 @@ def _require_runnable(plan: Plan, decoder: Decoder, options: Options) -> None:
         _require_budget(plan, setting.concurrency * expected, "planned")
 
 
-def _require_same_model(planned: ModelSpec, loaded: ModelSpec) -> None:
-    """The same shape; names and sources may differ."""
+def require_same_model(planned: ModelSpec, loaded: ModelSpec) -> None:
+    """Raise ValueError where ``loaded`` is of another shape; names and sources may differ."""
     for name in ModelSpec.__dataclass_fields__:
         want, got = getattr(planned, name), getattr(loaded, name)
         if name not in ("name", "source") and want != got:

@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-import torch
-
 from runtime.execute import execute, require_prompts
+from runtime.memory import memory_limits
 from runtime.models import Decoder, as_planned
 from runtime.options import Options, Run
 from runtime.prompts import Prompt, Text
 from sim.plan import Admission, Plan
+
+SMALLER_BUDGET = "solve with a smaller --kv-budget-gib"
+SMALLER_BATCH = "solve for a smaller batch, or a host with less memory"
 
 
 def run_job(
@@ -51,13 +53,8 @@ def run_job(
 
 def _run(plan: Plan, decoder: Decoder, wave: list[Prompt], options: Options) -> Run:
     placed = replace(options, places=tuple(prompt.place for prompt in wave))
-    try:
+    with memory_limits(gpu=SMALLER_BUDGET, host=SMALLER_BATCH):
         return execute(plan, decoder, [prompt.tokens for prompt in wave], options=placed)
-    except torch.cuda.OutOfMemoryError as error:
-        asked = " ".join(str(error).split(".")[:2])
-        raise ValueError(f"out of GPU memory ({asked}): solve with a smaller --kv-budget-gib") from None
-    except MemoryError:
-        raise ValueError("out of host memory: solve for a smaller batch, or a host with less memory") from None
 
 
 def _append(file: IO[bytes], wave: list[Prompt], run: Run, text: Text) -> None:

@@ -11,10 +11,6 @@ Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 Rows = dict[str, Tensor]  # plane name: [lane, token, head, width]
 
 
-class PoolOverflow(Exception):
-    """More tokens than the plan has slots for."""
-
-
 class SlotPool:
     """Rows of tokens of every layer, each made of the same planes (key, value, scales) [layer, lane, head, slot, width].
 
