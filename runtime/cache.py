@@ -82,7 +82,8 @@ class TieredCache:
         moves = ledger.settle(0)
         self._put(self.hbm, layer, ledger.in_hbm, self.homes.hbm[0] + self.homes.copies[0], k, v)
         self._put(self.host, layer, moves.written, self._most_at_start(), k, v)
-        self.tally.add(0, layer, written=moves.written)
+        if self.host.pool.slots:
+            self.tally.add(0, layer, written=moves.written)
 
     def grow(self, row: int) -> None:
         """Take the pages that ``row`` needs, if pages are taken as they are needed."""
@@ -95,18 +96,19 @@ class TieredCache:
     def stage(self, row: int, layer: int) -> Staged:
         """Bring what ``row`` attends to and HBM lacks; copies of it stay where the placement says so."""
         self.written[layer].wait()
-        ledger, parts = self.ledgers[layer], []
-        missing, most = ledger.missing, self.counts.selected[row]
-        dense = self.plan.setting.attention.is_dense
-        from_inputs, from_host = missing & ledger.inputs, missing & ~ledger.inputs
+        ledger, parts = self.ledgers[layer], list[Part]()
+        most, dense = self.counts.selected[row], self.plan.setting.attention.is_dense
         if length := self.homes.host_kv[row] if dense else min(most, self.host.pool.slots):
+            from_host = ledger.missing & ~ledger.inputs
+            self.tally.add(row, layer, fetched=from_host)
             if self.plan.setting.host_attention:
                 parts.append(self._on_host(row, layer, from_host))
             else:
                 parts.append(self._fetched(layer, *listed(from_host, length)))
         if length := self.homes.activations[row] if dense else min(most, self.inputs.shape[2]):
+            from_inputs = ledger.missing & ledger.inputs
+            self.tally.add(row, layer, reprojected=from_inputs)
             parts.append(self._reprojected(layer, *listed(from_inputs, length)))
-        self.tally.add(row, layer, fetched=from_host, reprojected=from_inputs)
         if self.plan.setting.placement is Placement.RESIDENT:
             self._adopt(row, layer, parts)
         return Staged(parts=tuple(parts))
@@ -182,7 +184,8 @@ class TieredCache:
         leaving = max(0, self.homes.hbm[row - 1] - self.homes.hbm[row] + 1)
         if self.plan.setting.write_back is WriteBack.AT_EVICTION:
             self._move_out(layer, moves, leaving)
-            self.tally.add(row - 1, layer, written=moves.written)
+            if leaving and self.host.pool.slots:
+                self.tally.add(row - 1, layer, written=moves.written)
         else:
             self.hbm.pool.drop(layer, moves.hbm_freed)
             with self.write_back.work(moves.host_freed):
