@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional as fn
+from torch.nn.attention.bias import causal_lower_right
 
 Read = Callable[[slice], tuple[Tensor, Tensor]]
 _ENTRIES_AT_ONCE = 2**19  # of keys that are widened for a product on the CPU: what its caches hold
@@ -51,12 +52,14 @@ def lanes_at_once(device: torch.device, entries: int) -> int | None:
 def attend_prompt(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale: float) -> Tensor:
     """Causal attention, q [sequence, token, head, channel] and k, v with fewer heads; the first ``padding`` are no tokens.
 
-    None where every prompt is whole: then no mask of tokens by tokens is made.
+    None where every prompt is whole: then no mask of tokens by tokens is made, and the queries may be the last ones only.
     """
     group = q.shape[2] // k.shape[2]
     q, k, v = (x.transpose(1, 2) for x in (q, k.repeat_interleave(group, 2), v.repeat_interleave(group, 2)))
     if padding is None:
-        return fn.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale).transpose(1, 2)
+        last = causal_lower_right(q.shape[2], k.shape[2]) if q.shape[2] < k.shape[2] else None
+        mixed = fn.scaled_dot_product_attention(q, k, v, attn_mask=last, is_causal=last is None, scale=scale)
+        return mixed.transpose(1, 2)
     mask = prompt_mask(q.shape[2], padding)[:, None]
     return fn.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale).transpose(1, 2)
 

@@ -25,7 +25,7 @@ from sim.forecast import static_hbm_bytes, static_host_bytes
 from sim.homes import TokenHomes
 from sim.outcome import Served
 from sim.plan import Admission, Plan
-from sim.scheduled import admission_rules
+from sim.scheduled import page_rules
 from sim.trace import Level, Resource, Span, Tier, Trace, WaveTrace
 from sim.units import format_bytes
 from sim.workload import Workload
@@ -227,7 +227,7 @@ def _rules(plan: Plan, sequences: int) -> Rules:
     homes = home_columns(plan.homes)
     occupancy = occupancy_of(plan, homes, flows_of(plan, homes))
     try:
-        return replace(admission_rules(plan.setting, occupancy), batch=sequences)
+        return replace(page_rules(plan.setting, occupancy), batch=sequences)
     except ValueError:
         budget = format_bytes(plan.setting.kv_budget_bytes)
         raise BudgetExceeded(

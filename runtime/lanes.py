@@ -29,12 +29,12 @@ class Lanes:
     def keys(self, x: Tensor) -> Tensor:
         """[sequence, token, kv_head, channel] to [lane, token, head, channel]."""
         split = x.view(*x.shape[:2], self.per_sequence, self.heads, x.shape[-1])
-        return split.transpose(1, 2).reshape(self.count, x.shape[1], self.heads, x.shape[-1])
+        return split.transpose(1, 2).reshape(-1, x.shape[1], self.heads, x.shape[-1])
 
     def queries(self, q: Tensor) -> Tensor:
         """[sequence, token, query_head, channel] to [lane, token, head, group, channel]."""
         split = q.view(*q.shape[:2], self.per_sequence, self.heads, self.group, q.shape[-1])
-        return split.transpose(1, 2).reshape(self.count, q.shape[1], self.heads, self.group, q.shape[-1])
+        return split.transpose(1, 2).reshape(-1, q.shape[1], self.heads, self.group, q.shape[-1])
 
     def merge(self, attended: Tensor) -> Tensor:
         """[lane, head, group, channel] to [sequence, 1, query_head, channel]."""

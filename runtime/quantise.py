@@ -106,7 +106,9 @@ def to_integer(x: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:
 def from_integer(stored: Tensor, low: Tensor, step: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     """What ``to_integer`` stored."""
     levels = stored if bits == 8 else torch.stack((stored & 15, stored >> 4), dim=-1).flatten(-2)
-    if low.dtype == dtype:  # the sum is rounded once all the same: inside it is taken in float32, which holds the product
+    if (
+        low.dtype == dtype
+    ):  # the sum is rounded once all the same: inside it is taken in float32, which holds the product
         return torch.addcmul(low, levels.float().to(dtype), step)
     return torch.addcmul(low.float(), levels.float(), step.float()).to(dtype)
 

@@ -5,7 +5,7 @@ import numpy as np
 from sim.admission import Rules, Schedule, schedule
 from sim.attention import PAGE_TOKENS
 from sim.cost import CostModel
-from sim.flows import Column, Flows, Occupancy
+from sim.flows import Column, Flows, Occupancy, held_state_bytes
 from sim.footprint import PREFILL_CHUNK_TOKENS
 from sim.kv import kv_layer_bytes
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerGemms, LayerTimes, layer_prices
@@ -13,26 +13,33 @@ from sim.plan import Mechanism, Setting
 
 
 def admit(setting: Setting, occupancy: Occupancy) -> Schedule:
-    """Who runs when; ``occupancy`` is what one sequence holds at each of its steps."""
-    return schedule(admission_rules(setting, occupancy))
+    """Who runs when: ``occupancy`` is what one sequence holds at each of its steps."""
+    return schedule(page_rules(setting, occupancy))
 
 
-def admission_rules(setting: Setting, occupancy: Occupancy) -> Rules:
-    """Of a setting whose sequences hold ``occupancy``, rounded up here to whole pages, at each of their steps."""
-    page_bytes = (
-        PAGE_TOKENS * setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu)
-    )
+def page_rules(setting: Setting, occupancy: Occupancy) -> Rules:
+    """The admission rule of ``setting``, for sequences that hold ``occupancy``."""
     work = setting.workload
     return Rules(
         batch=work.batch,
         prompt_tokens=work.prompt_tokens,
-        held_bytes=tuple((np.ceil(occupancy.hbm / page_bytes) * page_bytes).tolist()),
+        held_bytes=tuple(paged_bytes(setting, occupancy.hbm).tolist()),
         budget_bytes=setting.kv_budget_bytes,
         host_bytes=setting.machine.host.usable_bytes,
         most_sequences=setting.concurrency,
         prefill_tokens=max(PREFILL_CHUNK_TOKENS, work.prompt_tokens),
         preemption=setting.preemption,
     )
+
+
+def paged_bytes(setting: Setting, held_bytes: Column) -> Column:
+    """In whole pages: what cached tokens take, and apart from them selection state and the open group's keys."""
+    page_bytes = (
+        PAGE_TOKENS * setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu)
+    )
+    state_bytes = setting.model.layers * held_state_bytes(setting)
+    pages: Column = np.ceil((held_bytes - state_bytes) / page_bytes) + np.ceil(state_bytes / page_bytes)
+    return pages * page_bytes
 
 
 def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Schedule) -> LayerTimes:

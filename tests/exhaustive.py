@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from planner.objective import Weights, objective_weights
 from planner.options import assisted_settings, families, paged_settings, resident_settings, spilling_settings
 from planner.request import Objective, Request
-from sim.attention import PAGE_TOKENS
 from sim.cost import CostModel
 from sim.engine import simulate
 from sim.flows import Column, Counts, Flows, counts_of, flows_of, held_state_bytes, home_columns, occupancy_of
@@ -29,6 +28,7 @@ from sim.homes import TokenHomes
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
 from sim.layer import LayerPrices, layer_prices, layer_times
 from sim.plan import Placement, Plan, Recompute, Setting, WriteBack
+from sim.scheduled import paged_bytes
 
 Index = NDArray[np.intp]
 SLACK = 1e-9  # relative: sums of the same seconds in another order
@@ -103,17 +103,15 @@ def _paged_plans(request: Request) -> Iterator[Plan]:
             homes = TokenHomes(hbm=living, host_kv=none, activations=none, dropped=counts.dead, copies=none)
             for paged in paged_settings(setting):
                 plan = Plan(setting=paged, homes=homes)
-                if not _hold(plan, setting.concurrency, page_tokens=1) and _hold(plan, 1, page_tokens=PAGE_TOKENS):
+                if not _hold(plan, setting.concurrency, in_pages=False) and _hold(plan, 1, in_pages=True):
                     yield plan
 
 
-def _hold(plan: Plan, sequences: int, page_tokens: int) -> bool:
-    """So many of them fit the budget at their longest, each in whole pages."""
+def _hold(plan: Plan, sequences: int, *, in_pages: bool) -> bool:
+    """So many of them fit the budget at their longest."""
     setting, homes = plan.setting, home_columns(plan.homes)
-    token_bytes = setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu)
     held = occupancy_of(plan, homes, flows_of(plan, homes)).hbm
-    if page_tokens > 1:
-        held = np.ceil(held / (page_tokens * token_bytes)) * page_tokens * token_bytes
+    held = paged_bytes(setting, held) if in_pages else held
     return bool(sequences * held.max() <= setting.kv_budget_bytes)
 
 

@@ -1,20 +1,20 @@
 """Hypothesis strategies: valid plans over every option, on machines slow and fast enough for every regime to occur."""
 
 from dataclasses import fields, replace
-from math import ceil
 
 from hypothesis import strategies as st
 
 from builders import AMPLE_BYTES, in_hbm, make_machine, make_model
 from sim.access import AccessProfile
-from sim.attention import PAGE_TOKENS, Attention, Selector
+from sim.attention import Attention, Selector
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.homes import TokenHomes
-from sim.kv import KvFormat, KvFormats, kv_layer_bytes
+from sim.kv import KvFormat, KvFormats
 from sim.plan import Admission, Mechanism, Placement, Plan, Preemption, Recompute, Setting, WriteBack
 from sim.profile import Profile
 from sim.recording import RecordedSelection
+from sim.scheduled import paged_bytes
 from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat
 from sim.workload import Workload
 
@@ -185,11 +185,7 @@ def continuous_plans(draw: st.DrawFn) -> Plan:
     setting = replace(setting, concurrency=most, weights_on_host=0.0, host_attention=False, recompute=Recompute.NONE)
     plan = in_hbm(replace(setting, admission=Admission.CONTINUOUS, preemption=draw(st.sampled_from(Preemption))))
     homes = home_columns(plan.homes)
-    most_bytes = float(occupancy_of(plan, homes, flows_of(plan, homes)).hbm.max())
-    page_bytes = (
-        PAGE_TOKENS * setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu)
-    )
-    whole_bytes = ceil(most_bytes / page_bytes) * page_bytes
+    whole_bytes = float(paged_bytes(setting, occupancy_of(plan, homes, flows_of(plan, homes)).hbm).max())
     budget_bytes = int(whole_bytes * draw(st.floats(1.0, 4.0)))
     return replace(plan, setting=replace(plan.setting, kv_budget_bytes=budget_bytes))
 

@@ -26,7 +26,7 @@ class DenseSlots:
         self.row, self.launcher = row, Launcher(spec, padding)
         self.near = min(counts.cached[-1], hbm_slots(plan))
         self.far = counts.cached[-1] - self.near
-        shape = (spec.layers, lanes.count, spec.heads, self.near, spec.head_dim)
+        shape = (spec.layers, lanes.count, spec.kv_heads, self.near, spec.head_dim)
         self.keys = torch.zeros(shape, dtype=decoder.dtype, device=device)
         self.values = torch.zeros_like(self.keys)
         host = (*shape[:3], max(1, self.far), spec.head_dim)

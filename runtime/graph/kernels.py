@@ -20,7 +20,7 @@ def attend(
     attended,  # [lane, head, channel]
     far_keys,  # [lane, head, slot, channel] in pinned memory: slots from ``capacity`` on, where FAR
     far_values,
-    scores,  # [lane, head, width], before the softmax; with their peaks and sums, [lane, head], where LISTED
+    scores,  # [lane, head, width], before the softmax; with their peaks and sums, [lane, head], where WEIGHED
     peaks,
     sums,
     scale,
@@ -34,6 +34,7 @@ def attend(
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     LISTED: tl.constexpr,
+    WEIGHED: tl.constexpr,
     FAR: tl.constexpr,
     CHAINED: tl.constexpr,
 ):
@@ -79,7 +80,7 @@ def attend(
         v = tl.load(values + at, mask=mask, other=0.0)
         score = tl.sum(q[None, :] * k.to(tl.float32), 1)
         score = tl.where(there, score, float("-inf"))
-        if LISTED:
+        if WEIGHED:
             tl.store(scores + lane_head * width + item, score, mask=item < items)
         higher = tl.maximum(peak, tl.max(score, 0))
         share = tl.exp(score - higher)
@@ -102,7 +103,7 @@ def attend(
             total = total * shrink + tl.sum(share, 0)
             mixed = mixed * shrink + tl.sum(share[:, None] * v.to(tl.float32), 0)
             peak = higher
-    if LISTED:
+    if WEIGHED:
         tl.store(scores + lane_head * width + items, own)
         tl.store(peaks + lane_head, peak)
         tl.store(sums + lane_head, total)

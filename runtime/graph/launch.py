@@ -9,13 +9,13 @@ from torch import Tensor
 from sim.spec import ModelSpec
 
 _LEAST_CHAINED_ROWS = 32
+_PROGRAMS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Listed:
-    """What lanes attend to, [lane, width], and where scores [lane, head, width] go, with peaks and sums [lane, head]."""
+class Weights:
+    """Where scores [lane, query head, width] go, with their peaks and sums [lane, query head]."""
 
-    slots: Tensor
     scores: Tensor
     peaks: Tensor
     sums: Tensor
@@ -26,10 +26,17 @@ class Launcher:
 
     def __init__(self, spec: ModelSpec, padding: Tensor) -> None:
         self.kernels = kernels()
-        self.heads, self.channels = spec.heads, spec.head_dim
+        self.heads, self.group, self.channels = spec.kv_heads, spec.heads // spec.kv_heads, spec.head_dim
         self.padding = padding.to(torch.int32)
         self.padded = power_of_two(spec.head_dim)
         self.chained = chains(padding.device, padding.shape[0])
+        if self.group > 1:
+            self.parts = Parts.of(padding, self.heads, self.group, self.channels)
+
+    @property
+    def queries(self) -> int:
+        """Query heads."""
+        return self.heads * self.group
 
     def attend(
         self,
@@ -41,10 +48,29 @@ class Launcher:
         attended: Tensor,
         *,
         counts: Tensor,
-        listed: Listed | None = None,
+        slots: Tensor | None = None,
+        weights: Weights | None = None,
         far: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """Queries, newborn keys and values [lane, head, channel] (rows of one tensor) over the slots of ``keys``, then ``far``."""
+        """Queries [lane, query head, channel], newborn keys and values [lane, head, channel] (rows of one tensor, or each
+        of its own) over the slots of ``keys``, then ``far``: all of them, or those listed in ``slots`` [lane, width].
+        """
+        launch = self._attend_alone if self.group == 1 else self._attend_in_groups
+        launch(q, k, v, keys, values, attended, counts, slots, weights, far)
+
+    def _attend_alone(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        attended: Tensor,
+        counts: Tensor,
+        slots: Tensor | None,
+        weights: Weights | None,
+        far: tuple[Tensor, Tensor] | None,
+    ) -> None:
         lanes, dummy = q.shape[0], keys
         self.kernels.attend[lanes, self.heads](
             q,
@@ -52,27 +78,92 @@ class Launcher:
             v,
             keys,
             values,
-            listed.slots if listed else dummy,
+            dummy if slots is None else slots,
             counts,
             self.padding,
             attended,
             *(far or (dummy, dummy)),
-            listed.scores if listed else dummy,
-            listed.peaks if listed else dummy,
-            listed.sums if listed else dummy,
+            weights.scores if weights else dummy,
+            weights.peaks if weights else dummy,
+            weights.sums if weights else dummy,
             self.channels**-0.5,
             q.stride(0),
             0 if counts.shape[0] == 1 else 1,
             self.heads,
             keys.shape[2],
             far[0].shape[2] if far else 0,
-            listed.slots.shape[1] if listed else 0,
+            0 if slots is None else slots.shape[1],
             CHANNELS=self.channels,
             PADDED=self.padded,
             BLOCK=32,  # with one warp, the best of those tried on an H200: see benchmarks/NOTES.md
-            LISTED=listed is not None,
+            LISTED=slots is not None,
+            WEIGHED=weights is not None,
             FAR=far is not None,
             CHAINED=self.chained,
+            num_warps=1,
+        )
+
+    def _attend_in_groups(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        attended: Tensor,
+        counts: Tensor,
+        slots: Tensor | None,
+        weights: Weights | None,
+        far: tuple[Tensor, Tensor] | None,
+    ) -> None:
+        lanes, dummy, parts, module = q.shape[0], keys, self.parts, _grouped_kernels()
+        module.attend[lanes, self.heads, parts.count](
+            q,
+            k,
+            v,
+            keys,
+            values,
+            dummy if slots is None else slots,
+            counts,
+            self.padding,
+            parts.mixed,
+            parts.peaks,
+            parts.totals,
+            *(far or (dummy, dummy)),
+            weights.scores if weights else dummy,
+            self.channels**-0.5,
+            q.stride(0),
+            k.stride(0),
+            0 if counts.shape[0] == 1 else 1,
+            self.heads,
+            keys.shape[2],
+            far[0].shape[2] if far else 0,
+            0 if slots is None else slots.shape[1],
+            GROUP=self.group,
+            ROWS=max(16, power_of_two(self.group)),
+            CHANNELS=self.channels,
+            PADDED=max(16, self.padded),
+            BLOCK=64,
+            PARTS=parts.count,
+            LISTED=slots is not None,
+            WEIGHED=weights is not None,
+            FAR=far is not None,
+            PRECISION="ieee",  # of float32; 16-bit products are exact
+            num_warps=4,
+        )
+        module.merge[(lanes * self.queries,)](
+            parts.mixed,
+            parts.peaks,
+            parts.totals,
+            attended,
+            weights.peaks if weights else dummy,
+            weights.sums if weights else dummy,
+            lanes * self.queries,
+            CHANNELS=self.channels,
+            PADDED=self.padded,
+            PARTS=parts.count,
+            PADDED_PARTS=power_of_two(parts.count),
+            WEIGHED=weights is not None,
             num_warps=1,
         )
 
@@ -97,9 +188,37 @@ class Launcher:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What the parts of a lane's tokens give, until they are merged: [part, lane, query head, channel] and without channels."""
+
+    mixed: Tensor
+    peaks: Tensor
+    totals: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.mixed.shape[0]
+
+    @classmethod
+    def of(cls, padding: Tensor, heads: int, group: int, channels: int) -> "Parts":
+        """As many as fill a large GPU with a few programs for each multiprocessor, two at least."""
+        wanted = _PROGRAMS // (padding.shape[0] * heads) if padding.is_cuda else 0
+        count = min(16, max(2, power_of_two(wanted)))
+        shape = (count, padding.shape[0], heads * group)
+        mixed = torch.zeros((*shape, channels), device=padding.device)
+        return cls(mixed=mixed, peaks=torch.zeros(shape, device=padding.device), totals=torch.ones_like(mixed[..., 0]))
+
+
 def kernels() -> ModuleType:
     """The module of kernels, imported where they first run: machines without a GPU may lack Triton."""
     from runtime.graph import kernels as module
+
+    return module
+
+
+def _grouped_kernels() -> ModuleType:
+    from runtime.graph import grouped_kernels as module
 
     return module
 

@@ -22,9 +22,10 @@ def add_norm(
     PARTS: tl.constexpr,
     ADDED_BIAS: tl.constexpr,
     BIASED: tl.constexpr,
+    CENTRED: tl.constexpr,
     CHAINED: tl.constexpr,
 ):
-    """``x`` += the sum of ``added``, and its layer norm; a program a row."""
+    """``x`` += the sum of ``added``, and its norm: by layer where CENTRED, else by root mean square; a program a row."""
     column = tl.arange(0, WIDTH)
     inside = column < width
     at = tl.program_id(0).to(tl.int64) * width + column
@@ -42,8 +43,9 @@ def add_norm(
         row = (row.to(tl.float32) + more.to(x.dtype.element_ty).to(tl.float32)).to(x.dtype.element_ty)
         tl.store(x + at, row, mask=inside)
     wide = row.to(tl.float32)
-    mean = tl.sum(wide, 0) / width
-    off = tl.where(inside, wide - mean, 0.0)
+    off = wide
+    if CENTRED:
+        off = tl.where(inside, wide - tl.sum(wide, 0) / width, 0.0)
     out = off * tl.rsqrt(tl.sum(off * off, 0) / width + eps)
     out = out * tl.load(scale + column, mask=inside, other=0.0).to(tl.float32)
     if BIASED:
@@ -93,3 +95,56 @@ def product(
         if RELU:
             total = tl.maximum(total, 0.0)
         tl.store(out + to, total.to(out.dtype.element_ty), mask=row[:, None] < rows)
+
+
+@triton.jit
+def place(
+    rows,  # [lane, head, channel], query heads and then key heads, lanes ``stride`` apart; in place
+    positions,  # [lane]
+    frequencies,  # [DIMS / 2]
+    query_norm,  # [channel], where NORMED
+    key_norm,
+    queries,
+    stride,
+    eps,
+    magnitude,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    DIMS: tl.constexpr,
+    NORMED: tl.constexpr,
+):
+    """Rotate the first DIMS channels of a head by its lane's position, half against half; the norm of its channels before."""
+    lane, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    channel = tl.arange(0, PADDED)
+    inside, turns = channel < CHANNELS, channel < DIMS
+    low = channel < DIMS // 2
+    other = tl.where(turns, tl.where(low, channel + DIMS // 2, channel - DIMS // 2), channel)
+    at = rows + lane * stride + head * CHANNELS
+    x = tl.load(at + channel, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(at + other, mask=inside, other=0.0).to(tl.float32)
+    if NORMED:
+        shrink = tl.rsqrt(tl.sum(x * x, 0) / CHANNELS + eps)
+        scale = tl.where(head < queries, query_norm, key_norm)
+        x = x * shrink * tl.load(scale + channel, mask=inside, other=0.0).to(tl.float32)
+        y = y * shrink * tl.load(scale + other, mask=inside, other=0.0).to(tl.float32)
+    turn = tl.load(frequencies + tl.where(low, channel, channel - DIMS // 2), mask=turns, other=0.0)
+    angle = tl.load(positions + lane).to(tl.float32) * turn
+    turned = x * (tl.cos(angle) * magnitude) + tl.where(low, -y, y) * (tl.sin(angle) * magnitude)
+    tl.debug_barrier()  # a channel's partner has been read before either is written
+    tl.store(at + channel, tl.where(turns, turned, x).to(rows.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def gate(
+    up,  # [row, 2 * width]: gate, then value
+    out,  # [row, width]
+    width,
+    BLOCK: tl.constexpr,
+):
+    """The value times SiLU of its gate."""
+    row, column = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = column < width
+    at = up + row * 2 * width + column
+    g = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(at + width, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * width + column, (g / (1.0 + tl.exp(-g)) * value).to(out.dtype.element_ty), mask=inside)

@@ -57,8 +57,8 @@ def partial_linear(x: Tensor, affine: Affine, tiling: Tiling) -> Sum:
     return Sum(parts=out, bias=affine.bias)
 
 
-def add_norm(x: Tensor, added: Sum | None, norm: Affine, eps: float, normed: Tensor) -> None:
-    """``x`` [row, hidden] += ``added``, and its layer norm in ``normed``."""
+def add_norm(x: Tensor, added: Sum | None, norm: Affine, eps: float, normed: Tensor, *, centred: bool) -> None:
+    """``x`` [row, hidden] += ``added``, and its norm in ``normed``: by layer where ``centred``, else by root mean square."""
     width, chained = x.shape[1], chains(x.device, x.shape[0])
     added_bias = None if added is None else added.bias
     _kernels().add_norm[(x.shape[0],)](
@@ -74,10 +74,50 @@ def add_norm(x: Tensor, added: Sum | None, norm: Affine, eps: float, normed: Ten
         PARTS=0 if added is None else added.parts.shape[0],
         ADDED_BIAS=added_bias is not None,
         BIASED=norm.bias is not None,
+        CENTRED=centred,
         CHAINED=chained,
         launch_pdl=chained,
         num_warps=8 if width > 1024 else 1,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turning:
+    """How queries and keys take in their position; ``norms`` of their channels come before, where a model has them."""
+
+    frequencies: Tensor
+    magnitude: float
+    eps: float
+
+
+def place(rows: Tensor, queries: int, positions: Tensor, turning: Turning, norms: tuple[Tensor, Tensor] | None) -> None:
+    """Position and norm of ``rows`` [lane, query and key head, channel], in place; ``positions`` [lane]."""
+    lanes, heads, channels = rows.shape
+    query_norm, key_norm = norms or (rows, rows)
+    _kernels().place[lanes, heads](
+        rows,
+        positions,
+        turning.frequencies,
+        query_norm,
+        key_norm,
+        queries,
+        rows.stride(0),
+        turning.eps,
+        turning.magnitude,
+        CHANNELS=channels,
+        PADDED=power_of_two(channels),
+        DIMS=2 * turning.frequencies.shape[0],
+        NORMED=norms is not None,
+        num_warps=1,
+    )
+
+
+def gate(up: Tensor) -> Tensor:
+    """[row, 2 * width] to [row, width]: the second half times SiLU of the first."""
+    rows, width = up.shape[0], up.shape[1] // 2
+    out = up.new_empty((rows, width))
+    _kernels().gate[rows, -(-width // 1024)](up, out, width, BLOCK=1024, num_warps=4)
+    return out
 
 
 def _launch(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, tiling: Tiling, *, relu: bool) -> None:

@@ -8,13 +8,17 @@ from torch import Tensor
 
 from runtime.clock import Clock
 from runtime.graph.dense import DenseSlots
+from runtime.graph.quantised_dense import QuantisedSlots
+from runtime.graph.recall import RecallSlots
 from runtime.graph.step import DecodeStep
-from runtime.graph.support import require_graphable
+from runtime.graph.streamed import StreamedSlots, StreamedStep
+from runtime.graph.support import require_graphable, streams
 from runtime.graph.window import WindowSlots
 from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.prefill import prompt_layer
 from runtime.wave import Prompts
+from sim.attention import Selector
 from sim.footprint import prefill_rows
 from sim.plan import Plan
 
@@ -44,12 +48,21 @@ class GraphWave:
         self.lanes = Lanes.of(decoder.spec, len(padding), per_head=False)
         self.padding, self.padded = torch.tensor(padding, device=decoder.device), any(padding)
         self.row = torch.ones(1, dtype=torch.int64, device=decoder.device)
-        kind = DenseSlots if plan.setting.attention.is_dense else WindowSlots
-        self.slots = kind(plan, decoder, self.lanes, self.padding, self.row)
         cached = torch.tensor(plan.setting.token_counts.cached, device=decoder.device)
-        self.step = DecodeStep(decoder, self.slots, self.padding, cached, self.row)
-        with torch.inference_mode():
-            self.step.capture()
+        self.slots: DenseSlots | QuantisedSlots | WindowSlots | RecallSlots | StreamedSlots
+        step: type[DecodeStep]
+        if streams(plan):
+            self.slots, step = StreamedSlots(plan, decoder, self.lanes, self.padding), StreamedStep
+        else:
+            kind = _slots(plan)
+            self.slots, step = kind(plan, decoder, self.lanes, self.padding, self.row), DecodeStep
+        self.step = step(decoder, self.slots, self.padding, cached, self.row)
+        self.capture()
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Capture the step; again after what it does has been changed."""
+        self.step.capture()
 
     def run(self, prompts: Prompts, on_step: Callable[[int], None] | None = None) -> GraphRun:
         """Greedy completions. ``on_step`` is called before each decode step, with its row; reading the device there costs."""
@@ -73,6 +86,8 @@ class GraphWave:
         positions = (torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]).clamp(min=0)
         x = decoder.embed(tokens, positions)
         for layer in range(decoder.spec.layers):
+            if isinstance(self.slots, StreamedSlots):
+                self.slots.keep_prompt(layer, first, x)
             q, k, v, x = prompt_layer(decoder, layer, x, positions, padding if self.padded else None)
             self.slots.start(layer, first, q, k, v)
         self.step.tokens[first : first + len(tokens)] = decoder.logits(x[:, -1:])[:, 0].argmax(-1)
@@ -81,12 +96,21 @@ class GraphWave:
     def decode(self, first: int, last: int, on_step: Callable[[int], None] | None = None) -> float:
         """Rows ``first`` to before ``last``; seconds."""
         with _Stopwatch(self.decoder.device) as watch:
-            self.row.fill_(first)
+            self.step.seek(first)
             for row in range(first, last):
                 if on_step:
                     on_step(row)
                 self.step.replay()
         return watch.seconds
+
+
+def _slots(plan: Plan) -> type[DenseSlots] | type[QuantisedSlots] | type[WindowSlots] | type[RecallSlots]:
+    selector = plan.setting.attention.selector
+    if selector is Selector.SWA:
+        return WindowSlots
+    if selector is Selector.PAGES:
+        return RecallSlots
+    return DenseSlots if plan.setting.kv_format.are_native else QuantisedSlots
 
 
 class _Stopwatch:

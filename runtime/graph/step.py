@@ -7,16 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
-from runtime.graph.products import Tiling, add_norm, linear, partial_linear
+from runtime.graph.products import Sum, Tiling, Turning, add_norm, gate, linear, partial_linear, place
 from runtime.models import Decoder
+from runtime.models.decoder import Affine
 from runtime.streams import SideStream
 
 
 class Slots(Protocol):
     """Where a step's keys and values lie, and what it attends to."""
-
-    def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Keep the prompts of some lanes, those from ``first`` on: [lane, token, head, channel]."""
 
     def begin_step(self) -> None: ...
 
@@ -37,20 +35,31 @@ class Tilings:
     down: Tiling = field(default_factory=lambda: Tiling(columns=64, inner=128, parts=2, stages=4))
 
 
-class DecodeStep:
-    """``tokens`` [lane] go in and come out; ``row`` [1] counts the steps, ``logits`` [lane, vocab] are the last one's."""
+class CapturedStep:
+    """The step of ``lanes`` sequences. What goes in, and where what comes out goes, is a subclass's affair."""
 
-    def __init__(self, decoder: Decoder, slots: Slots, padding: Tensor, cached: Tensor, row: Tensor) -> None:
-        spec, lanes = decoder.spec, padding.shape[0]
-        self.decoder, self.slots, self.padding, self.row = decoder, slots, padding, row
-        self.cached = cached  # [row]
-        self.tokens = torch.zeros(lanes, dtype=torch.int64, device=decoder.device)
-        self.generated = torch.zeros((lanes, cached.shape[0]), dtype=torch.int64, device=decoder.device)
-        self.attended = torch.zeros((lanes, spec.heads, spec.head_dim), dtype=decoder.dtype, device=decoder.device)
-        self.logits = torch.zeros((lanes, spec.vocab), device=decoder.device)
+    def __init__(self, decoder: Decoder, slots: Slots, lanes: int) -> None:
+        spec, device = decoder.spec, decoder.device
+        self.decoder, self.slots = decoder, slots
+        self.attended = torch.zeros((lanes, spec.heads, spec.head_dim), dtype=decoder.dtype, device=device)
+        self.logits = torch.zeros((lanes, spec.vocab), device=device)  # of the last step
         self.tilings = Tilings()
-        self.beside = SideStream(decoder.device, overlap=True)
+        self.beside = SideStream(device, overlap=True)
         self.replay = self._run
+
+    def _reset(self) -> None:
+        """Make the next step one that can be taken."""
+
+    def _inputs(self) -> tuple[Tensor, Tensor]:
+        """Tokens and positions, [lane]."""
+        raise NotImplementedError
+
+    def _emit(self, tokens: Tensor) -> None:
+        """The likeliest tokens, [lane]."""
+        raise NotImplementedError
+
+    def _advance(self) -> None:
+        """All of the step has ended."""
 
     def capture(self) -> None:
         """Run twice, so that kernels are compiled, then capture. The slots' state is arbitrary afterwards.
@@ -63,7 +72,7 @@ class DecodeStep:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):
-                self.row.fill_(1)
+                self._reset()
                 self._run()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
@@ -72,52 +81,94 @@ class DecodeStep:
         self.replay = graph.replay
 
     def _run(self) -> None:
-        positions = (self.cached.index_select(0, self.row) - 1 - self.padding)[:, None]
+        tokens, positions = self._inputs()
         self.slots.begin_step()
-        x = self.decoder.embed(self.tokens[:, None], positions)
-        self.logits = self._fused(x[:, 0]) if fuses(self.decoder) else self._plain(x, positions)
-        self.tokens.copy_(self.logits.argmax(-1))
-        self.generated.index_copy_(1, self.row, self.tokens[:, None])
+        x = self.decoder.embed(tokens[:, None], positions[:, None])
+        self.logits = self._fused(x[:, 0], positions) if fuses(self.decoder) else self._plain(x, positions[:, None])
+        self._emit(self.logits.argmax(-1))
         self.beside.last.wait()
-        self.row += 1
+        self._advance()
 
     def _plain(self, x: Tensor, positions: Tensor) -> Tensor:
         """Any family, in the decoder's own operations."""
         decoder = self.decoder
         for layer in range(decoder.spec.layers):
             q, k, v = (rows[:, 0].contiguous() for rows in decoder.project(layer, x, positions))
-            self._attend(layer, q, k, v)
+            self._attend(layer, x, q, k, v)
             x = decoder.finish(layer, x, self.attended[:, None])
         return decoder.logits(x)[:, 0]
 
-    def _fused(self, x: Tensor) -> Tensor:
+    def _fused(self, x: Tensor, positions: Tensor) -> Tensor:
         """From x [lane, hidden]: residual sums and norms in one kernel, biases and ReLU in the products' epilogues."""
-        decoder, eps, tilings = self.decoder, self.decoder.config.norm_eps, self.tilings
-        normed, added, lanes = torch.empty_like(x), None, x.shape[0]
+        decoder, tilings, added = self.decoder, self.tilings, None
+        normed, lanes, relu = torch.empty_like(x), x.shape[0], not decoder.spec.gated_mlp
         for layer, weights in enumerate(decoder.weights.layers):
-            add_norm(x, added, weights.attention_norm, eps, normed)
-            rows = linear(normed, weights.qkv, tilings.qkv).view(lanes, 3, decoder.spec.heads, decoder.spec.head_dim)
-            self._attend(layer, rows[:, 0], rows[:, 1], rows[:, 2])
+            self._norm(x, added, weights.attention_norm, normed)
+            q, k, v = self._queries(layer, linear(normed, weights.qkv, tilings.qkv), positions)
+            self._attend(layer, x, q, k, v)
             mixed = partial_linear(self.attended.view(lanes, -1), weights.out, tilings.out)
-            add_norm(x, mixed, weights.mlp_norm, eps, normed)
-            up = linear(normed, weights.up, tilings.up, relu=True)
-            added = partial_linear(up, weights.down, tilings.down)
+            self._norm(x, mixed, weights.mlp_norm, normed)
+            up = linear(normed, weights.up, tilings.up, relu=relu)
+            added = partial_linear(up if relu else gate(up), weights.down, tilings.down)
         assert decoder.weights.final_norm is not None
-        add_norm(x, added, decoder.weights.final_norm, eps, normed)
+        self._norm(x, added, decoder.weights.final_norm, normed)
         return fn.linear(normed, decoder.weights.head)
 
-    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def _norm(self, x: Tensor, added: Sum | None, norm: Affine, normed: Tensor) -> None:
+        add_norm(x, added, norm, self.decoder.config.norm_eps, normed, centred=self.decoder.spec.norm_bias)
+
+    def _queries(self, layer: int, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value [lane, head, channel] of a product's rows, position encoded."""
+        decoder, spec = self.decoder, self.decoder.spec
+        heads = rows.view(rows.shape[0], -1, spec.head_dim)
+        if decoder.frequencies is not None:
+            weights = decoder.weights.layers[layer]
+            both = (weights.query_norm, weights.key_norm)
+            norms = None if both[0] is None or both[1] is None else (both[0], both[1])
+            turning = Turning(frequencies=decoder.frequencies, magnitude=decoder.magnitude, eps=decoder.config.norm_eps)
+            place(heads[:, : spec.heads + spec.kv_heads], spec.heads, positions, turning, norms)
+        q, k, v = torch.split(heads, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
+        return q, k, v
+
+    def _attend(self, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:  # noqa: ARG002
+        """``x`` are the layer's inputs."""
         self.slots.attend(layer, q, k, v, self.attended)
         with self.beside.work():
             self.slots.settle(layer)
 
 
+class DecodeStep(CapturedStep):
+    """Lanes in step: ``tokens`` [lane] go in and come out, ``row`` [1] counts the steps."""
+
+    def __init__(self, decoder: Decoder, slots: Slots, padding: Tensor, cached: Tensor, row: Tensor) -> None:
+        lanes, device = padding.shape[0], decoder.device
+        super().__init__(decoder, slots, lanes)
+        self.padding, self.row, self.cached = padding, row, cached  # cached: [row]
+        self.tokens = torch.zeros(lanes, dtype=torch.int64, device=device)
+        self.generated = torch.zeros((lanes, cached.shape[0]), dtype=torch.int64, device=device)
+
+    def seek(self, row: int) -> None:
+        """The next step is ``row``."""
+        self.row.fill_(row)
+
+    def _reset(self) -> None:
+        self.seek(1)
+
+    def _inputs(self) -> tuple[Tensor, Tensor]:
+        return self.tokens, self.cached.index_select(0, self.row) - 1 - self.padding
+
+    def _emit(self, tokens: Tensor) -> None:
+        self.tokens.copy_(tokens)
+        self.generated.index_copy_(1, self.row, self.tokens[:, None])
+
+    def _advance(self) -> None:
+        self.row += 1
+
+
 def fuses(decoder: Decoder) -> bool:
-    """Whether the decoder has the parts that ``_fused`` puts together: OPT's, with norms before."""
+    """Whether the decoder has the parts that ``_fused`` puts together: OPT's or Llama's, with norms before."""
     config, spec, weights = decoder.config, decoder.spec, decoder.weights
     plain_head = weights.project_out is None and weights.final_norm is not None
-    layer_norms = spec.norm_bias and not spec.qk_norm and config.rope is None
-    simple_mlp = (
-        config.activation == "relu" and not spec.gated_mlp and all(w.up.bias is not None for w in weights.layers)
-    )
-    return plain_head and layer_norms and simple_mlp and config.pre_norm and not config.parallel
+    activation = "silu" if spec.gated_mlp else "relu"
+    biased = spec.gated_mlp or all(w.up.bias is not None for w in weights.layers)
+    return plain_head and biased and config.activation == activation and config.pre_norm and not config.parallel

@@ -4,32 +4,76 @@ import os
 
 import torch
 
+from runtime.graph.recall import has_room_for_copies
 from runtime.models import Decoder
 from sim.attention import Selector
-from sim.plan import Admission, Placement, Plan, Recompute
+from sim.kv import KvFormat
+from sim.plan import Admission, Mechanism, Placement, Plan, Recompute
 from sim.spec import WeightFormat
 
 
-def require_graphable(plan: Plan, decoder: Decoder) -> None:
-    """Raise ValueError for a plan, or a decoder, that needs more than slots and a selection known a step ahead."""
-    setting, spec = plan.setting, decoder.spec
-    selector = setting.attention.selector
+def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admission.WAVES) -> None:
+    """Raise ValueError for a plan, or a decoder, that needs more than the kinds of slots that there are."""
+    setting = plan.setting
+    selector, continuous = setting.attention.selector, setting.admission is Admission.CONTINUOUS
     if decoder.device.type != "cuda" and not interpreted():
         raise ValueError(f"device={decoder.device}, a decode step is captured on a CUDA device only")
-    if selector not in (Selector.DENSE, Selector.SWA):
-        raise ValueError(f"attention.selector={selector}, a captured step runs dense or swa")
-    if spec.kv_heads != spec.heads:
-        raise ValueError(f"kv_heads={spec.kv_heads}, a captured step needs as many as heads, {spec.heads}")
-    if not setting.kv_format.are_native or setting.recompute is not Recompute.NONE or setting.host_attention:
-        raise ValueError("a captured step needs native KV formats, recompute=none and host_attention=False")
+    if selector not in (Selector.DENSE, Selector.SWA, Selector.PAGES):
+        raise ValueError(f"attention.selector={selector}, a captured step runs dense, swa or pages")
+    if setting.host_attention:
+        raise ValueError("host_attention=True, a captured step attends on the GPU")
     if setting.weights_on_host or setting.weight_format is not WeightFormat.NATIVE:
         raise ValueError("a captured step needs all weights in HBM in the compute type")
-    if setting.admission is not Admission.WAVES:
-        raise ValueError(f"admission={setting.admission}, a captured step runs waves")
-    if selector is Selector.SWA and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:
-        raise ValueError(f"placement={setting.placement}, a captured step under swa needs resident")
+    if setting.admission is not admission:
+        raise ValueError(f"admission={setting.admission}, this captured step runs {admission}")
+    if continuous and selector is not Selector.DENSE:
+        raise ValueError(f"attention.selector={selector}, a captured step under continuous admission needs dense")
+    recomputes = (Recompute.NONE, Recompute.ACTIVATIONS_HOST) if selector is Selector.DENSE else (Recompute.NONE,)
+    if setting.recompute not in recomputes:
+        raise ValueError(f"recompute={setting.recompute}, under {selector} must be {' or '.join(recomputes)}")
+    _require_format(plan)
+    _require_heads(plan, decoder)
+    if not setting.attention.is_dense and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:
+        raise ValueError(f"placement={setting.placement}, a captured step under {selector} needs resident")
+    if selector is Selector.PAGES and not has_room_for_copies(plan):
+        raise ValueError("homes, a captured step under pages needs slots for the local window and all that is selected")
     if decoder.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         raise ValueError(f"dtype={decoder.dtype}, must be fp16, bf16 or fp32")
+
+
+def streams(plan: Plan) -> bool:
+    """Whether tokens are brought to HBM by the copy engine, at every step the same ones and a few more."""
+    setting, homes = plan.setting, plan.homes
+    fetches = setting.fetch_by is Mechanism.COPY_ENGINE and any(homes.host_kv)
+    return setting.attention.is_dense and setting.kv_format.are_native and (fetches or any(homes.activations))
+
+
+def _require_format(plan: Plan) -> None:
+    setting = plan.setting
+    if setting.kv_format.are_native:
+        return
+    if any(plan.homes.activations):
+        raise ValueError("kv_format, a captured step that recomputes from inputs runs native")
+    stored, dense = setting.kv_format.gpu, setting.attention.is_dense
+    if setting.admission is Admission.CONTINUOUS:
+        allowed = dense and stored in (KvFormat.NATIVE, KvFormat.FP8, KvFormat.INT8)
+    else:
+        allowed = dense and stored is KvFormat.INT8 and setting.kv_format.host is KvFormat.INT8
+    if not allowed:
+        raise ValueError(
+            f"kv_format={stored} in HBM and {setting.kv_format.host} on the host, a captured step runs native, dense "
+            "waves in int8 on both sides, and dense continuous admission in int8 or fp8"
+        )
+
+
+def _require_heads(plan: Plan, decoder: Decoder) -> None:
+    """Paged and quantised attention take one query head for each key head."""
+    setting, spec = plan.setting, decoder.spec
+    one_to_one = setting.admission is Admission.CONTINUOUS or not setting.kv_format.are_native
+    if one_to_one and spec.kv_heads != spec.heads:
+        raise ValueError(
+            f"kv_heads={spec.kv_heads}, a captured step with pages or a quantised cache needs as many as heads, {spec.heads}"
+        )
 
 
 def interpreted() -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.cache import hbm_slots
-from runtime.graph.launch import Launcher, Listed, power_of_two
+from runtime.graph.launch import Launcher, Weights, power_of_two
 from runtime.graph.pinned import registered
 from runtime.lanes import Lanes
 from runtime.ledger import Ledger
@@ -58,10 +58,10 @@ class WindowSlots:
         self.entries = 1 + max(n - gone for n, gone in zip(self.counts.cached, self.counts.dead, strict=True))
         self.near = min(self.entries, hbm_slots(plan))
         self.far = self.entries - self.near
-        shape = (spec.layers, lanes.count, spec.heads, self.near, spec.head_dim)
+        shape = (spec.layers, lanes.count, spec.kv_heads, self.near, spec.head_dim)
         self.keys = torch.zeros(shape, dtype=decoder.dtype, device=device)
         self.values = torch.zeros_like(self.keys)
-        host = (spec.layers, lanes.count, max(1, self.far), spec.heads, spec.head_dim)
+        host = (spec.layers, lanes.count, max(1, self.far), spec.kv_heads, spec.head_dim)
         self.host_keys, self.host_values = (registered(device, host, decoder.dtype) for _ in range(2))
         self.state = self._empty(spec.layers, lanes.count)
         scores = (spec.layers, lanes.count, spec.heads)
@@ -79,7 +79,7 @@ class WindowSlots:
         """Choose what the first step attends to, and keep what lives."""
         lanes = slice(first, first + k.shape[0])
         ledger, selector = Ledger(self.plan, k.shape[0], k.device), SparseWindow(self._scope(lanes))
-        selector.start(q[:, :, :, None], k)
+        selector.start(self.lanes.queries(q), k)
         ledger.want(0, torch.zeros_like(ledger.alive))
         if self.plan.homes.steps > 1:
             ledger.want(1, first_picks(ledger, selector))
@@ -92,11 +92,18 @@ class WindowSlots:
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
         state = self.state
-        wanted = Listed(
-            slots=state.slots[layer], scores=self.scores[layer], peaks=self.peaks[layer], sums=self.sums[layer]
+        weights = Weights(scores=self.scores[layer], peaks=self.peaks[layer], sums=self.sums[layer])
+        self.launcher.attend(
+            q,
+            k,
+            v,
+            self.keys[layer],
+            self.values[layer],
+            attended,
+            counts=state.counts[layer],
+            slots=state.slots[layer],
+            weights=weights,
         )
-        keys, values = self.keys[layer], self.values[layer]
-        self.launcher.attend(q, k, v, keys, values, attended, counts=state.counts[layer], listed=wanted)
 
     def settle(self, layer: int) -> None:
         """Choose for the next step, and move what it needs."""
@@ -117,7 +124,7 @@ class WindowSlots:
             self.table,
             state.moves,
             state.move_counts,
-            self.launcher.heads,
+            self.launcher.queries,
             self.width,
             state.ring.shape[1],
             self.entries,

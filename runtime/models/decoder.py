@@ -9,7 +9,6 @@ from torch.nn import functional as fn
 
 from runtime.models.config import DecoderConfig
 from runtime.models.rope import rotate
-from sim.footprint import PREFILL_CHUNK_TOKENS
 from sim.spec import WeightFormat
 
 
@@ -72,7 +71,7 @@ class Decoder:
         self.spec = config.spec
         self.weights = weights
         self.activate = _ACTIVATIONS[config.activation]
-        self._frequencies, self._magnitude = self._prepare_rope()
+        self.frequencies, self.magnitude = self._prepare_rope()
 
     @property
     def device(self) -> torch.device:
@@ -100,12 +99,20 @@ class Decoder:
         k = self._place(self._heads(k), weights.key_norm, positions)
         return q, k, self._heads(v)
 
-    def reproject(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Key and value alone, from saved layer inputs: position encoding and key norm are applied again."""
+    def reproject(
+        self, layer: int, x: Tensor, positions: Tensor, *, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Key and value alone, from saved layer inputs: position encoding and key norm are applied again.
+
+        ``out`` [batch, token, 2 * kv_dim], contiguous, is where their rows are put if it is given.
+        """
         weights, spec = self.weights.layers[layer], self.spec
-        rows = _linear(self._attention_input(layer, x), weights.qkv.below(spec.query_dim))
-        k, v = torch.split(rows, [spec.kv_dim, spec.kv_dim], dim=-1)
-        return self._place(self._heads(k), weights.key_norm, positions), self._heads(v)
+        rows = _linear(self._attention_input(layer, x), weights.qkv.below(spec.query_dim), out=out)
+        k, v = (self._heads(part) for part in torch.split(rows, [spec.kv_dim, spec.kv_dim], dim=-1))
+        placed = self._place(k, weights.key_norm, positions)
+        if out is not None and placed is not k:
+            k.copy_(placed)
+        return placed, v
 
     def finish(self, layer: int, x: Tensor, attended: Tensor) -> Tensor:
         """The layer's output, given its input and what attention gave, [batch, token, head, head_dim]."""
@@ -137,11 +144,11 @@ class Decoder:
     def _place(self, heads: Tensor, norm: Tensor | None, positions: Tensor) -> Tensor:
         if norm is not None:
             heads = _rms_norm(heads, norm, self.config.norm_eps)
-        if self._frequencies is None:
+        if self.frequencies is None:
             return heads
-        angles = positions[..., None].float() * self._frequencies
+        angles = positions[..., None].float() * self.frequencies
         angles = torch.cat((angles, angles), dim=-1)[..., None, :]  # [batch, token, 1, dims]
-        cos, sin = (angles.cos() * self._magnitude).to(heads.dtype), (angles.sin() * self._magnitude).to(heads.dtype)
+        cos, sin = (angles.cos() * self.magnitude).to(heads.dtype), (angles.sin() * self.magnitude).to(heads.dtype)
         return rotate(heads, cos, sin)
 
     def _norm(self, x: Tensor, norm: Affine) -> Tensor:
@@ -150,9 +157,6 @@ class Decoder:
         return _rms_norm(x, norm.weight, self.config.norm_eps)
 
     def _mlp(self, weights: LayerWeights, x: Tensor) -> Tensor:
-        """In chunks of a long prompt's tokens: the widest activations are made here."""
-        if x.shape[1] > PREFILL_CHUNK_TOKENS:
-            return torch.cat([self._mlp(weights, part) for part in torch.split(x, PREFILL_CHUNK_TOKENS, 1)], dim=1)
         up = _linear(x, weights.up)
         if not self.spec.gated_mlp:
             return _linear(self.activate(up), weights.down)
@@ -166,8 +170,15 @@ class Decoder:
         return frequencies.to(self.device), magnitude
 
 
-def _linear(x: Tensor, affine: Affine) -> Tensor:
-    return fn.linear(x, affine.widened(), affine.bias)
+def _linear(x: Tensor, affine: Affine, *, out: Tensor | None = None) -> Tensor:
+    if out is None:
+        return fn.linear(x, affine.widened(), affine.bias)
+    flat, rows, weight = x.flatten(0, -2), out.flatten(0, -2), affine.widened().t()
+    if affine.bias is None:
+        torch.mm(flat, weight, out=rows)
+    else:
+        torch.addmm(affine.bias, flat, weight, out=rows)
+    return out
 
 
 def _rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as fn
 
 from runtime.selectors.base import LayerSelector, Scope
 from sim.attention import PAGE_TOKENS
@@ -18,14 +19,14 @@ class Pages(LayerSelector):
         self.digests: Tensor | None = None  # [lane, page, 2, head, channel]: minimum and maximum
 
     def start(self, q: Tensor, k: Tensor) -> None:  # noqa: ARG002
-        lanes, _, heads, channels = k.shape
-        infinite = torch.full((lanes, self.pages, heads, channels), torch.inf, device=k.device, dtype=k.dtype)
-        self.digests = torch.stack((infinite, -infinite), dim=2)
-        real = self.scope.real[:, : k.shape[1], None, None]
-        for page in range(-(-k.shape[1] // PAGE_TOKENS)):
-            tokens = slice(page * PAGE_TOKENS, (page + 1) * PAGE_TOKENS)
-            self.digests[:, page, 0] = k[:, tokens].where(real[:, tokens], torch.inf).amin(1)
-            self.digests[:, page, 1] = k[:, tokens].where(real[:, tokens], -torch.inf).amax(1)
+        tokens, whole = k.shape[1], self.pages * PAGE_TOKENS
+        real = self.scope.real[:, :tokens, None, None]
+        ends = [
+            fn.pad(k.masked_fill(~real, nothing), (0, 0, 0, 0, 0, whole - tokens), value=nothing)
+            for nothing in (torch.inf, -torch.inf)
+        ]
+        low, high = (end.view(end.shape[0], self.pages, PAGE_TOKENS, *end.shape[2:]) for end in ends)
+        self.digests = torch.stack((low.amin(2), high.amax(2)), dim=2)
 
     def bear(self, row: int, k: Tensor) -> None:
         assert self.digests is not None

@@ -10,7 +10,7 @@ from sim.flows import flows_of, home_columns, occupancy_of
 from sim.homes import TokenHomes
 from sim.kv import KvFormats
 from sim.plan import Admission, Placement, Plan, Preemption, Recompute, Setting, WriteBack
-from sim.scheduled import admission_rules
+from sim.scheduled import page_rules
 from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat
 from sim.workload import Workload
 from tests.runtime.where import dtype_asked_for
@@ -84,7 +84,7 @@ def draw_continuous(rng: random.Random, model: ModelSpec, selector: Selector) ->
     )
     plan = all_in_hbm(model, choice)
     homes = home_columns(plan.homes)
-    rules = admission_rules(plan.setting, occupancy_of(plan, homes, flows_of(plan, homes)))
+    rules = page_rules(plan.setting, occupancy_of(plan, homes, flows_of(plan, homes)))
     return with_budget(plan, round(max(rules.held_bytes) * rng.uniform(1.0, 3.5)))
 
 

@@ -21,7 +21,7 @@ from sim.engine import simulate
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.plan import Admission, Plan, Preemption
 from sim.profile import Profile
-from sim.scheduled import admission_rules
+from sim.scheduled import page_rules
 from sim.spec import WeightFormat
 from tests.runtime.plans import Choice, all_in_hbm, draw_continuous, with_budget
 from tests.runtime.reference import Masked
@@ -32,7 +32,7 @@ from tests.runtime.where import DRAWN, Where
 
 def scheduler(plan: Plan) -> Scheduler:
     homes = home_columns(plan.homes)
-    return Scheduler(admission_rules(plan.setting, occupancy_of(plan, homes, flows_of(plan, homes))))
+    return Scheduler(page_rules(plan.setting, occupancy_of(plan, homes, flows_of(plan, homes))))
 
 
 def starts(plan: Plan) -> list[list[int]]:

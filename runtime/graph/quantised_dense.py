@@ -1,0 +1,159 @@
+"""Dense attention over INT8 keys and values in both tiers. A token's slot is its position, as in ``runtime.graph.dense``.
+
+Ranges of keys and the open group's keys stay in HBM, so that what crosses the link is levels and the ranges of values.
+All that lies in HBM fits the plan's budget: where its slots and those ranges do not, there are fewer slots.
+"""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.cache import hbm_slots
+from runtime.graph.launch import chains, power_of_two
+from runtime.graph.pinned import registered
+from runtime.lanes import Lanes
+from runtime.models import Decoder
+from runtime.quantise import encode_keys, encode_values, key_range
+from sim.kv import GROUP_TOKENS, KvFormat
+from sim.plan import Plan, Setting
+
+BLOCK, WARPS = 32, 1  # tokens that a loop takes at once, warps of a program
+
+
+class QuantisedSlots:
+    """Levels [layer, lane, head, position, channel], ranges of values [layer, lane, head, 2, position], near and far."""
+
+    def __init__(self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor, row: Tensor) -> None:
+        spec, device = decoder.spec, decoder.device
+        counts = plan.setting.token_counts
+        self.row, self.padding, self.chained = row, padding.to(torch.int32), chains(device, lanes.count)
+        self.near = min(counts.cached[-1], hbm_slots(plan), most_slots(plan.setting))
+        self.far = counts.cached[-1] - self.near
+        first = (spec.layers, lanes.count, spec.heads)
+        self.here = tuple(
+            torch.zeros((*first, *shape), dtype=dtype, device=device)
+            for shape, dtype in _planes(self.near, spec.head_dim)
+        )
+        self.there = tuple(
+            registered(device, (*first, *shape), dtype) for shape, dtype in _planes(max(1, self.far), spec.head_dim)
+        )
+        groups, half = counts.cached[-1] // GROUP_TOKENS, torch.float16
+        self.key_ranges = torch.zeros((*first, max(1, groups), 2, spec.head_dim), dtype=half, device=device)
+        self.waiting = torch.zeros((*first, GROUP_TOKENS, spec.head_dim), dtype=decoder.dtype, device=device)
+        self.cached = torch.tensor(counts.cached, dtype=torch.int32, device=device)
+        self.count = torch.ones(1, dtype=torch.int32, device=device)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of HBM: levels and ranges of values near, ranges of all keys, the open group's keys."""
+        held = (*self.here, self.key_ranges, self.waiting)
+        return sum(plane.numel() * plane.element_size() for plane in held)
+
+    def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:  # noqa: ARG002
+        lanes = slice(first, first + k.shape[0])
+        frozen = k.shape[1] // GROUP_TOKENS * GROUP_TOKENS
+        levels = torch.zeros_like(k, dtype=torch.uint8)
+        for group, at in enumerate(range(0, frozen, GROUP_TOKENS)):
+            keys = k[:, at : at + GROUP_TOKENS]
+            ranges = key_range(keys, 8)  # [lane, 2, head, channel]
+            spread = ranges[:, None].expand(-1, GROUP_TOKENS, -1, -1, -1)
+            levels[:, at : at + GROUP_TOKENS] = encode_keys(keys, KvFormat.INT8, spread)
+            self.key_ranges[layer, lanes, :, group] = ranges.transpose(1, 2)
+        stored = encode_values(v, KvFormat.INT8)
+        self._store(layer, lanes, levels, stored["v"], stored["v_range"])
+        if frozen:
+            last = slice(frozen - GROUP_TOKENS, frozen)
+            self._leave_behind(layer, lanes, levels[:, last], stored["v"][:, last])
+        self.waiting[layer, lanes, :, : k.shape[1] - frozen] = k[:, frozen:].transpose(1, 2)
+
+    def begin_step(self) -> None:
+        torch.index_select(self.cached, 0, self.row, out=self.count)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
+        waiting, channels = self.waiting[layer], attended.shape[2]
+        _kernels().attend[q.shape[0], q.shape[1]](
+            q,
+            k,
+            v,
+            *(plane[layer] for plane in self.here),
+            *(plane[layer] for plane in self.there),
+            self.key_ranges[layer],
+            waiting,
+            waiting.view(torch.uint8),
+            self.count,
+            self.padding,
+            attended,
+            channels**-0.5,
+            q.stride(0),
+            q.shape[1],
+            self.near,
+            max(1, self.far),
+            self.key_ranges.shape[3],
+            GROUP=GROUP_TOKENS,
+            CHANNELS=channels,
+            PADDED=power_of_two(channels),
+            BLOCK=BLOCK,
+            FREEZE=8,
+            WIDTH=self.waiting.element_size(),
+            FAR=self.far > 0,
+            CHAINED=self.chained,
+            num_warps=WARPS,
+        )
+
+    def settle(self, layer: int) -> None:
+        """A group is frozen by the attention that completes it."""
+
+    def picks(self) -> list[Any]:
+        """Of every layer, none."""
+        return []
+
+    def _store(self, layer: int, lanes: slice, levels: Tensor, values: Tensor, ranges: Tensor) -> None:
+        """A prompt's planes, [lane, token, head, …]."""
+        tokens = levels.shape[1]
+        near, far = min(self.near, tokens), max(0, tokens - self.near)
+        planes = (levels.transpose(1, 2), 2), (values.transpose(1, 2), 2), (ranges.permute(0, 2, 3, 1), 3)
+        for (plane, at), here, there in zip(planes, self.here, self.there, strict=True):
+            here[layer, lanes].narrow(at, 0, near).copy_(plane.narrow(at, 0, near))
+            there[layer, lanes].narrow(at, 0, far).copy_(plane.narrow(at, near, far))
+
+    def _leave_behind(self, layer: int, lanes: slice, levels: Tensor, values: Tensor) -> None:
+        """A group's levels [lane, token, head, channel] in the rows of the open group's keys."""
+        width = levels.shape[3]
+        rows = self.waiting.view(torch.uint8)[layer, lanes]
+        rows[..., :width], rows[..., width : 2 * width] = levels.transpose(1, 2), values.transpose(1, 2)
+
+
+def most_slots(setting: Setting) -> int:
+    """Slots of a lane in HBM that the budget has room for beside all that does not depend on them."""
+    model, cached = setting.model, setting.workload.cached_tokens
+    ranges, keys = max(1, cached // GROUP_TOKENS) * 4, GROUP_TOKENS * setting.dtype.size_bytes  # of a channel
+    head_bytes = setting.kv_budget_bytes // (model.layers * setting.concurrency * model.kv_heads)
+    return max(0, head_bytes - (ranges + keys) * model.head_dim) // (2 * model.head_dim + 4)
+
+
+def fetched_bytes(setting: Setting, near: int, cached: int) -> int:
+    """What crosses the link in the step that attends to ``cached`` tokens, ``near`` slots a lane being in HBM.
+
+    Of the open group values alone; of the group before, what stayed behind in HBM is not fetched, but its values' ranges.
+    """
+    waiting = (cached - 1) % GROUP_TOKENS
+    frozen = cached - 1 - waiting
+    beyond, behind = max(0, frozen - near), max(0, frozen - max(near, frozen - GROUP_TOKENS + waiting + 1))
+    opened = max(0, cached - 1 - near) - beyond
+    planes = 2 * (beyond - behind) + opened
+    head_bytes = planes * setting.model.head_dim + 4 * (beyond + opened)
+    return setting.concurrency * setting.model.layers * setting.model.kv_heads * head_bytes
+
+
+def _planes(slots: int, channels: int) -> tuple[tuple[tuple[int, int], torch.dtype], ...]:
+    """Levels of keys, of values, ranges of values: the last dimensions."""
+    return ((slots, channels), torch.uint8), ((slots, channels), torch.uint8), ((2, slots), torch.float16)
+
+
+def _kernels() -> ModuleType:
+    """See ``runtime.graph.launch.kernels``."""
+    from runtime.graph import quantised_dense_kernels as module
+
+    return module

@@ -1,0 +1,308 @@
+"""Page digests with recall on the device: scored once a layer's query is known, what is missing then fetched from the host.
+
+The newest tokens are at home in HBM, older ones on the host; what a step attends to has a copy in HBM until a step leaves
+it out. The rules are those of ``runtime.selectors.pages`` and ``runtime.ledger``.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from runtime.cache import hbm_slots
+from runtime.graph.launch import Launcher, power_of_two
+from runtime.graph.pinned import registered
+from runtime.lanes import Lanes
+from runtime.models import Decoder
+from runtime.selectors import Scope
+from runtime.selectors.pages import Pages
+from sim.attention import PAGE_TOKENS
+from sim.plan import Plan, WriteBack
+
+_FETCHING_PROGRAMS = 256  # enough loads on their way to fill the link
+
+
+class Entries(NamedTuple):
+    """Of every layer and lane; the names are ``recall_kernels.choose``'s."""
+
+    digests: Tensor
+    slot_of: Tensor
+    holds: Tensor
+    taken: Tensor
+    fetch_counts: Tensor
+
+
+class Scratch(NamedTuple):
+    """What one layer's kernels tell each other; layers follow one another."""
+
+    scores: Tensor
+    peaks: Tensor
+    totals: Tensor
+    free: Tensor
+    slots: Tensor
+    counts: Tensor
+    fetches: Tensor
+
+
+class RecallSlots:
+    """Keys and values [layer, lane, head, slot, channel]; on the host [layer, lane, position, head, channel].
+
+    ``bias`` [row, lane, page] is added to the pages' scores, for tests and benchmarks of other selections than the
+    weights lead to.
+    """
+
+    def __init__(self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor, row: Tensor) -> None:
+        spec, device = decoder.spec, decoder.device
+        self.plan, self.decoder, self.lanes, self.padding, self.row = plan, decoder, lanes, padding, row
+        self.counts = plan.setting.token_counts
+        self.launcher = Launcher(spec, padding)
+        self.width = max(near + far for near, far in zip(self.counts.local, self.counts.selected, strict=True))
+        self.near, self.far = hbm_slots(plan), _host_rows(plan)
+        shape = (spec.layers, lanes.count, spec.kv_heads, self.near, spec.head_dim)
+        self.keys = torch.zeros(shape, dtype=decoder.dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        host = (spec.layers, lanes.count, max(1, self.far), spec.kv_heads, spec.head_dim)
+        self.host_keys, self.host_values = (registered(device, host, decoder.dtype) for _ in range(2))
+        self.pages = -(-self.counts.cached[-1] // PAGE_TOKENS)
+        self.state, self.scratch = self._entries(), self._scratch()
+        self.table = _table(plan, device)
+        self.bias: Tensor | None = None
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of HBM: slots and digests."""
+        held = (self.keys, self.values, self.state.digests)
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    @property
+    def fetched_tokens(self) -> Tensor:
+        """[layer, row, lane]: tokens that came from the host."""
+        return self.state.fetch_counts
+
+    def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Take in digests, and the homes of the first step."""
+        lanes = slice(first, first + k.shape[0])
+        selector = Pages(self._scope(lanes))
+        selector.start(self.lanes.queries(q), k)
+        assert selector.digests is not None
+        self.state.digests[layer, lanes] = selector.digests
+        tokens, off = k.shape[1], self._off(1)
+        on_host = min(tokens, self.far) if self.plan.setting.write_back is WriteBack.AT_BIRTH else off
+        for rows, here, there in ((k, self.keys, self.host_keys), (v, self.values, self.host_values)):
+            there[layer, lanes, :on_host] = rows[:, :on_host]
+            here[layer, lanes, :, : tokens - off] = rows[:, off:].transpose(1, 2)
+        slot_of, holds = self.state.slot_of[layer, lanes], self.state.holds[layer, lanes]
+        places = torch.arange(tokens - off, device=k.device, dtype=torch.int32)
+        slot_of.fill_(-1)
+        holds.fill_(-1)
+        self.state.taken[layer, lanes] = 0
+        slot_of[:, off:tokens], holds[:, : tokens - off] = places, places + off
+
+    def begin_step(self) -> None:
+        """Nothing is chosen before the query is known."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
+        self._score(layer, q, k)
+        self._choose(layer)
+        if self.far:
+            self._fetch(layer)
+        self.launcher.attend(
+            q,
+            k,
+            v,
+            self.keys[layer],
+            self.values[layer],
+            attended,
+            counts=self.scratch.counts,
+            slots=self.scratch.slots,
+        )
+
+    def settle(self, layer: int) -> None:
+        """Write back what leaves HBM."""
+        if not self.far:
+            return
+        lanes, heads = self.lanes.count, self.launcher.heads
+        at_once, turns = min(8, power_of_two(heads)), next(turns for turns in (16, 4, 1) if lanes % turns == 0)
+        kernels().write_back[lanes // turns, -(-heads // at_once)](
+            self.state.slot_of[layer],
+            self.row,
+            self.table,
+            self.keys[layer],
+            self.values[layer],
+            self.host_keys[layer],
+            self.host_values[layer],
+            heads,
+            self.near,
+            self.host_keys.shape[2],
+            self.counts.cached[-1],
+            self.table.shape[1],
+            CHANNELS=self.launcher.channels,
+            PADDED=self.launcher.padded,
+            HEADS=at_once,
+            LANES=turns,
+            num_warps=4,
+        )
+
+    def picks(self) -> list[list[tuple[int, ...]]]:
+        """Positions with a place in HBM after the last step, [layer][lane]: those at home, and those attended to."""
+        return [
+            [tuple(sorted(position for position in lane if position >= 0)) for lane in layer]
+            for layer in self.state.holds.tolist()
+        ]
+
+    def _score(self, layer: int, q: Tensor, k: Tensor) -> None:
+        launcher, scratch = self.launcher, self.scratch
+        kernels().score[self.lanes.count, launcher.queries](
+            q,
+            k,
+            self.state.digests[layer],
+            scratch.scores,
+            scratch.peaks,
+            scratch.totals,
+            launcher.padding,
+            self.row,
+            self.table,
+            launcher.channels**-0.5,
+            q.stride(0),
+            k.stride(0),
+            launcher.heads,
+            self.pages,
+            GROUP=launcher.group,
+            CHANNELS=launcher.channels,
+            PADDED=launcher.padded,
+            PAGE=PAGE_TOKENS,
+            BLOCK=16,
+            num_warps=1,
+        )
+
+    def _choose(self, layer: int) -> None:
+        scratch, state = self.scratch, self.state
+        pages = power_of_two(self.pages)
+        kernels().choose[(self.lanes.count,)](
+            scratch.scores,
+            scratch.peaks,
+            scratch.totals,
+            scratch.scores if self.bias is None else self.bias,
+            state.taken[layer],
+            state.slot_of[layer],
+            state.holds[layer],
+            scratch.free,
+            scratch.slots,
+            scratch.counts,
+            scratch.fetches,
+            state.fetch_counts[layer],
+            self.launcher.padding,
+            self.row,
+            self.table,
+            self.launcher.queries,
+            self.pages,
+            self.table.shape[1],
+            self.counts.cached[-1],
+            self.near,
+            self.width,
+            PAGE=PAGE_TOKENS,
+            PAGES=pages,
+            SLOTS=power_of_two(self.near),
+            CHUNK=1024,
+            HEADS=max(1, min(power_of_two(self.launcher.queries), 4096 // pages)),
+            BIASED=self.bias is not None,
+            num_warps=4 if pages <= 128 else 16,
+        )
+
+    def _fetch(self, layer: int) -> None:
+        lanes, heads = self.lanes.count, self.launcher.heads
+        at_once = min(8, power_of_two(heads))
+        parts = -(-heads // at_once)
+        turns = max(1, _FETCHING_PROGRAMS // (lanes * parts))
+        kernels().fetch[lanes, parts, turns](
+            self.scratch.fetches,
+            self.state.fetch_counts[layer],
+            self.row,
+            self.keys[layer],
+            self.values[layer],
+            self.host_keys[layer],
+            self.host_values[layer],
+            heads,
+            self.near,
+            self.host_keys.shape[2],
+            self.width,
+            CHANNELS=self.launcher.channels,
+            PADDED=self.launcher.padded,
+            HEADS=at_once,
+            TURNS=turns,
+            num_warps=4,
+        )
+
+    def _off(self, row: int) -> int:
+        """Tokens at home on the host in ``row``, the oldest ones."""
+        homes = self.plan.homes
+        return homes.host_kv[min(row, homes.steps - 1)]
+
+    def _entries(self) -> Entries:
+        spec, device, dtype = self.decoder.spec, self.decoder.device, self.decoder.dtype
+        both = (spec.layers, self.lanes.count)
+        return Entries(
+            digests=torch.zeros((*both, self.pages, 2, spec.kv_heads, spec.head_dim), dtype=dtype, device=device),
+            slot_of=self._numbers(*both, self.counts.cached[-1]).fill_(-1),
+            holds=self._numbers(*both, self.near).fill_(-1),
+            taken=self._numbers(*both, self.pages),
+            fetch_counts=self._numbers(spec.layers, self.plan.homes.steps, self.lanes.count),
+        )
+
+    def _scratch(self) -> Scratch:
+        lanes, queries, device = self.lanes.count, self.launcher.queries, self.decoder.device
+        return Scratch(
+            scores=torch.zeros((lanes, queries, self.pages), device=device),
+            peaks=torch.zeros((lanes, queries), device=device),
+            totals=torch.ones((lanes, queries), device=device),
+            free=self._numbers(lanes, self.near),
+            slots=self._numbers(lanes, self.width),
+            counts=self._numbers(lanes).fill_(1),
+            fetches=self._numbers(lanes, self.width, 2),
+        )
+
+    def _numbers(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int32, device=self.decoder.device)
+
+    def _scope(self, lanes: slice) -> Scope:
+        return Scope(
+            attention=self.plan.setting.attention,
+            counts=self.counts,
+            padding=self.padding[lanes],
+            dtype=self.decoder.dtype,
+            scale=self.decoder.spec.head_dim**-0.5,
+        )
+
+
+def kernels() -> ModuleType:
+    """See ``runtime.graph.launch.kernels``."""
+    from runtime.graph import recall_kernels as module
+
+    return module
+
+
+def has_room_for_copies(plan: Plan) -> bool:
+    """Whether in every row the local window is at home in HBM, and the slots hold all that is selected beyond it."""
+    homes, counts, slots = plan.homes, plan.setting.token_counts, hbm_slots(plan)
+    rows = zip(homes.hbm, homes.host_kv, counts.local, counts.selected, strict=True)
+    return all(hbm >= local and hbm + min(off, selected) <= slots for hbm, off, local, selected in rows)
+
+
+def _host_rows(plan: Plan) -> int:
+    """Positions of a lane that the host holds at some time, from 0 on."""
+    if plan.setting.write_back is WriteBack.AT_BIRTH:
+        return plan.setting.token_counts.cached[-1]
+    return max(plan.homes.host_kv)
+
+
+def _table(plan: Plan, device: torch.device) -> Tensor:
+    """[6, row]: what ``recall_kernels.score`` looks up. The first row's write-back is the prefill's."""
+    counts, off = plan.setting.token_counts, plan.homes.host_kv
+    older = tuple(cached - near for cached, near in zip(counts.cached, counts.local, strict=True))
+    if plan.setting.write_back is WriteBack.AT_BIRTH:
+        first, last = tuple(cached - 1 for cached in counts.cached), counts.cached
+    else:
+        first, last = off, (*off[1:], off[-1])
+    columns = (counts.cached, older, counts.selected, off, first, last)
+    return torch.tensor(columns, dtype=torch.int32, device=device)

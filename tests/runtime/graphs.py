@@ -1,0 +1,130 @@
+"""Small decoders and prompts for tests of the captured step. Without a GPU its kernels are interpreted, which is slow."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from runtime.execute import DTYPES, execute
+from runtime.graph.run import GraphWave
+from runtime.models.config import config_from_json
+from runtime.models.decoder import Decoder
+from runtime.models.random_weights import random_decoder
+from runtime.options import Options, Run
+from runtime.recorder import Record
+from runtime.wave import Prompts
+from runtime.wave import padded as in_front
+from sim.homes import TokenHomes
+from sim.plan import Placement, Plan
+from sim.spec import DType
+
+kernels = pytest.mark.skipif(find_spec("triton") is None, reason="runs Triton's kernels")
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+DTYPES_TRIED = [DType.FP32, DType.FP16] if ON_GPU else [DType.FP32]
+TOLERANCE = {DType.FP32: 1e-3, DType.FP16: 6e-2}  # of logits around 10
+
+_SHAPE = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+_LLAMA = _SHAPE | {"num_key_value_heads": 4, "intermediate_size": 96, "max_position_embeddings": 160}
+_FAMILIES = {
+    "opt": _SHAPE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 160},
+    "wide opt": _SHAPE
+    | {"hidden_size": 1024, "ffn_dim": 2048, "word_embed_proj_dim": 1024, "max_position_embeddings": 160},
+    "llama": _LLAMA,
+    "grouped llama": _LLAMA | {"num_key_value_heads": 2},
+    "grouped qwen3": _LLAMA | {"num_key_value_heads": 2, "head_dim": 16},
+}
+
+
+def decoder(family: str, dtype: DType, seed: int) -> Decoder:
+    """Random weights, large enough to attend unevenly."""
+    config = config_from_json({"model_type": family.split()[-1]} | _FAMILIES[family], name="small", source="test")
+    made = random_decoder(config, device=DEVICE, dtype=DTYPES[dtype], seed=seed)
+    made.weights.embedding.mul_(30 if config.spec.hidden < 512 else 8)
+    for layer in made.weights.layers:
+        layer.qkv.weight.mul_(12 if config.spec.hidden < 512 else 3)
+        layer.out.weight.mul_(4)
+    return made
+
+
+def draw_prompts(lengths: Sequence[int], seed: int) -> list[list[int]]:
+    rng = random.Random(seed)
+    return [[rng.randrange(97) for _ in range(length)] for length in lengths]
+
+
+def padded(plan: Plan, made: Decoder, prompts: list[list[int]]) -> Prompts:
+    return in_front(prompts, plan.setting.workload.prompt_tokens, made.device)
+
+
+def resident(plan: Plan, slots: int) -> Plan:
+    """The plan with ``slots`` in HBM: of what is more, the selected tokens have copies."""
+    counts = plan.setting.token_counts
+    rows, off = [], 0
+    for cached, dead, local, selected in zip(counts.cached, counts.dead, counts.local, counts.selected, strict=True):
+        living = cached - dead
+        if living > slots:
+            off = max(off, min(living - local, selected + living - slots))
+        copies = max(0, min(off, slots - (living - off)))
+        rows.append((living - off, off, copies))
+    hbm, host, copies_column = zip(*rows, strict=True)
+    none = (0,) * len(rows)
+    homes = TokenHomes(hbm=hbm, host_kv=host, activations=none, dropped=counts.dead, copies=copies_column)
+    return Plan(setting=replace(plan.setting, placement=Placement.RESIDENT), homes=homes)
+
+
+def newest_in_hbm(plan: Plan, slots: int) -> Plan:
+    """The plan under dense attention with ``slots`` in HBM."""
+    cached = plan.setting.token_counts.cached
+    none = (0,) * len(cached)
+    hbm, host = tuple(min(n, slots) for n in cached), tuple(max(0, n - slots) for n in cached)
+    return replace(plan, homes=TokenHomes(hbm=hbm, host_kv=host, activations=none, dropped=none, copies=none))
+
+
+def compare(plan: Plan, made: Decoder, lengths: list[int], dtype: DType) -> None:
+    """Step by step, until rounding lets the two part: then they have seen other tokens."""
+    prompts = draw_prompts(lengths, seed=5)
+    record = Record(picks=True, logits=True)
+    eager = execute(plan, made, prompts, options=Options(stop=False, record=record))
+    prepared = padded(plan, made, prompts)
+    wave = GraphWave(plan, made, prepared.padding.tolist())
+    logits, picks = [], []
+
+    def look(_: int) -> None:
+        logits.append(wave.step.logits.float().clone())
+        picks.append(wave.slots.picks())
+
+    for _ in range(2 if ON_GPU else 1):  # the second run finds the slots as the first one left them
+        logits.clear()
+        picks.clear()
+        run = wave.run(prepared, look)
+        logits.append(wave.step.logits.float().clone())
+        check(plan, eager, run.tokens.tolist(), torch.stack(logits[1:], 1), picks, dtype)
+
+
+def check(plan: Plan, eager: Run, tokens: list[list[int]], logits: torch.Tensor, picks: list, dtype: DType) -> None:
+    assert eager.logits is not None
+    if dtype is DType.FP32:
+        assert tokens == [list(row) for row in eager.completions]
+    for lane, row in enumerate(eager.completions):
+        same = next((at for at, (a, b) in enumerate(zip(tokens[lane], row, strict=True)) if a != b), len(row))
+        parted = same
+        if picks[0]:
+            parted = min(same, first_other_pick(plan, eager, picks, lane))
+        got, want = logits[lane, : parted - 1], eager.logits[lane, 1:parted]
+        torch.testing.assert_close(got, want, atol=TOLERANCE[dtype], rtol=0)
+        assert parted >= (len(row) if dtype is DType.FP32 else 4)
+
+
+def first_other_pick(plan: Plan, eager: Run, picks: list, lane: int) -> int:
+    assert eager.picks is not None
+    counts = plan.setting.token_counts
+    for row in range(1, plan.homes.steps):
+        older = counts.cached[row] - counts.local[row]
+        for layer, lanes in enumerate(picks[row - 1]):
+            got = [token for token in lanes[lane] if token < older]
+            if got != sorted(eager.picks[row - 1][layer][lane]):
+                return row
+    return plan.homes.steps

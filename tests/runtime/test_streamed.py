@@ -1,0 +1,136 @@
+"""Decoding with tokens that the copy engine brings, as keys and values or as inputs to project again, is eager decoding.
+
+Without a GPU the kernels are interpreted, and copies are made where they are asked for.
+"""
+
+import random
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+
+from runtime.graph.schedule import Schedule, Widths, schedule_of
+from sim import catalogue
+from sim.flows import flows_of, home_columns, occupancy_of
+from sim.homes import TokenHomes
+from sim.kv import kv_layer_bytes
+from sim.plan import Plan, Recompute, WriteBack
+from sim.spec import DType, ModelSpec
+from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, kernels
+from tests.runtime.plans import Choice, all_in_hbm, draw_plan
+
+SOURCES = [Recompute.NONE, Recompute.ACTIVATIONS_HOST]
+
+
+def drawn(rng: random.Random, spec: ModelSpec, recompute: Recompute, dtype: DType = DType.FP32) -> Plan:
+    choice = Choice(
+        write_back=rng.choice([*WriteBack]),
+        recompute=recompute,
+        batch=3,
+        concurrency=3,
+        prompt=rng.randint(5, 20),
+        output=60 if ON_GPU else 9,
+        dtype=dtype,
+        prefetch_layers=rng.choice([1, 1, 2]) if spec.layers > 2 else 1,
+    )
+    return draw_plan(rng, spec, choice)
+
+
+def widths(layers: int, buffers: int, kv: int = 2, inputs: int = 1) -> Widths:
+    return Widths(slot=layers * kv, kv=kv, inputs=inputs, buffers=buffers)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_the_schedule_keeps_what_the_plan_has_in_hbm_and_brings_the_rest(seed: int) -> None:
+    """Follow each slot by hand: what is in it, whether it is within bounds, and whether what is fetched has been written."""
+    rng = random.Random(seed)
+    plan = drawn(rng, catalogue.model("OPT-125M"), rng.choice(SOURCES))
+    sizes = widths(plan.setting.model.layers, 2)
+    made = schedule_of(plan, sizes)
+    cached, homes = plan.setting.token_counts.cached, plan.homes
+    off = [homes.activations[row] + homes.host_kv[row] for row in range(homes.steps)]
+    slots = dict(enumerate(range(off[0], cached[0])))
+    at_birth = plan.setting.write_back is WriteBack.AT_BIRTH
+    on_host = set(range(cached[0])) if at_birth else set(range(homes.activations[1], off[1]))
+    for number, row in made.rows.items():
+        assert set(range(row.recomputed, off[number])) <= on_host
+        for there, here in row.moves:
+            slots[here] = slots.pop(there)
+        slots[row.newborn] = cached[number] - 1
+        slots = {slot: position for slot, position in slots.items() if position >= off[number]}
+        assert slots == dict(enumerate(row.positions))
+        assert sorted(slots.values()) == list(range(off[number], cached[number]))
+        assert len(slots) == homes.hbm[number]
+        assert row.recomputed <= row.layout.recomputed
+        assert row.fetched <= row.layout.fetched
+        assert len(slots) * sizes.slot + sizes.staged(row.layout) <= made.elements
+        assert all(slots[slot] == position for position, slot in row.written)
+        on_host |= {position for position, _ in row.written}
+
+
+def test_the_block_is_as_large_as_the_plan_says() -> None:
+    """Slots and staging of the simulator, all layers, to the byte: the ring, the projected tokens, and no more."""
+    model = catalogue.model("OPT-125M")
+    plan = all_in_hbm(model, Choice(batch=2, concurrency=2, prompt=40, output=50, recompute=Recompute.ACTIVATIONS_HOST))
+    cached = plan.setting.token_counts.cached
+    hbm = tuple(min(n, 44 - row // 3) for row, n in enumerate(cached))
+    off = tuple(n - near for n, near in zip(cached, hbm, strict=True))
+    inputs, none = tuple(n // 2 for n in off), (0,) * len(off)
+    kv = tuple(n - kept for n, kept in zip(off, inputs, strict=True))
+    plan = replace(plan, homes=TokenHomes(hbm=hbm, host_kv=kv, activations=inputs, dropped=none, copies=none))
+    held = occupancy_of(plan, home_columns(plan.homes), flows_of(plan, home_columns(plan.homes))).hbm.max()
+    sizes = Widths(slot=model.layers * 2 * model.kv_dim, kv=2 * model.kv_dim, inputs=model.hidden, buffers=2)
+
+    made = schedule_of(plan, sizes)
+
+    assert made.elements * kv_layer_bytes(model, plan.setting.dtype, plan.setting.kv_format.gpu) / sizes.kv == held
+    assert layout_changes(made) < plan.homes.steps // 2  # across one no fetch runs ahead
+
+
+def layout_changes(made: Schedule) -> int:
+    return sum(before.layout != after.layout for before, after in pairwise(made.rows.values()))
+
+
+def test_a_dropped_prefix_is_refused() -> None:
+    plan = all_in_hbm(catalogue.model("OPT-125M"), Choice(recompute=Recompute.TOKENS))
+    steps = plan.homes.steps
+    homes = replace(plan.homes, hbm=tuple(n - 1 for n in plan.homes.hbm), dropped=(1,) * steps)
+
+    with pytest.raises(ValueError, match=r"homes\.dropped"):
+        schedule_of(replace(plan, homes=homes), widths(12, 2))
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES_TRIED)
+@pytest.mark.parametrize("family", ["opt", "llama"])
+@pytest.mark.parametrize("recompute", SOURCES)
+@pytest.mark.parametrize("seed", range(12 if ON_GPU else 3))
+def test_streamed_decoding_is_eager_decoding(family: str, dtype: DType, recompute: Recompute, seed: int) -> None:
+    """Any homes that move outward, short prompts filled up, KV written at birth or at eviction."""
+    made, rng = decoder(family, dtype, seed=seed), random.Random(f"{seed} {recompute}")
+    plan = drawn(rng, made.spec, recompute, dtype)
+    longest = plan.setting.workload.prompt_tokens
+    compare(plan, made, [longest, rng.randint(1, longest), longest - 1], dtype)
+
+
+@kernels
+def test_a_step_may_be_reached_out_of_order() -> None:
+    """As sampled measurements do: fetches of the row before are forgotten, the next row's are begun."""
+    from runtime.graph.run import GraphWave
+    from runtime.wave import padded
+
+    made = decoder("opt", DType.FP32, seed=1)
+    plan = drawn(random.Random(3), made.spec, Recompute.ACTIVATIONS_HOST)
+    prompts = padded([[5, 7, 9]] * 3, plan.setting.workload.prompt_tokens, made.device)
+    wave = GraphWave(plan, made, prompts.padding.tolist())
+    whole = wave.run(prompts).tokens
+
+    wave.prefill(prompts)
+    wave.decode(1, 4)
+    wave.decode(6, 7)  # of a run that is then started again
+    wave.prefill(prompts)
+    wave.decode(1, 5)
+    wave.decode(5, plan.homes.steps)
+
+    torch.testing.assert_close(wave.step.generated, whole)
