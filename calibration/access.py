@@ -9,8 +9,9 @@ from statistics import mean
 from calibration.families.base import Scope
 from calibration.recipe import Recipe, plan_for, plan_of
 from calibration.runner import Ran, Runner
-from runtime.execute import Options, execute
+from runtime.execute import execute
 from runtime.models import load_decoder
+from runtime.options import Options
 from runtime.prompts import Text, read_prompts
 from runtime.recorder import LanePicks, Record
 from sim.access import AccessProfile, measured_access

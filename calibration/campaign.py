@@ -19,7 +19,6 @@ from calibration.figures import Figures
 from calibration.machine import is_cpu, name_at
 from calibration.recipe import Recipe, plan_of
 from calibration.runner import Runner
-from runtime.pool import PoolOverflow
 from runtime.wave import BudgetExceeded
 from sim import catalogue
 from sim.breakdown import CPU_WAIT, FETCH_WAIT, OUTPUT_LAYER, WRITE_WAIT, totals
@@ -220,7 +219,7 @@ def _run(drawn: Drawn, plan: Plan, runner: Runner, device: str) -> Result:
     stamp = {"recipe": drawn.recipe, "date": datetime.date.today().isoformat(), "device": device}
     try:
         return Result(figures=measured_figures(plan, runner, drawn.predicted_s), reason="", **stamp)
-    except (RuntimeError, MemoryError, ValueError, BudgetExceeded, PoolOverflow) as error:
+    except (RuntimeError, MemoryError, ValueError, BudgetExceeded) as error:
         return Result(figures=None, reason=str(error).splitlines()[0], **stamp)
 
 

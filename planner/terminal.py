@@ -143,9 +143,11 @@ def _expected(error: Exception) -> int | None:
 
     if isinstance(error, (ValueError, OverflowError, OSError, _UsageError)):
         return BAD_INPUT
-    # Only the engine raises CapacityExceeded; where it has not been loaded, its class need not be either.
-    engine = sys.modules.get("sim.machine")
+    # Only the engine raises CapacityExceeded, the runtime BudgetExceeded: what has not been loaded has not raised.
+    engine, runtime = sys.modules.get("sim.machine"), sys.modules.get("runtime.wave")
     if isinstance(error, Infeasible) or (engine is not None and isinstance(error, engine.CapacityExceeded)):
+        return INFEASIBLE
+    if runtime is not None and isinstance(error, runtime.BudgetExceeded):
         return INFEASIBLE
     return None
 

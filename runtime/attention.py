@@ -1,6 +1,6 @@
 """Attention over tokens that lie in several places, and over a whole prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,15 +8,27 @@ from torch import Tensor
 from torch.nn import functional as fn
 from torch.nn.attention.bias import causal_lower_right
 
+Read = Callable[[slice], tuple[Tensor, Tensor]]
+_ENTRIES_AT_ONCE = 2**19  # of keys that are widened for a product on the CPU: what its caches hold
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Tokens in one place: keys and values [lane, token, kv_head, channel], positions and ``attended`` [lane, token]."""
+    """Tokens in one place: positions and ``attended`` [lane, token].
 
-    k: Tensor
-    v: Tensor
+    ``read`` gives some lanes' keys and values [lane, token, kv_head, channel]; ``at_once`` says of how many lanes it
+    should, None: all.
+    """
+
     positions: Tensor
     attended: Tensor
+    read: Read
+    at_once: int | None = None
+
+    @classmethod
+    def of(cls, k: Tensor, v: Tensor, positions: Tensor, attended: Tensor) -> "Part":
+        """Keys and values that are there as they are."""
+        return cls(positions=positions, attended=attended, read=lambda lanes: (k[lanes], v[lanes]))
 
 
 def attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Tensor]:
@@ -24,11 +36,17 @@ def attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Tens
 
     Gives the result, and the weights [lane, kv_head, group, token] over the parts' tokens in order, in float32.
     """
-    scores = [_scores(q, part, scale) for part in parts]
-    weights = torch.cat(scores, dim=-1).softmax(-1)
-    shares = torch.split(weights, [part.k.shape[1] for part in parts], dim=-1)
-    mixed = [_mixed(share, part, q) for share, part in zip(shares, parts, strict=True)]
-    return torch.stack(mixed).sum(0) if len(mixed) > 1 else mixed[0], weights
+    size = min((part.at_once for part in parts if part.at_once), default=q.shape[0])
+    some = [_attend(q, parts, slice(at, at + size), scale) for at in range(0, q.shape[0], size)]
+    if len(some) == 1:
+        return some[0]
+    attended, weights = zip(*some, strict=True)
+    return torch.cat(attended), torch.cat(weights)
+
+
+def lanes_at_once(device: torch.device, entries: int) -> int | None:
+    """Of how many lanes the keys of ``entries`` each should be widened together: all of them on a GPU."""
+    return max(1, _ENTRIES_AT_ONCE // max(1, entries)) if device.type == "cpu" else None
 
 
 def attend_prompt(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale: float) -> Tensor:
@@ -65,12 +83,20 @@ def prompt_mask(tokens: int, padding: Tensor) -> Tensor:
     return (causal & real[:, None, :]) | (at[:, None] == at)
 
 
-def _scores(q: Tensor, part: Part, scale: float) -> Tensor:
-    """Where the part lies on the CPU and the query does not, the CPU computes."""
-    scores = torch.einsum("lhgc,lthc->lhgt", q.to(part.k.device), part.k).to(q.device).float() * scale
-    return scores.masked_fill(~part.attended[:, None, None], -torch.inf)
+def _attend(q: Tensor, parts: Sequence[Part], lanes: slice, scale: float) -> tuple[Tensor, Tensor]:
+    kv = [part.read(lanes) for part in parts]
+    hidden = torch.cat([~part.attended[lanes] for part in parts], dim=-1)
+    scores = torch.cat([_scores(q[lanes], k) for k, _ in kv], dim=-1).float() * scale
+    weights = scores.masked_fill_(hidden[:, None, None], -torch.inf).softmax(-1)
+    shares = torch.split(weights, [k.shape[1] for k, _ in kv], dim=-1)
+    mixed = [_mixed(share, v, q) for share, (_, v) in zip(shares, kv, strict=True)]
+    return torch.stack(mixed).sum(0) if len(mixed) > 1 else mixed[0], weights
 
 
-def _mixed(weights: Tensor, part: Part, q: Tensor) -> Tensor:
-    mixed = torch.einsum("lhgt,lthc->lhgc", weights.to(part.v.device, part.v.dtype), part.v)
-    return mixed.to(q.device)
+def _scores(q: Tensor, k: Tensor) -> Tensor:
+    """Where keys lie on the CPU and the query does not, the CPU computes."""
+    return torch.einsum("lhgc,lthc->lhgt", q.to(k.device), k).to(q.device)
+
+
+def _mixed(weights: Tensor, v: Tensor, q: Tensor) -> Tensor:
+    return torch.einsum("lhgt,lthc->lhgc", weights.to(v.device, v.dtype), v).to(q.device)

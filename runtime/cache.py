@@ -1,6 +1,7 @@
 """The tiered KV cache: both tiers' slots, saved layer inputs, and the ledger of every layer, kept to the plan's homes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -13,8 +14,9 @@ from runtime.memory import device_zeros, host_zeros
 from runtime.models import Decoder
 from runtime.streams import Done, SideStream
 from runtime.tally import Tally
-from runtime.tier import KeyFreezer, KvShape, OpenKeys, Tier
-from sim.kv import GROUP_TOKENS
+from runtime.tier import ALL, KeyFreezer, KvShape, OpenKeys, Tier
+from sim.attention import PAGE_TOKENS
+from sim.kv import GROUP_TOKENS, KvFormat
 from sim.plan import Placement, Plan, Recompute, WriteBack
 
 
@@ -29,7 +31,15 @@ class TieredCache:
     """All layers of one wave. Every method works on one layer in one row of the plan; shapes are ``runtime.lanes``'."""
 
     def __init__(
-        self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor, *, published_ranges: bool, overlap: bool
+        self,
+        plan: Plan,
+        decoder: Decoder,
+        lanes: Lanes,
+        padding: Tensor,
+        *,
+        published_ranges: bool,
+        overlap: bool,
+        by_page: bool,
     ) -> None:
         setting, spec, device = plan.setting, decoder.spec, decoder.device
         self.plan, self.decoder, self.lanes, self.padding = plan, decoder, lanes, padding
@@ -46,8 +56,15 @@ class TieredCache:
         formats = setting.kv_format
         grouped = formats.gpu.is_grouped or formats.host.is_grouped
         open_keys = OpenKeys(shape, None if published_ranges else GROUP_TOKENS, self.on_device, needed=grouped)
-        self.hbm = Tier(formats.gpu, shape, hbm_slots(plan), self.on_device, open_keys)
-        self.host = Tier(formats.host, shape, host_slots(plan), self.on_host, open_keys)
+        self.slots_by, self.by_page = slots_by(plan), by_page
+        slots = _whole_pages(self.slots_by[0]) if by_page else self.slots_by[-1]
+        self.hbm = Tier(formats.gpu, shape, slots, self.on_device, open_keys, device=device)
+        self.host_slots_by = host_slots_by(plan)
+        if setting.host_attention:  # the CPU's own memory: it attends there
+            where, on_cpu = torch.device("cpu"), _Allocator(torch.device("cpu"), host=False)
+        else:
+            where, on_cpu = device, self.on_host
+        self.host = Tier(formats.host, shape, self.host_slots_by[-1], on_cpu, open_keys, device=where)
         self.freezer = KeyFreezer(open_keys, (self.hbm, self.host))
         self.ledgers = [Ledger(plan, lanes.count, device) for _ in range(spec.layers)]
         keeper = self.on_device if setting.recompute is Recompute.ACTIVATIONS_HBM else self.on_host
@@ -65,20 +82,33 @@ class TieredCache:
         moves = ledger.settle(0)
         self._put(self.hbm, layer, ledger.in_hbm, self.homes.hbm[0] + self.homes.copies[0], k, v)
         self._put(self.host, layer, moves.written, self._most_at_start(), k, v)
-        self.tally.add(0, layer, written=moves.written)
+        if self.host.pool.slots:
+            self.tally.add(0, layer, written=moves.written)
+
+    def grow(self, row: int) -> None:
+        """Take the pages that ``row`` needs, if pages are taken as they are needed."""
+        slots = _whole_pages(self.slots_by[row])
+        if self.by_page and slots > self.hbm.pool.slots:
+            given_up = sum(plane.nbytes for plane in self.hbm.pool.planes.values())
+            self.hbm.pool.grow(slots, self.on_device)
+            self.on_device.size_bytes -= given_up
 
     def stage(self, row: int, layer: int) -> Staged:
         """Bring what ``row`` attends to and HBM lacks; copies of it stay where the placement says so."""
         self.written[layer].wait()
-        ledger, parts = self.ledgers[layer], []
-        missing, most = ledger.missing, self.counts.selected[row]
-        dense = self.plan.setting.attention.is_dense
-        from_inputs, from_host = missing & ledger.inputs, missing & ~ledger.inputs
+        ledger, parts = self.ledgers[layer], list[Part]()
+        most, dense = self.counts.selected[row], self.plan.setting.attention.is_dense
         if length := self.homes.host_kv[row] if dense else min(most, self.host.pool.slots):
-            parts.append(self._fetched(layer, *listed(from_host, length)))
+            from_host = ledger.missing & ~ledger.inputs
+            self.tally.add(row, layer, fetched=from_host)
+            if self.plan.setting.host_attention:
+                parts.append(self._on_host(row, layer, from_host))
+            else:
+                parts.append(self._fetched(layer, *listed(from_host, length)))
         if length := self.homes.activations[row] if dense else min(most, self.inputs.shape[2]):
+            from_inputs = ledger.missing & ledger.inputs
+            self.tally.add(row, layer, reprojected=from_inputs)
             parts.append(self._reprojected(layer, *listed(from_inputs, length)))
-        self.tally.add(row, layer, fetched=from_host, reprojected=from_inputs)
         if self.plan.setting.placement is Placement.RESIDENT:
             self._adopt(row, layer, parts)
         return Staged(parts=tuple(parts))
@@ -105,37 +135,48 @@ class TieredCache:
         if position < self.inputs.shape[2]:
             self.inputs[layer, :, position] = x[:, 0]
 
-    def parts(self, layer: int, staged: Staged) -> list[Part]:
+    def parts(self, row: int, layer: int, staged: Staged) -> list[Part]:
         """Everything that the layer's query attends to: the slots in HBM, and what was staged and is not there."""
-        positions, k, v = self.hbm.all(layer)
-        attended = self.attended(layer, positions) & (positions < self.hbm.pool.positions)
         kept = self.ledgers[layer].in_hbm
         others = [
-            Part(
-                k=part.k,
-                v=part.v,
-                positions=part.positions,
-                attended=part.attended & ~kept.gather(-1, part.positions) & self._real(part.positions),
-            )
+            replace(part, attended=part.attended & ~kept.gather(-1, part.positions) & self._real(part.positions))
             for part in staged.parts
         ]
-        return [Part(k=k, v=v, positions=positions, attended=attended), *others]
+        return [*self._in_hbm(row, layer), *others]
 
-    def everything(self, layer: int) -> list[Part]:
+    def _in_hbm(self, row: int, layer: int) -> list[Part]:
+        """What is attended to in HBM: in place, or gathered where that is the lesser work; keys of an open group apart."""
+        ledger, native = self.ledgers[layer], self.hbm.kv_format is KvFormat.NATIVE
+        wanted, parts = ledger.wanted & ledger.in_hbm, list[Part]()
+        most = self.counts.local[row] + self.counts.selected[row]
+        start, cached = self.freezer.open_keys.start[layer], self.counts.cached[row]
+        if self.hbm.kv_format.is_grouped and start < cached:
+            at = torch.arange(start, cached, device=wanted.device).expand(self.lanes.count, -1)
+            parts.append(self.hbm.waiting(layer, at, wanted[:, start:cached] & self._real(at)))
+            wanted = wanted & (ledger.position < start)
+            most -= min(self.counts.local[row], cached - start)
+        if most * (2 if native else 1) < self.slots_by[row]:
+            at, valid = listed(wanted, most)
+            return [self.hbm.list(layer, at, valid & self._real(at)), *parts]
+        slots = self.slots_by[row]
+        return [self.hbm.all(layer, slots, lambda positions: self._held(wanted, positions), frozen=True), *parts]
+
+    def everything(self, row: int, layer: int) -> list[Part]:
         """All living tokens whose KV is somewhere, for a look at what a selection leaves out."""
         self.written[layer].wait()
-        ledger, parts = self.ledgers[layer], []
-        for tier, there in ((self.hbm, ledger.in_hbm), (self.host, ledger.on_host & ~ledger.in_hbm)):
-            positions, k, v = tier.all(layer)
-            held = (positions < tier.pool.positions) & self._real(positions)
-            inside = positions.clamp(max=tier.pool.positions - 1)
-            parts.append(Part(k=k, v=v, positions=positions, attended=held & there.gather(-1, inside)))
-        return parts
+        ledger = self.ledgers[layer]
+        there = ledger.on_host & ~ledger.in_hbm
+        return [
+            self.hbm.all(
+                layer, self.slots_by[row], lambda positions: self._held(ledger.in_hbm, positions), frozen=False
+            ),
+            self.host.all(layer, self.host.pool.slots, lambda positions: self._held(there, positions), frozen=False),
+        ]
 
-    def attended(self, layer: int, positions: Tensor) -> Tensor:
-        """Which of ``positions`` [lane, token] the layer's step attends to."""
-        inside = positions.clamp(max=self.hbm.pool.positions - 1)
-        return self.ledgers[layer].wanted.gather(-1, inside) & self._real(positions)
+    def _held(self, mask: Tensor, positions: Tensor) -> Tensor:
+        """Which of ``positions`` [lane, slot] are in ``mask``; those of empty slots and padding are not."""
+        none = self.hbm.pool.positions
+        return mask.gather(-1, positions.clamp(max=none - 1)) & (positions < none) & self._real(positions)
 
     def settle(self, row: int, layer: int) -> None:
         """Homes of ``row``, while the step before it still runs: dead tokens go, others move outward."""
@@ -143,7 +184,8 @@ class TieredCache:
         leaving = max(0, self.homes.hbm[row - 1] - self.homes.hbm[row] + 1)
         if self.plan.setting.write_back is WriteBack.AT_EVICTION:
             self._move_out(layer, moves, leaving)
-            self.tally.add(row - 1, layer, written=moves.written)
+            if leaving and self.host.pool.slots:
+                self.tally.add(row - 1, layer, written=moves.written)
         else:
             self.hbm.pool.drop(layer, moves.hbm_freed)
             with self.write_back.work(moves.host_freed):
@@ -164,11 +206,16 @@ class TieredCache:
         kept = self.ledgers[layer].adopt(row)
         for part in parts:
             keep = part.attended & kept.gather(-1, part.positions)
-            self.hbm.put(layer, part.positions, keep, part.k, part.v)
+            self.hbm.put(layer, part.positions, keep, *part.read(ALL))
 
     def _fetched(self, layer: int, positions: Tensor, valid: Tensor) -> Part:
         k, v = self.host.take(layer, positions)
-        return Part(k=k, v=v, positions=positions, attended=valid)
+        return Part.of(k, v, positions, valid)
+
+    def _on_host(self, row: int, layer: int, mask: Tensor) -> Part:
+        """Tokens that the CPU attends to where they lie."""
+        part = self.host.all(layer, self.host_slots_by[row], lambda positions: self._held(mask, positions), frozen=True)
+        return replace(part, positions=part.positions.clamp(max=self.hbm.pool.positions - 1))
 
     def _reprojected(self, layer: int, positions: Tensor, valid: Tensor) -> Part:
         """Project saved inputs again; position encoding and key norm included."""
@@ -176,7 +223,7 @@ class TieredCache:
         sequence = torch.arange(self.lanes.sequences, device=positions.device)[:, None]
         x = self.inputs[layer][sequence, inside]
         k, v = self.decoder.reproject(layer, x, (inside - self.padding[:, None]).clamp(min=0))
-        return Part(k=self.lanes.keys(k), v=self.lanes.keys(v), positions=positions, attended=valid)
+        return Part.of(self.lanes.keys(k), self.lanes.keys(v), positions, valid)
 
     def _put(self, tier: Tier, layer: int, mask: Tensor, length: int, k: Tensor, v: Tensor) -> None:
         """Store the prompt tokens in ``mask``, of which there are at most ``length``."""
@@ -208,18 +255,28 @@ class _Allocator:
         return tensor
 
 
+def _whole_pages(slots: int) -> int:
+    return -(-slots // PAGE_TOKENS) * PAGE_TOKENS
+
+
+def slots_by(plan: Plan) -> tuple[int, ...]:
+    """Slots of a lane in HBM that any row up to each has needed: free slots are taken from the first on."""
+    return tuple(accumulate((hbm + copies for hbm, copies in zip(plan.homes.hbm, plan.homes.copies, strict=True)), max))
+
+
 def hbm_slots(plan: Plan) -> int:
     """Slots of a lane in HBM: the most that any row needs."""
-    return max(hbm + copies for hbm, copies in zip(plan.homes.hbm, plan.homes.copies, strict=True))
+    return slots_by(plan)[-1]
 
 
-def host_slots(plan: Plan) -> int:
-    """Slots of a lane on the host. Where tokens die it is not known where: room for all that live."""
+def host_slots_by(plan: Plan) -> tuple[int, ...]:
+    """Slots of a lane on the host up to each row. Where tokens die it is not known where: room for all that live."""
     homes, counts = plan.homes, plan.setting.token_counts
     at_birth = plan.setting.write_back is WriteBack.AT_BIRTH
     if not at_birth and not any(homes.host_kv):
-        return 0
+        return (0,) * homes.steps
     rows = zip(counts.cached, homes.hbm, homes.activations, homes.dropped, strict=True)
-    if counts.dead[-1]:
-        return max(cached - kept - gone for cached, _, kept, gone in rows)
-    return max(cached - kept - gone - (0 if at_birth else near) for cached, near, kept, gone in rows)
+    anywhere = at_birth or counts.dead[-1]
+    return tuple(
+        accumulate((cached - kept - gone - (0 if anywhere else near) for cached, near, kept, gone in rows), max)
+    )

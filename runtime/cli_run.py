@@ -18,12 +18,13 @@ from sim.forecast import forecast
 from sim.plan import Plan
 from sim.profile import Profile
 from sim.profile_files import profile_for
+from sim.spec import WeightFormat
 from sim.trace import Trace, chrome_events
 from sim.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from runtime.execute import Options, Run
     from runtime.models import Decoder
+    from runtime.options import Options, Run
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -77,7 +78,7 @@ def run(
     if (prompts is None) != (output is None):
         raise ValueError("--prompts and --output, one is missing: give both, or neither for random prompts")
     _require_torch()
-    from runtime.execute import Options
+    from runtime.options import Options
     from runtime.sampling import Sampling
 
     options = Options(
@@ -124,46 +125,42 @@ def _folder(plan: Plan, checkpoint: Path | None, random_weights: bool) -> Path |
 def _decoder(plan: Plan, folder: Path | None, device: str, seed: int) -> "Decoder":
     import torch
 
-    from runtime.execute import DTYPES
-    from runtime.models import load_decoder, random_decoder
+    from runtime.execute import DTYPES, require_same_model
+    from runtime.memory import memory_limits
+    from runtime.models import as_planned, load_decoder, random_decoder
+    from runtime.models.checkpoint import load_config
     from runtime.models.config import config_from_spec
 
     if device not in ("cpu", "cuda"):
         raise ValueError(f"device={device}, must be cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, torch finds no GPU here: use --device cpu")
-    where, dtype = torch.device(device), DTYPES[plan.setting.dtype]
-    try:
+    setting, where = plan.setting, torch.device(device)
+    as_they_are = setting.weight_format is WeightFormat.NATIVE and not setting.weights_on_host
+    first, dtype = where if as_they_are else torch.device("cpu"), DTYPES[setting.dtype]
+    weights = format_bytes(setting.model.weight_bytes(setting.dtype, setting.weight_format))
+    advice = f"{setting.model.name} has {weights} of weights"
+    with memory_limits(gpu=advice, host=advice):
         if folder is None:
-            return random_decoder(config_from_spec(plan.setting.model), device=where, dtype=dtype, seed=seed)
-        return load_decoder(folder, device=where, dtype=dtype)
-    except torch.cuda.OutOfMemoryError:
-        weights = format_bytes(plan.setting.model.weight_bytes(plan.setting.dtype))
-        raise ValueError(f"out of GPU memory: {plan.setting.model.name} has {weights} of weights") from None
+            decoder = random_decoder(config_from_spec(setting.model), device=first, dtype=dtype, seed=seed)
+        else:
+            require_same_model(setting.model, load_config(folder).spec)
+            decoder = load_decoder(folder, device=first, dtype=dtype)
+        return as_planned(decoder, setting, where)
 
 
 def _run_random(plan: Plan, decoder: "Decoder", options: "Options", seed: int) -> "Run":
     """The plan's workload, with random prompts."""
-    import torch
-
     from runtime.execute import execute
+    from runtime.job import SMALLER_BATCH, SMALLER_BUDGET
+    from runtime.memory import memory_limits
 
     rng, work = random.Random(seed), plan.setting.workload
     prompts = [[rng.randrange(plan.setting.model.vocab) for _ in range(work.prompt_tokens)] for _ in range(work.batch)]
     progress = _Progress(work.batch * work.output_tokens)
-    sizes = plan.setting.wave_sizes
-
-    def tell(wave: int, row: int) -> None:
-        progress.show(sum(sizes[:wave]) * work.output_tokens + sizes[wave] * (row + 1))
-
     try:
-        return execute(plan, decoder, prompts, options=options, on_step=tell)
-    except torch.cuda.OutOfMemoryError:
-        raise ValueError("out of GPU memory: solve with a smaller --kv-budget-gib") from None
-    except MemoryError as error:
-        raise ValueError(
-            f"out of host memory ({error}): solve for a smaller batch, or a host with less memory"
-        ) from None
+        with memory_limits(gpu=SMALLER_BUDGET, host=SMALLER_BATCH):
+            return execute(plan, decoder, prompts, options=options, on_tokens=progress.show)
     finally:
         progress.end()
 

@@ -1,66 +1,30 @@
 """Runs a plan on a decoder: completions, and what happened in the simulator's own terms."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from itertools import chain
 
 import torch
 from torch import Tensor
 
 from runtime.clock import Clock
+from runtime.continuous import run_continuously
 from runtime.graph.execute import Captures, captures, recorded, run_wave
 from runtime.graph.run import GraphWave
-from runtime.models import Decoder
+from runtime.models import Decoder, as_planned
+from runtime.options import Options, Run
 from runtime.quantise import plane_shapes
-from runtime.recorder import LanePicks, Record, Recorder, SelectionStats
-from runtime.sampling import Sampler, Sampling
-from runtime.wave import BudgetExceeded, Prompts, Wave, WaveOptions
+from runtime.recorder import LanePicks, Recorder, SelectionStats
+from runtime.sampling import Sampler
+from runtime.wave import BudgetExceeded, Wave, WaveOptions, padded, until_stop
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.forecast import static_hbm_bytes, static_host_bytes
 from sim.plan import Admission, Plan, Recompute
-from sim.spec import DType, ModelSpec, WeightFormat
+from sim.spec import DType, ModelSpec
 from sim.trace import Trace, WaveTrace
 from sim.units import format_bytes
 
 DTYPES = {DType.FP32: torch.float32, DType.FP16: torch.float16, DType.BF16: torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How to run what a plan leaves open.
-
-    ``per_head`` gives every key head a selection of its own. ``published_ranges`` freezes the ranges of quantised keys
-    at the prompt's, as ALISA publishes it. ``stop`` ends a text at the checkpoint's stop tokens. ``places`` are the
-    prompts' places in the whole job, which seed their draws; None: in order from 0. Without ``overlap`` a GPU
-    does one thing after the other, as a CPU does. ``captured`` steps are replayed (``runtime.graph``): None, on a GPU where
-    plan and options allow; True, or not at all.
-    """
-
-    sampling: Sampling = field(default_factory=Sampling)
-    stop: bool = True
-    per_head: bool = False
-    published_ranges: bool = False
-    record: Record = field(default_factory=Record)
-    places: tuple[int, ...] | None = None
-    overlap: bool = True
-    captured: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """``picks`` [decode step, layer, sequence] and ``logits`` [sequence, step, vocab] are there where they were asked for.
-
-    ``kv_allocated_bytes`` is what the largest wave's pools took in HBM: every part at its own peak, and, unless steps were
-    captured, a spare slot a lane.
-    """
-
-    completions: tuple[tuple[int, ...], ...]
-    trace: Trace
-    kv_allocated_bytes: int
-    stats: tuple[tuple[SelectionStats, ...], ...]
-    picks: LanePicks | None
-    logits: Tensor | None
 
 
 @torch.inference_mode()
@@ -70,27 +34,33 @@ def execute(
     prompts: Sequence[Sequence[int]],
     *,
     options: Options | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_tokens: Callable[[int], None] | None = None,
     captured: Captures | None = None,
 ) -> Run:
-    """Generate after ``prompts``, in waves of the plan's concurrency, and record it.
+    """Generate after ``prompts``, in waves of the plan's concurrency or as they are admitted, and record it.
 
-    ``on_step`` is told the wave and the step that has ended. ``captured`` keeps a job's captured step between calls.
+    ``on_tokens`` is told after every step how many tokens there are. ``captured`` keeps a job's captured step between calls.
 
     Raises ValueError for prompts or a decoder that the plan is not for, BudgetExceeded where the KV does not fit.
     """
-    options = options or Options()
+    options, decoder = options or Options(), as_planned(decoder, plan.setting)
     _require_runnable(plan, decoder, options)
     require_prompts(plan, prompts)
-    size, waves = plan.setting.concurrency, []
+    tell = on_tokens or _ignore
+    if plan.setting.admission is Admission.CONTINUOUS:
+        return run_continuously(plan, decoder, prompts, options, tell)
+    size, waves, tokens = plan.setting.concurrency, list[_WaveRun](), plan.setting.workload.output_tokens
     captured, replays = captured or Captures(), captures(plan, decoder, options)
-    for number, at in enumerate(range(0, len(prompts), size)):
-        tell = partial(on_step, number) if on_step else _ignore
-        some = prompts[at : at + size]
+    for at in range(0, len(prompts), size):
+        wave = prompts[at : at + size]
+
+        def tell_step(row: int, before: int = at * tokens, sequences: int = len(wave)) -> None:
+            tell(before + sequences * (row + 1))
+
         if replays:
-            waves.append(_run_captured(captured.wave(plan, decoder, len(some)), some, options, tell))
+            waves.append(_run_captured(captured.wave(plan, decoder, len(wave)), wave, options, tell_step))
         else:
-            waves.append(_run_wave(plan, decoder, some, options, at, tell))
+            waves.append(_run_wave(plan, decoder, wave, options, at, tell_step))
     return _joined(plan, waves, options)
 
 
@@ -121,7 +91,7 @@ def _run_wave(
     wave = Wave(
         plan,
         decoder,
-        _padded(prompts, plan.setting.workload.prompt_tokens, decoder.device),
+        padded(prompts, plan.setting.workload.prompt_tokens, decoder.device),
         recorder,
         options=WaveOptions(
             per_head=options.per_head, published_ranges=options.published_ranges, overlap=options.overlap
@@ -134,7 +104,7 @@ def _run_wave(
     lanes = wave.lanes.count
     _require_budget(plan, len(prompts) * recorder.occupancy(lanes).hbm.max(), "needed")
     return _WaveRun(
-        completions=[_until_stop(row, stop_tokens) for row in generated.tolist()],
+        completions=[until_stop(row, stop_tokens) for row in generated.tolist()],
         trace=recorder.trace(len(prompts), lanes),
         kv_allocated_bytes=wave.cache.on_device.size_bytes,
         stats=recorder.stats(lanes),
@@ -149,10 +119,10 @@ def _run_captured(
     plan, decoder = wave.plan, wave.decoder
     recorder = Recorder(plan, Clock(decoder.device), recorded(plan, options.record))
     stop_tokens = decoder.config.stop_tokens if options.stop else ()
-    padded = _padded(prompts, plan.setting.workload.prompt_tokens, decoder.device)
-    generated = run_wave(wave, padded, recorder, stop_tokens, on_step)
+    prepared = padded(prompts, plan.setting.workload.prompt_tokens, decoder.device)
+    generated = run_wave(wave, prepared, recorder, stop_tokens, on_step)
     return _WaveRun(
-        completions=[_until_stop(row, stop_tokens) for row in generated.tolist()],
+        completions=[until_stop(row, stop_tokens) for row in generated.tolist()],
         trace=recorder.trace(len(prompts), len(prompts)),
         kv_allocated_bytes=wave.slots.kv_bytes,
         stats=recorder.stats(len(prompts)),
@@ -187,18 +157,6 @@ def _joined_picks(waves: list[_WaveRun]) -> LanePicks:
     return [[list(chain.from_iterable(layer)) for layer in zip(*step, strict=True)] for step in steps]
 
 
-def _padded(prompts: Sequence[Sequence[int]], length: int, device: torch.device) -> Prompts:
-    tokens = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]
-    padding = [length - len(prompt) for prompt in prompts]
-    return Prompts(tokens=torch.tensor(tokens, device=device), padding=torch.tensor(padding, device=device))
-
-
-def _until_stop(tokens: list[int], stop_tokens: tuple[int, ...]) -> tuple[int, ...]:
-    """Up to the first stop token, that one included."""
-    end = next((place for place, token in enumerate(tokens) if token in stop_tokens), len(tokens))
-    return tuple(tokens[: end + 1])
-
-
 def require_prompts(plan: Plan, prompts: Sequence[Sequence[int]]) -> None:
     """Raise ValueError for prompts that ``plan`` is not for."""
     if not prompts:
@@ -214,22 +172,11 @@ def require_prompts(plan: Plan, prompts: Sequence[Sequence[int]]) -> None:
 
 def _require_runnable(plan: Plan, decoder: Decoder, options: Options) -> None:
     setting = plan.setting
-    _require_same_model(setting.model, decoder.spec)
+    require_same_model(setting.model, decoder.spec)
     if decoder.dtype is not DTYPES[setting.dtype]:
         raise ValueError(f"weights in {decoder.dtype}, must be in the plan's {setting.dtype}")
-    if setting.weights_on_host or setting.weight_format is not WeightFormat.NATIVE:
-        raise ValueError(
-            f"weights_on_host={setting.weights_on_host}, weight_format={setting.weight_format}: the runtime keeps all "
-            "weights in HBM in the compute type"
-        )
     if setting.guess_hits is not None:
         raise ValueError(f"guess_hits={setting.guess_hits}, the runtime fetches once the query is known: use null")
-    if setting.admission is Admission.CONTINUOUS:
-        raise ValueError("admission=continuous, the runtime runs waves: solve for waves")
-    if setting.host_attention and decoder.device.type == "cuda":
-        raise ValueError(
-            "host_attention=True, the runtime attends on the GPU only: solve without it, or use --device cpu"
-        )
     if options.per_head and setting.recompute is not Recompute.NONE:
         raise ValueError(f"per_head=True with recompute={setting.recompute}, needs recompute=none")
     window = decoder.config.window
@@ -240,12 +187,13 @@ def _require_runnable(plan: Plan, decoder: Decoder, options: Options) -> None:
     for kv_format in (setting.kv_format.gpu, setting.kv_format.host):
         plane_shapes(kv_format, decoder.spec.kv_heads, decoder.spec.head_dim, decoder.dtype)
     homes = home_columns(plan.homes)
-    expected = occupancy_of(plan, homes, flows_of(plan, homes)).hbm.max()
-    _require_budget(plan, setting.concurrency * expected, "planned")
+    if setting.admission is Admission.WAVES:
+        expected = occupancy_of(plan, homes, flows_of(plan, homes)).hbm.max()
+        _require_budget(plan, setting.concurrency * expected, "planned")
 
 
-def _require_same_model(planned: ModelSpec, loaded: ModelSpec) -> None:
-    """The same shape; names and sources may differ."""
+def require_same_model(planned: ModelSpec, loaded: ModelSpec) -> None:
+    """Raise ValueError where ``loaded`` is of another shape; names and sources may differ."""
     for name in ModelSpec.__dataclass_fields__:
         want, got = getattr(planned, name), getattr(loaded, name)
         if name not in ("name", "source") and want != got:

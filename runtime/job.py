@@ -9,13 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
-import torch
-
-from runtime.execute import Options, Run, execute, require_prompts
+from runtime.execute import execute, require_prompts
 from runtime.graph.execute import Captures
-from runtime.models import Decoder
+from runtime.memory import memory_limits
+from runtime.models import Decoder, as_planned
+from runtime.options import Options, Run
 from runtime.prompts import Prompt, Text
-from sim.plan import Plan
+from sim.plan import Admission, Plan
+
+SMALLER_BUDGET = "solve with a smaller --kv-budget-gib"
+SMALLER_BATCH = "solve for a smaller batch, or a host with less memory"
 
 
 def run_job(
@@ -35,10 +38,12 @@ def run_job(
     """
     for prompt in prompts:
         _require_prompt(plan, prompt)
+    decoder = as_planned(decoder, plan.setting)
     with _appending(output) as file:
         done = _finished(file, output, {prompt.id for prompt in prompts})
         waiting = [prompt for prompt in prompts if prompt.id not in done]
-        size, captured = plan.setting.concurrency, Captures()
+        work, captured = plan.setting, Captures()
+        size = work.workload.batch if work.admission is Admission.CONTINUOUS else work.concurrency
         for at in range(0, len(waiting), size):
             wave = waiting[at : at + size]
             run = _run(plan, decoder, wave, options, captured)
@@ -49,13 +54,8 @@ def run_job(
 
 def _run(plan: Plan, decoder: Decoder, wave: list[Prompt], options: Options, captured: Captures) -> Run:
     placed = replace(options, places=tuple(prompt.place for prompt in wave))
-    try:
+    with memory_limits(gpu=SMALLER_BUDGET, host=SMALLER_BATCH):
         return execute(plan, decoder, [prompt.tokens for prompt in wave], options=placed, captured=captured)
-    except torch.cuda.OutOfMemoryError as error:
-        asked = " ".join(str(error).split(".")[:2])
-        raise ValueError(f"out of GPU memory ({asked}): solve with a smaller --kv-budget-gib") from None
-    except MemoryError:
-        raise ValueError("out of host memory: solve for a smaller batch, or a host with less memory") from None
 
 
 def _append(file: IO[bytes], wave: list[Prompt], run: Run, text: Text) -> None:

@@ -20,20 +20,23 @@ def newest(mask: Tensor, counts: Tensor) -> Tensor:
 
 def highest(scores: Tensor, mask: Tensor, count: int) -> Tensor:
     """The ``count`` tokens of each set with the largest scores, of equals the oldest."""
-    return _first_of(scores.masked_fill(~mask, -torch.inf), mask, count, descending=True)
+    if count == 0:
+        return torch.zeros_like(mask)
+    scores = scores.masked_fill(~mask, -torch.inf)
+    last = scores.topk(min(count, scores.shape[-1])).values[:, -1:]
+    above = mask & (scores > last)
+    return above | oldest(mask & (scores == last), count - above.sum(-1))
 
 
 def lowest(scores: Tensor, mask: Tensor, count: int) -> Tensor:
     """The ``count`` tokens of each set with the smallest scores, of equals the oldest."""
-    return _first_of(scores.masked_fill(~mask, torch.inf), mask, count, descending=False)
+    return highest(-scores, mask, count)
 
 
 def listed(mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Each set as ``length`` positions [lane, length] in order, and which of them count; the others are arbitrary."""
-    order = mask.to(torch.int8).argsort(dim=-1, descending=True, stable=True)[:, :length]
-    return order, mask.gather(-1, order)
-
-
-def _first_of(keys: Tensor, mask: Tensor, count: int, *, descending: bool) -> Tensor:
-    order = keys.argsort(dim=-1, descending=descending, stable=True)[:, :count]
-    return torch.zeros_like(mask).scatter_(-1, order, True) & mask
+    rank = mask.cumsum(-1)  # 1 at a set's first member
+    place = (rank - 1).masked_fill_(~mask, length).clamp_(max=length)  # the last place is no one's
+    position = torch.arange(mask.shape[-1], device=mask.device).expand_as(rank)
+    order = rank.new_zeros(mask.shape[0], length + 1).scatter_(-1, place, position)
+    return order[:, :length], torch.arange(length, device=mask.device) < rank[:, -1:]

@@ -1,9 +1,27 @@
 """Where tensors lie: in the device's own memory, or in host memory that the device reads and writes over the link."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@contextmanager
+def memory_limits(gpu: str, host: str) -> Iterator[None]:
+    """What runs out of memory inside is a ValueError of one line, with advice for the memory that ran out."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        asked = " ".join(str(error).split(".")[:2])
+        raise ValueError(f"out of GPU memory ({asked}): {gpu}") from None
+    except MemoryError:
+        raise ValueError(f"out of host memory: {host}") from None
+    except RuntimeError as error:  # the CPU's allocator, and that of pinned memory, have no class of their own
+        if "DefaultCPUAllocator" not in str(error) and "out of memory" not in str(error):
+            raise
+        raise ValueError(f"out of host memory: {host}") from None
 
 
 def device_zeros(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

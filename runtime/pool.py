@@ -5,24 +5,23 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from runtime.masks import listed
+
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
-Rows = dict[str, Tensor]  # plane name: [lane, token, ...]
-
-
-class PoolOverflow(Exception):
-    """More tokens than the plan has slots for."""
+Rows = dict[str, Tensor]  # plane name: [lane, token, head, width]
 
 
 class SlotPool:
-    """Rows of tokens of every layer, each made of the same planes (key, value, scales).
+    """Rows of tokens of every layer, each made of the same planes (key, value, scales) [layer, lane, head, slot, width].
 
     ``holds`` [layer, lane, slot] is the position in each slot, ``slot_of`` [layer, lane, position] the slot of each
     position. One slot and one position more than there are stand for "none": writes that a mask excludes land there.
+    What comes from another device is moved; what is given lies where the pool does.
     """
 
     def __init__(
         self,
-        planes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+        planes: Mapping[str, tuple[tuple[int, int], torch.dtype]],
         *,
         layers: int,
         lanes: int,
@@ -33,8 +32,10 @@ class SlotPool:
     ) -> None:
         self.slots = slots
         self.positions = positions
+        self.device = device
         self.planes = {
-            name: allocate((layers, lanes, slots + 1, *shape), dtype) for name, (shape, dtype) in planes.items()
+            name: allocate((layers, lanes, heads, slots + 1, width), dtype)
+            for name, ((heads, width), dtype) in planes.items()
         }
         self.holds = torch.full((layers, lanes, slots + 1), positions, device=device)
         self.slot_of = torch.full((layers, lanes, positions + 1), slots, device=device)
@@ -44,13 +45,14 @@ class SlotPool:
     def put(self, layer: int, positions: Tensor, valid: Tensor, rows: Rows) -> None:
         """Store ``rows`` of ``positions`` [lane, token] in free slots, where ``valid``."""
         holds, slot_of = self.holds[layer], self.slot_of[layer]
+        positions, valid = positions.to(self.device), valid.to(self.device)
         free = holds[:, : self.slots] == self.positions
         self.overflowed[layer] |= (valid.sum(-1) > free.sum(-1)).any()
         if self.slots == 0:
             return
-        order = free.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
-        rank = (valid.cumsum(-1) - 1).clamp(0, self.slots - 1)
-        slots = torch.where(valid, order.gather(-1, rank), self.slots)
+        places, there = listed(free, positions.shape[1])
+        slots = places.masked_fill(~there, self.slots).gather(-1, (valid.cumsum(-1) - 1).clamp(min=0))
+        slots = slots.masked_fill(~valid, self.slots)
         holds.scatter_(-1, slots, torch.where(valid, positions, self.positions))
         slot_of.scatter_(-1, torch.where(valid, positions, self.positions), slots)
         holds[:, self.slots] = self.positions
@@ -59,25 +61,36 @@ class SlotPool:
 
     def rewrite(self, layer: int, positions: Tensor, rows: Rows) -> None:
         """Replace planes of ``positions`` that are held; those that are not stay absent."""
-        self._write(layer, self.slot_of[layer].gather(-1, positions), rows)
+        self._write(layer, self.slot_of[layer].gather(-1, positions.to(self.device)), rows)
 
     def take(self, layer: int, positions: Tensor) -> Rows:
         """Rows of ``positions`` [lane, token]; arbitrary ones for those not held."""
-        slots = self.slot_of[layer].gather(-1, positions)
-        return {name: plane[layer][self._lane, slots] for name, plane in self.planes.items()}
+        slots = self.slot_of[layer].gather(-1, positions.to(self.device))
+        return {name: take_rows(plane[layer], slots) for name, plane in self.planes.items()}
 
-    def rows(self, layer: int) -> tuple[Tensor, Rows]:
-        """What every slot holds, [lane, slot] positions and their rows, without copying."""
-        return self.holds[layer][:, : self.slots], {
-            name: plane[layer][:, : self.slots] for name, plane in self.planes.items()
+    def rows(self, layer: int, slots: int) -> tuple[Tensor, Rows]:
+        """What the first ``slots`` slots hold, [lane, slot] positions and their rows, without copying."""
+        return self.holds[layer][:, :slots], {
+            name: plane[layer][:, :, :slots].transpose(1, 2) for name, plane in self.planes.items()
         }
 
     def drop(self, layer: int, mask: Tensor) -> None:
         """Free the slots of the tokens in ``mask`` [lane, position]."""
-        holds, slot_of = self.holds[layer], self.slot_of[layer]
+        holds, slot_of, mask = self.holds[layer], self.slot_of[layer], mask.to(self.device)
         gone = torch.nn.functional.pad(mask, (0, 1)).gather(-1, holds)
         holds.masked_fill_(gone, self.positions)
         slot_of[:, : self.positions].masked_fill_(mask, self.slots)
+
+    def grow(self, slots: int, allocate: Allocate) -> None:
+        """Have ``slots`` from now on, no fewer than there are."""
+        before, self.slots = self.slots, slots
+        for name, plane in self.planes.items():
+            wider = allocate((*plane.shape[:3], slots + 1, *plane.shape[4:]), plane.dtype)
+            wider[:, :, :, :before] = plane[:, :, :, :before]
+            self.planes[name] = wider
+        holds = self.holds.new_full((*self.holds.shape[:2], slots + 1), self.positions)
+        holds[..., :before] = self.holds[..., :before]
+        self.holds, self.slot_of = holds, self.slot_of.masked_fill(self.slot_of == before, slots)
 
     def held(self) -> Tensor:
         """Slots in use, [layer, lane]."""
@@ -85,4 +98,12 @@ class SlotPool:
 
     def _write(self, layer: int, slots: Tensor, rows: Rows) -> None:
         for name, row in rows.items():
-            self.planes[name][layer][self._lane, slots] = row
+            self.planes[name][layer][self._lane, :, slots] = row.to(self.device)
+
+
+def take_rows(plane: Tensor, places: Tensor) -> Tensor:
+    """Rows of ``plane`` [lane, head, place, ...] at ``places`` [lane, token], as [lane, token, head, ...]."""
+    lanes, heads, count = plane.shape[:3]
+    first = torch.arange(0, lanes * heads * count, count, device=plane.device).view(lanes, heads, 1)
+    rows = plane.flatten(0, 2).index_select(0, (first + places[:, None]).flatten())
+    return rows.view(lanes, heads, places.shape[1], *plane.shape[3:]).transpose(1, 2)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sim.kv import KvFormat
 
-Planes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+Planes = dict[str, tuple[tuple[int, int], torch.dtype]]  # name: (heads, width), type
 _SCALE = torch.float16
 _FP8_MAX = 448.0  # largest finite float8_e4m3fn
 
@@ -41,7 +41,7 @@ def require_fp8() -> None:
 
 def key_range(keys: Tensor, bits: int) -> Tensor:
     """Minimum and step of each channel over the tokens of a group: [lane, token, head, channel] to [lane, 2, head, channel]."""
-    return _range(keys.amin(1), keys.amax(1), bits, dim=1)
+    return spread(keys.amin(1), keys.amax(1), bits, dim=1)
 
 
 def encode_values(values: Tensor, kv_format: KvFormat) -> dict[str, Tensor]:
@@ -51,8 +51,8 @@ def encode_values(values: Tensor, kv_format: KvFormat) -> dict[str, Tensor]:
     if kv_format is KvFormat.FP8:
         return {"v": _to_fp8(values)}
     bits = bits_of(kv_format)
-    ranges = _range(values.amin(-1), values.amax(-1), bits, dim=-1)  # [lane, token, head, 2]
-    return {"v": _to_integer(values, ranges[..., :1], ranges[..., 1:], bits), "v_range": ranges}
+    ranges = spread(values.amin(-1), values.amax(-1), bits, dim=-1)  # [lane, token, head, 2]
+    return {"v": to_integer(values, ranges[..., :1], ranges[..., 1:], bits), "v_range": ranges}
 
 
 def decode_values(rows: dict[str, Tensor], kv_format: KvFormat, dtype: torch.dtype) -> Tensor:
@@ -62,17 +62,17 @@ def decode_values(rows: dict[str, Tensor], kv_format: KvFormat, dtype: torch.dty
     if kv_format is KvFormat.FP8:
         return _from_fp8(rows["v"], dtype)
     ranges = rows["v_range"]
-    return _from_integer(rows["v"], ranges[..., :1], ranges[..., 1:], bits_of(kv_format), dtype)
+    return from_integer(rows["v"], ranges[..., :1], ranges[..., 1:], bits_of(kv_format), dtype)
 
 
 def encode_keys(keys: Tensor, kv_format: KvFormat, ranges: Tensor | None) -> Tensor:
-    """Keys [lane, token, head, channel] as stored; integers by ``ranges`` [lane, token, 2, head, channel], clipped to them."""
+    """Keys [lane, token, head, channel] as stored; integers by ``ranges`` [lane, token, head, 2, channel], clipped to them."""
     if kv_format is KvFormat.NATIVE:
         return keys
     if kv_format is KvFormat.FP8:
         return _to_fp8(keys)
     assert ranges is not None
-    return _to_integer(keys, ranges[:, :, 0], ranges[:, :, 1], bits_of(kv_format))
+    return to_integer(keys, ranges[..., 0, :], ranges[..., 1, :], bits_of(kv_format))
 
 
 def decode_keys(stored: Tensor, kv_format: KvFormat, ranges: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -82,7 +82,7 @@ def decode_keys(stored: Tensor, kv_format: KvFormat, ranges: Tensor | None, dtyp
     if kv_format is KvFormat.FP8:
         return _from_fp8(stored, dtype)
     assert ranges is not None
-    return _from_integer(stored, ranges[:, :, 0], ranges[:, :, 1], bits_of(kv_format), dtype)
+    return from_integer(stored, ranges[..., 0, :], ranges[..., 1, :], bits_of(kv_format), dtype)
 
 
 def bits_of(kv_format: KvFormat) -> int:
@@ -90,20 +90,26 @@ def bits_of(kv_format: KvFormat) -> int:
     return {KvFormat.INT8: 8, KvFormat.INT4: 4}[kv_format]
 
 
-def _range(low: Tensor, high: Tensor, bits: int, *, dim: int) -> Tensor:
-    step = (high.float() - low.float()) / (2**bits - 1)
+def spread(low: Tensor, high: Tensor, bits: int, *, dim: int) -> Tensor:
+    """Minimum and step of ranges, side by side in ``dim``."""
+    span = high.float() - low.float()
+    step = span / torch.full((), 2.0**bits - 1, device=span.device)  # by a number CUDA multiplies with its reciprocal
     return torch.stack((low.float(), step), dim=dim).to(_SCALE)
 
 
-def _to_integer(x: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:
+def to_integer(x: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:
+    """Entries as ``bits`` wide levels above ``low``; two of 4 bit side by side share a byte."""
     safe = torch.where(step > 0, step.float(), 1.0)
     levels = ((x.float() - low.float()) / safe).round().clamp(0, 2**bits - 1).to(torch.uint8)
     return levels if bits == 8 else levels[..., 0::2] | (levels[..., 1::2] << 4)
 
 
-def _from_integer(stored: Tensor, low: Tensor, step: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+def from_integer(stored: Tensor, low: Tensor, step: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    """What ``to_integer`` stored."""
     levels = stored if bits == 8 else torch.stack((stored & 15, stored >> 4), dim=-1).flatten(-2)
-    return (levels.float() * step.float() + low.float()).to(dtype)
+    if low.dtype == dtype:  # the sum is rounded once all the same: it is taken in float32, which holds the product
+        return torch.addcmul(low, levels.float().to(dtype), step)
+    return torch.addcmul(low.float(), levels.float(), step.float()).to(dtype)
 
 
 def _to_fp8(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Records a wave into the simulator's ``WaveTrace``: when steps (and layers) ended, what moved, what each tier held."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -12,6 +13,7 @@ from runtime.masks import listed
 from runtime.tally import Tally
 from sim.attention import TokenCounts
 from sim.flows import Flows, Occupancy, flows_of, home_columns, occupancy_of
+from sim.footprint import layer_weight_bytes
 from sim.kv import inputs_layer_bytes, kv_layer_bytes
 from sim.outcome import Served
 from sim.plan import Plan, Recompute
@@ -60,11 +62,16 @@ class Recorder:
         self._picks: list[list[tuple[Tensor, Tensor]]] = []
         self._before: dict[int, Tensor] = {}
         self._step_mark = self._layer_mark = 0
+        self._streamed = Counter[int]()  # layers whose weights were streamed for each step
 
     def begin_step(self, row: int) -> None:
         self._step_mark = self.clock.mark()
         if row:
             self._picks.append([])
+
+    def streamed(self, row: int) -> None:
+        """A layer's weights were copied for ``row``."""
+        self._streamed[row] += 1
 
     def begin_layer(self, row: int, layer: int) -> None:  # noqa: ARG002
         if self.record.layers:
@@ -162,7 +169,10 @@ class Recorder:
         model, dtype = self.plan.setting.model, self.plan.setting.dtype
         kv, inputs = kv_layer_bytes(model, dtype, self.plan.setting.kv_format.host), inputs_layer_bytes(model, dtype)
         scale = sequences * model.layers
+        setting = self.plan.setting
+        weights = setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format)
         fetched = scale * (kv * flows.fetched_kv[step] + inputs * flows.fetched_inputs[step])
+        fetched += weights * self._streamed[step]
         written = scale * (kv * flows.written_kv[step] + inputs * flows.written_inputs[step])
         both = ((Resource.H2D, "fetch", fetched), (Resource.D2H, "write", written))
         return [Span(which, name, step, None, end_s, end_s, size) for which, name, size in both if size]

@@ -7,15 +7,21 @@ KINDS = ("fetched", "reprojected", "written", "picked", "new", "age", "mass")
 
 
 class Tally:
-    """Sums over lanes, [row, layer, kind]."""
+    """Sums over lanes and tokens, [row, layer, kind]."""
 
     def __init__(self, rows: int, layers: int, device: torch.device) -> None:
         self.sums = torch.zeros((rows, layers, len(KINDS)), dtype=torch.float64, device=device)
+        self._begun = set[tuple[int, int, str]]()
 
     def add(self, row: int, layer: int, **tokens: Tensor) -> None:
         """Add the members of a mask, or the sum of numbers, to each named kind."""
         for kind, values in tokens.items():
-            self.sums[row, layer, KINDS.index(kind)] += values.sum()
+            place = self.sums[row, layer, KINDS.index(kind)]
+            if (row, layer, kind) in self._begun:
+                place += values.sum()
+            else:  # one kernel instead of two
+                torch.sum(values, dim=(0, 1), dtype=torch.float64, out=place)
+                self._begun.add((row, layer, kind))
 
     def add_all(self, row: int, **tokens: Tensor) -> None:
         """The same for every layer at once, [layer, lane, ...]."""

@@ -1,11 +1,13 @@
 """One tier of the KV cache: slots in the tier's format, and the ranges by which its keys are read back."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from runtime.pool import Allocate, Rows, SlotPool
+from runtime.attention import Part, lanes_at_once
+from runtime.pool import Allocate, Rows, SlotPool, take_rows
 from runtime.quantise import (
     bits_of,
     decode_keys,
@@ -16,6 +18,8 @@ from runtime.quantise import (
     plane_shapes,
 )
 from sim.kv import KvFormat
+
+ALL = slice(None)  # every lane
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +43,9 @@ class OpenKeys:
     def __init__(self, shape: KvShape, group_tokens: int | None, allocate: Allocate, *, needed: bool = True) -> None:
         self.group_tokens = group_tokens
         waiting = (group_tokens or 0) if needed else 0
-        size = (shape.layers, shape.lanes, waiting, shape.heads, shape.head_dim)
+        size = (shape.layers, shape.lanes, shape.heads, waiting, shape.head_dim)
         self.keys = allocate(size, shape.dtype)
         self.start = [shape.positions] * shape.layers  # first position whose group is open
-        self._lane = torch.arange(shape.lanes, device=self.keys.device)[:, None]
 
     def groups(self, positions: int) -> int:
         return 1 if self.group_tokens is None else -(-positions // self.group_tokens)
@@ -50,22 +53,31 @@ class OpenKeys:
     def group_of(self, positions: Tensor) -> Tensor:
         return torch.zeros_like(positions) if self.group_tokens is None else positions // self.group_tokens
 
-    def read(self, layer: int, positions: Tensor, stored: Tensor) -> Tensor:
-        """``stored`` keys, those of the open group replaced by what they were."""
+    def read(self, layer: int, lanes: slice, positions: Tensor, stored: Tensor) -> Tensor:
+        """``stored`` keys of some lanes, those of the open group replaced by what they were."""
         if self.group_tokens is None:
             return stored
-        keys = self.keys[layer][self._lane, positions % self.group_tokens]
+        keys = take_rows(self.keys[layer, lanes], positions % self.group_tokens)
         return torch.where((positions >= self.start[layer])[..., None, None], keys, stored)
 
 
 class Tier:
-    """Keys and values [lane, token, head, channel] in and out; what lies between is the format's affair."""
+    """Keys and values [lane, token, head, channel] in and out; what lies between is the format's affair.
+
+    Native ones may lie on another device than the rest: that one then attends to them.
+    """
 
     def __init__(
-        self, kv_format: KvFormat, shape: KvShape, slots: int, allocate: Allocate, open_keys: OpenKeys
+        self,
+        kv_format: KvFormat,
+        shape: KvShape,
+        slots: int,
+        allocate: Allocate,
+        open_keys: OpenKeys,
+        *,
+        device: torch.device,
     ) -> None:
-        self.kv_format, self.dtype, self.open_keys = kv_format, shape.dtype, open_keys
-        device = open_keys.keys.device
+        self.kv_format, self.shape, self.open_keys = kv_format, shape, open_keys
         planes = plane_shapes(kv_format, shape.heads, shape.head_dim, shape.dtype)
         self.pool = SlotPool(
             planes,
@@ -77,44 +89,66 @@ class Tier:
             allocate=allocate,
         )
         groups = open_keys.groups(shape.positions) if kv_format.is_grouped else 0
-        self.ranges = torch.zeros(
-            (shape.layers, shape.lanes, groups, 2, shape.heads, shape.head_dim), dtype=torch.float16, device=device
-        )
-        self._lane = torch.arange(shape.lanes, device=device)[:, None]
+        ranges = (shape.layers, shape.lanes, shape.heads, groups, 2, shape.head_dim)
+        self.ranges = torch.zeros(ranges, dtype=torch.float16, device=device)
 
     def put(self, layer: int, positions: Tensor, valid: Tensor, k: Tensor, v: Tensor) -> None:
-        keys = encode_keys(k, self.kv_format, self._ranges(layer, positions))
+        keys = encode_keys(k, self.kv_format, self._ranges(layer, ALL, positions))
         self.pool.put(layer, positions, valid, {"k": keys, **encode_values(v, self.kv_format)})
 
     def take(self, layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return self._decode(layer, positions, self.pool.take(layer, positions))
+        return self._decode(layer, ALL, positions, self.pool.take(layer, positions))
 
-    def all(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions [lane, slot], keys and values of every slot."""
-        positions, rows = self.pool.rows(layer)
-        return positions, *self._decode(layer, positions, rows)
+    def list(self, layer: int, positions: Tensor, attended: Tensor) -> Part:
+        """The tokens at ``positions`` [lane, token], of which none waits in the open group."""
+        return self._part(layer, positions, attended, self.pool.take(layer, positions), frozen=True)
+
+    def all(self, layer: int, slots: int, attended: Callable[[Tensor], Tensor], *, frozen: bool) -> Part:
+        """The first ``slots`` slots; ``attended`` says of their positions, those of empty slots among them, which count."""
+        held, rows = self.pool.rows(layer, slots)
+        positions = held.to(self.open_keys.keys.device)
+        return self._part(layer, positions, attended(positions), rows, frozen=frozen)
+
+    def waiting(self, layer: int, positions: Tensor, attended: Tensor) -> Part:
+        """The first tokens of the open group, whose keys are there as they are; ``positions`` [lane, token] are theirs."""
+        keys = self.open_keys.keys[layer, :, :, : positions.shape[1]].transpose(1, 2)
+        values = decode_values(self.pool.take(layer, positions), self.kv_format, self.shape.dtype)
+        return Part.of(keys, values, positions, attended)
 
     def freeze(self, layer: int, group: int, positions: Tensor, keys: Tensor) -> None:
         """Fix a group's ranges from all its keys, and store those keys of it that are held."""
         if not self.kv_format.is_grouped:
             return
-        self.ranges[layer, :, group] = key_range(keys, bits_of(self.kv_format))
+        self.ranges[layer, :, :, group] = key_range(keys, bits_of(self.kv_format)).transpose(1, 2)
         if self.open_keys.group_tokens is not None:
-            stored = encode_keys(keys, self.kv_format, self._ranges(layer, positions))
+            stored = encode_keys(keys, self.kv_format, self._ranges(layer, ALL, positions))
             self.pool.rewrite(layer, positions, {"k": stored})
 
-    def _decode(self, layer: int, positions: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-        keys = decode_keys(rows["k"], self.kv_format, self._ranges(layer, positions), self.dtype)
-        if self.kv_format.is_grouped:
-            keys = self.open_keys.read(layer, positions, keys)
-        return keys, decode_values(rows, self.kv_format, self.dtype)
+    def _part(self, layer: int, positions: Tensor, attended: Tensor, rows: Rows, *, frozen: bool) -> Part:
+        if self.kv_format is KvFormat.NATIVE:
+            return Part.of(rows["k"], rows["v"], positions, attended)
 
-    def _ranges(self, layer: int, positions: Tensor) -> Tensor | None:
+        def read(lanes: slice) -> tuple[Tensor, Tensor]:
+            some = {name: row[lanes] for name, row in rows.items()}
+            return self._decode(layer, lanes, positions[lanes], some, frozen=frozen)
+
+        size = lanes_at_once(positions.device, positions.shape[1] * self.shape.heads * self.shape.head_dim)
+        return Part(positions=positions, attended=attended, read=read, at_once=size)
+
+    def _decode(
+        self, layer: int, lanes: slice, positions: Tensor, rows: Rows, *, frozen: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        keys = decode_keys(rows["k"], self.kv_format, self._ranges(layer, lanes, positions), self.shape.dtype)
+        if self.kv_format.is_grouped and not frozen:
+            keys = self.open_keys.read(layer, lanes, positions, keys)
+        return keys, decode_values(rows, self.kv_format, self.shape.dtype)
+
+    def _ranges(self, layer: int, lanes: slice, positions: Tensor) -> Tensor | None:
+        """Of each token, [lane, token, head, 2, channel]."""
         if not self.kv_format.is_grouped:
             return None
-        groups = self.open_keys.group_of(positions).clamp(max=self.ranges.shape[2] - 1)
-        ranges: Tensor = self.ranges[layer][self._lane, groups]
-        return ranges
+        groups = self.open_keys.group_of(positions).clamp(max=self.ranges.shape[3] - 1)
+        return take_rows(self.ranges[layer, lanes], groups)
 
 
 class KeyFreezer:
@@ -134,7 +168,8 @@ class KeyFreezer:
             self._freeze(layer, group, group * size, k[:, group * size : (group + 1) * size])
         if self.open_keys.group_tokens is not None:
             self.open_keys.start[layer] = complete * size
-            self.open_keys.keys[layer][:, : k.shape[1] - complete * size] = k[:, complete * size :]
+            waiting = k[:, complete * size :].transpose(1, 2)
+            self.open_keys.keys[layer][:, :, : waiting.shape[2]] = waiting
 
     def closes(self, position: int) -> bool:
         """Whether the token at ``position`` completes a group, whose stored keys are then written anew."""
@@ -146,10 +181,11 @@ class KeyFreezer:
         size = self.open_keys.group_tokens
         if not self.tiers or size is None:
             return
-        self.open_keys.keys[layer][:, position % size] = k[:, 0]
+        self.open_keys.keys[layer][:, :, position % size] = k[:, 0]
         if self.closes(position):
             self.open_keys.start[layer] = position + 1
-            self._freeze(layer, position // size, position + 1 - size, self.open_keys.keys[layer])
+            keys = self.open_keys.keys[layer].transpose(1, 2)
+            self._freeze(layer, position // size, position + 1 - size, keys)
 
     def _freeze(self, layer: int, group: int, first: int, keys: Tensor) -> None:
         positions = torch.arange(first, first + keys.shape[1], device=keys.device).expand(keys.shape[0], -1)

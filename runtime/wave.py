@@ -1,7 +1,8 @@
 """One wave: sequences that are prefilled and decoded together, every layer's attention through the tiered cache."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +31,27 @@ class Prompts:
     padding: Tensor
 
 
+def padded(prompts: Sequence[Sequence[int]], length: int, device: torch.device) -> Prompts:
+    """``prompts`` at the end of rows of ``length``."""
+    tokens = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]
+    padding = [length - len(prompt) for prompt in prompts]
+    return Prompts(tokens=torch.tensor(tokens, device=device), padding=torch.tensor(padding, device=device))
+
+
+def until_stop(tokens: list[int], stop_tokens: tuple[int, ...]) -> tuple[int, ...]:
+    """Up to the first stop token, that one included."""
+    end = next((place for place, token in enumerate(tokens) if token in stop_tokens), len(tokens))
+    return tuple(tokens[: end + 1])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaveOptions:
-    """See ``runtime.execute.Options``."""
+    """See ``runtime.options.Options``; ``by_page`` takes HBM page by page as tokens come instead of all at once."""
 
     per_head: bool
     published_ranges: bool
     overlap: bool
+    by_page: bool = False
 
 
 class Wave:
@@ -62,6 +77,7 @@ class Wave:
             prompts.padding,
             published_ranges=options.published_ranges,
             overlap=options.overlap,
+            by_page=options.by_page,
         )
         self.fetches = Prefetcher(plan, self.cache, overlap=options.overlap)
         self.selectors = [layer_selector(self._scope()) for _ in range(spec.layers)]
@@ -69,38 +85,45 @@ class Wave:
 
     def run(self, sampler: Sampler, stop_tokens: tuple[int, ...], on_step: Callable[[int], None]) -> Tensor:
         """Generated tokens, [sequence, step]; fewer steps than planned where every sequence has ended before."""
-        logits = self._prefill()
+        logits = self.prefill()
         generated: list[Tensor] = []
         ended = torch.zeros(self.lanes.sequences, dtype=torch.bool, device=self.decoder.device)
         stops = torch.tensor(stop_tokens, dtype=torch.int64, device=ended.device)
         for row in range(self.plan.setting.workload.output_tokens):
             if row:
-                logits = self._step(row, generated[-1])
+                self.recorder.begin_step(row)
+                logits = decode([(self, row)], generated[-1])
             self.cache.write_back.last.wait()  # a step ends when all three streams have ended
             self.fetches.stream.last.wait()
             self.recorder.end_step(row, logits)
             generated.append(sampler.choose(logits, row))
-            self._require_slots(row)
+            self.require_slots(row)
             on_step(row)
             ended |= torch.isin(generated[-1], stops)
             if stop_tokens and bool(ended.all()):
                 break
         return torch.stack(generated, dim=1)
 
-    def _prefill(self) -> Tensor:
+    def prefill(self) -> Tensor:
         """Row 0: the prompts, densely, layer by layer; what the plan has elsewhere leaves HBM at once."""
         tokens, padding = self.prompts.tokens, self.prompts.padding
         positions = (torch.arange(tokens.shape[1], device=padding.device) - padding[:, None]).clamp(min=0)
         x = self.decoder.embed(tokens, positions)
         self.recorder.begin_step(0)
         for layer in range(self.decoder.spec.layers):
-            self.recorder.begin_layer(0, layer)
-            self.fetches.ahead_of(0, layer)
+            self.come(0, layer)
             q, k, v, after = prompt_layer(self.decoder, layer, x, positions, padding)
             self._place_prompt(layer, x, self.lanes.queries(q), self.lanes.keys(k), self.lanes.keys(v))
             x = after
             self.recorder.end_layer(0, layer)
         return self.decoder.logits(x[:, -1:])[:, 0]
+
+    def come(self, row: int, layer: int) -> None:
+        """A layer's turn begins: what is fetched ahead of others starts."""
+        self.recorder.begin_layer(row, layer)
+        self.fetches.ahead_of(row, layer)
+        if self.fetches.weights:
+            self.recorder.streamed(row)
 
     def _place_prompt(self, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Homes of row 0, then those of row 1. What the first step will attend to is settled first: it must not die."""
@@ -124,30 +147,21 @@ class Wave:
             return None
         return first_picks(self.cache.ledgers[layer], self.selectors[layer])
 
-    def _step(self, row: int, tokens: Tensor) -> Tensor:
-        """A decode step: logits [sequence, vocab] after ``tokens`` [sequence]."""
-        positions = (self.counts.cached[row] - 1 - self.prompts.padding)[:, None]
-        self.recorder.begin_step(row)
-        x = self.decoder.embed(tokens[:, None], positions)
-        prefix = _Prefix(self.plan, self.decoder, self.prompts, row)
-        for layer in range(self.decoder.spec.layers):
-            self.recorder.begin_layer(row, layer)
-            self.fetches.ahead_of(row, layer)
-            q, k, v = self.decoder.project(layer, x, positions)
-            attended = self._attend(row, layer, x, self.lanes.queries(q)[:, 0], k, v, prefix)
-            x = self.decoder.finish(layer, x, self.lanes.merge(attended))
-            self.recorder.end_layer(row, layer)
-        return self.decoder.logits(x)[:, 0]
+    def newborn_positions(self, row: int) -> Tensor:
+        """[sequence, 1]."""
+        return (self.counts.cached[row] - 1 - self.prompts.padding)[:, None]
 
-    def _attend(self, row: int, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor, prefix: "_Prefix") -> Tensor:
+    def attend(self, row: int, layer: int, inputs: "Inputs") -> Tensor:
+        """What one layer's attention gives a decode step, [sequence, 1, query_head, channel]."""
         cache, selector, ledger = self.cache, self.selectors[layer], self.cache.ledgers[layer]
-        k, v = self.lanes.keys(k), self.lanes.keys(v)
+        q = self.lanes.queries(inputs.q)[:, 0]
+        k, v = self.lanes.keys(inputs.k), self.lanes.keys(inputs.v)
         selector.bear(row, k)
         if self.recalls:
             ledger.want(row, selector.picks(row, ledger.older(row), self.counts.selected[row], q))
             cache.release(row, layer)
-        cache.bear(row, layer, x, k, v)
-        parts = cache.parts(layer, self.fetches.staged(row, layer)) + prefix.parts(layer)
+        cache.bear(row, layer, inputs.x, k, v)
+        parts = cache.parts(row, layer, self.fetches.staged(row, layer)) + inputs.prefix.parts(layer)
         attended, weights = attend(q, parts, self.scale)
         self.recorder.selected(row, layer, ledger, self.counts)
         if self.recorder.record.mass:
@@ -156,11 +170,11 @@ class Wave:
             selector.observe(row, _by_position(weights, parts, self.counts.cached[-1]))
         if row + 1 < self.plan.homes.steps:
             self._settle(row + 1, layer)
-        return attended
+        return self.lanes.merge(attended)
 
     def _weigh(self, row: int, layer: int, q: Tensor) -> None:
         """Note how much of its attention to all living tokens the step's query pays to those it attends to."""
-        parts = self.cache.everything(layer)
+        parts = self.cache.everything(row, layer)
         _, weights = attend(q, parts, self.scale)
         paid = _by_position(weights, parts, self.counts.cached[-1])[:, :-1] * self.cache.ledgers[layer].wanted
         self.cache.tally.add(row, layer, mass=paid / (q.shape[1] * q.shape[2]))
@@ -182,10 +196,56 @@ class Wave:
             scale=self.scale,
         )
 
-    def _require_slots(self, row: int) -> None:
+    def move(self, device: torch.device) -> None:
+        """Copy what HBM holds of this wave to ``device``: slots, ranges, open keys, selection state."""
+        cache = self.cache
+        holders: list[dict[str, Any]] = [cache.hbm.pool.planes, vars(cache.hbm), vars(cache.freezer.open_keys)]
+        for holder in [*holders, *(vars(selector) for selector in self.selectors)]:
+            for name, value in holder.items():
+                if isinstance(value, Tensor):
+                    holder[name] = value.to(device, copy=True)
+
+    def require_slots(self, row: int) -> None:
+        """Raise BudgetExceeded where tokens found no slot."""
         pools = self.cache.hbm.pool, self.cache.host.pool
         if any(bool(pool.overflowed.any()) for pool in pools):
             raise BudgetExceeded(f"KV overflows its slots at step {row}: more tokens than the plan has room for")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """A wave's share of a layer's input, [sequence, 1, ...], and its recomputed tokens."""
+
+    x: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    prefix: "_Prefix"
+
+
+def decode(waves: Sequence[tuple[Wave, int]], tokens: Tensor) -> Tensor:
+    """A decode step of waves, each in a row of its own: logits [sequence, vocab] after ``tokens`` [sequence].
+
+    Matrix products are those of all sequences together; attention is each wave's own affair.
+    """
+    decoder, sizes = waves[0][0].decoder, [wave.lanes.sequences for wave, _ in waves]
+    positions = torch.cat([wave.newborn_positions(row) for wave, row in waves])
+    x = decoder.embed(tokens[:, None], positions)
+    prefixes = [_Prefix(wave.plan, decoder, wave.prompts, row) for wave, row in waves]
+    for wave, row in waves:
+        wave.cache.grow(row)
+    for layer in range(decoder.spec.layers):
+        for wave, row in waves:
+            wave.come(row, layer)
+        columns = [torch.split(part, sizes) for part in (x, *decoder.project(layer, x, positions))]
+        attended = [
+            wave.attend(row, layer, Inputs(x=inputs, q=q, k=k, v=v, prefix=prefix))
+            for (wave, row), prefix, inputs, q, k, v in zip(waves, prefixes, *columns, strict=True)
+        ]
+        x = decoder.finish(layer, x, torch.cat(attended))
+        for wave, row in waves:
+            wave.recorder.end_layer(row, layer)
+    return decoder.logits(x)[:, 0]
 
 
 class _Prefix:
@@ -208,7 +268,7 @@ class _Prefix:
         attended = attend_prompt(q, k, v, self.padding, self.decoder.spec.head_dim**-0.5)
         self.x = self.decoder.finish(layer, self.x, attended)
         at = torch.arange(self.tokens, device=k.device).expand(k.shape[0], -1)
-        return [Part(k=k, v=v, positions=at, attended=self.real)]
+        return [Part.of(k, v, at, self.real)]
 
 
 def _by_position(weights: Tensor, parts: list[Part], positions: int) -> Tensor:

@@ -4,18 +4,35 @@
 """
 
 from sim.attention import Selector
+from sim.kv import KvFormat
 from sim.plan import Admission, Placement, Recompute, Setting
+from sim.spec import WeightFormat
 
 
 def is_captured(setting: Setting) -> bool:
-    """Whether a decode step of ``setting`` is one graph on a CUDA device."""
+    """Whether a decode step of ``setting`` takes the kernels of a captured one on a CUDA device.
+
+    Where dense tokens stream in by the copy engine those kernels are launched, not replayed: their steps are long.
+    """
+    plain_weights = not setting.weights_on_host and setting.weight_format is WeightFormat.NATIVE
+    return plain_weights and not setting.host_attention and _keeps(setting) and _attends(setting)
+
+
+def _keeps(setting: Setting) -> bool:
+    """Formats and recomputation."""
+    formats, dense = setting.kv_format, setting.attention.is_dense
+    one_to_one = setting.model.heads == setting.model.kv_heads
+    if setting.admission is Admission.CONTINUOUS:
+        return one_to_one and formats.gpu in (KvFormat.NATIVE, KvFormat.INT8, KvFormat.FP8)
+    if formats.are_native:
+        return setting.recompute is Recompute.NONE or (dense and setting.recompute is Recompute.ACTIVATIONS_HOST)
+    both = formats.gpu is KvFormat.INT8 and formats.host is KvFormat.INT8
+    return dense and one_to_one and both and setting.recompute is Recompute.NONE
+
+
+def _attends(setting: Setting) -> bool:
     selector = setting.attention.selector
-    known_ahead = setting.attention.is_dense or (selector is Selector.SWA and setting.placement is Placement.RESIDENT)
-    return (
-        known_ahead
-        and setting.model.heads == setting.model.kv_heads
-        and setting.kv_format.are_native
-        and setting.recompute is Recompute.NONE
-        and not setting.host_attention
-        and setting.admission is Admission.WAVES
-    )
+    if setting.attention.is_dense:
+        return True
+    known = selector in (Selector.SWA, Selector.PAGES) and setting.admission is Admission.WAVES
+    return known and setting.placement is Placement.RESIDENT

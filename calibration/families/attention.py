@@ -12,6 +12,8 @@ from calibration.recipe import Recipe, plan_of
 from calibration.timer import Call
 from runtime.attention import Part, attend
 from runtime.graph.dense import DenseSlots
+from runtime.graph.quantised_dense import QuantisedSlots
+from runtime.graph.run import slots_kind
 from runtime.graph.window import WindowSlots
 from runtime.lanes import Lanes
 from runtime.models import Decoder, random_decoder
@@ -70,10 +72,7 @@ def _eager(plan: Plan, layers: int, scope: Scope) -> list[Call]:
     q = scope.normal(lanes, model.kv_heads, model.heads // model.kv_heads, model.head_dim)
     positions = torch.arange(tokens, device=scope.device).expand(lanes, -1)
     shape = (lanes, tokens, model.kv_heads, model.head_dim)
-    parts = [
-        Part(k=scope.normal(*shape), v=scope.normal(*shape), positions=positions, attended=positions >= 0)
-        for _ in range(layers)
-    ]
+    parts = [Part.of(scope.normal(*shape), scope.normal(*shape), positions, positions >= 0) for _ in range(layers)]
     return each(lambda part: attend(q, [part], model.head_dim**-0.5), parts)
 
 
@@ -134,20 +133,24 @@ def _selected(plan: Plan, recipe: Recipe, scope: Scope) -> tuple[Measurement, ..
 
 def _slots(
     plan: Plan, decoder: Decoder, scope: Scope
-) -> tuple[DenseSlots | WindowSlots, tuple[Tensor, Tensor, Tensor], Tensor]:
+) -> tuple[DenseSlots | QuantisedSlots | WindowSlots, tuple[Tensor, Tensor, Tensor], Tensor]:
     """Slots after a random prompt, the rows of a newborn token and where a step's result goes."""
     spec, work = decoder.spec, plan.setting.workload
     padding = torch.zeros(work.batch, dtype=torch.int64, device=scope.device)
     row = torch.ones(1, dtype=torch.int64, device=scope.device)
-    kind = DenseSlots if plan.setting.attention.is_dense else WindowSlots
-    slots = kind(plan, decoder, Lanes.of(spec, work.batch, per_head=False), padding, row)
-    if kind is WindowSlots:
-        prompt = (work.batch, work.prompt_tokens, spec.heads, spec.head_dim)
+    slots = slots_kind(plan)(plan, decoder, Lanes.of(spec, work.batch, per_head=False), padding, row)
+    assert isinstance(slots, DenseSlots | QuantisedSlots | WindowSlots)
+    if isinstance(slots, WindowSlots):
+        prompt = (work.batch, work.prompt_tokens)
         for layer in range(spec.layers):
-            slots.start(layer, scope.normal(*prompt), scope.normal(*prompt), scope.normal(*prompt))
-    born = scope.normal(work.batch, 3, spec.heads, spec.head_dim)
+            q, k, v = (
+                scope.normal(*prompt, heads, spec.head_dim) for heads in (spec.heads, spec.kv_heads, spec.kv_heads)
+            )
+            slots.start(layer, 0, q, k, v)
+    born = scope.normal(work.batch, spec.heads + 2 * spec.kv_heads, spec.head_dim)
+    q, k, v = torch.split(born, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
     attended = scope.normal(work.batch, spec.heads, spec.head_dim)
-    return slots, (born[:, 0], born[:, 1], born[:, 2]), attended
+    return slots, (q, k, v), attended
 
 
 def _narrow(plan: Plan, layers: int, scope: Scope) -> tuple[Decoder, Plan]:

@@ -48,10 +48,7 @@ def _attended(scope: Scope, kept: int) -> list[Call]:
     q = scope.normal(lanes, model.kv_heads, model.heads // model.kv_heads, model.head_dim)
     positions = torch.arange(kept).expand(lanes, -1)
     shape = (lanes, kept, model.kv_heads, model.head_dim)
-    parts = [
-        Part(k=scope.normal(*shape), v=scope.normal(*shape), positions=positions, attended=positions >= 0)
-        for _ in range(4)
-    ]
+    parts = [Part.of(scope.normal(*shape), scope.normal(*shape), positions, positions >= 0) for _ in range(4)]
     return each(lambda part: attend(q, [part], model.head_dim**-0.5), parts)
 
 

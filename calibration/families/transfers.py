@@ -122,7 +122,7 @@ def _gatherer(scope: Scope, size: int, row: int, source: str) -> Callable[[], li
 def _read(scope: Scope, tokens: int, row: int, source: str) -> Call:
     """A pool of twice as many tokens as are read, sorted ones at random."""
     memory = host_zeros if source == "host" else device_zeros
-    planes = {"k": ((row // scope.dtype.size_bytes,), scope.torch_dtype)}
+    planes = {"k": ((1, row // scope.dtype.size_bytes), scope.torch_dtype)}
     pool = SlotPool(
         planes,
         layers=1,

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,14 +11,12 @@ from runtime.clock import Clock
 from runtime.graph.run import GraphWave
 from runtime.graph.support import require_graphable
 from runtime.models import Decoder
+from runtime.options import Options
 from runtime.recorder import Record, Recorder
 from runtime.tally import Tally
 from runtime.wave import Prompts
 from sim.attention import Selector
 from sim.plan import Plan, WriteBack
-
-if TYPE_CHECKING:
-    from runtime.execute import Options
 
 _LAG_STEPS = 16  # that may be launched before one is known to have ended, and between two looks at stop tokens
 
@@ -39,7 +36,7 @@ class Captures:
         return held
 
 
-def captures(plan: Plan, decoder: Decoder, options: "Options") -> bool:
+def captures(plan: Plan, decoder: Decoder, options: Options) -> bool:
     """Whether waves run by a captured step; unless asked for, only on a GPU.
 
     Raises ValueError where it is asked for and cannot be.
@@ -55,7 +52,7 @@ def captures(plan: Plan, decoder: Decoder, options: "Options") -> bool:
     return True
 
 
-def _require_capturable(plan: Plan, decoder: Decoder, options: "Options") -> None:
+def _require_capturable(plan: Plan, decoder: Decoder, options: Options) -> None:
     require_graphable(plan, decoder)
     if find_spec("triton") is None:
         raise ValueError("triton is not installed, a captured step runs its kernels: pip install triton")

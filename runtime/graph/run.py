@@ -54,7 +54,7 @@ class GraphWave:
         if streams(plan):
             self.slots, step = StreamedSlots(plan, decoder, self.lanes, self.padding), StreamedStep
         else:
-            kind = _slots(plan)
+            kind = slots_kind(plan)
             self.slots, step = kind(plan, decoder, self.lanes, self.padding, self.row), DecodeStep
         self.step = step(decoder, self.slots, self.padding, cached, self.row)
         self.capture()
@@ -106,7 +106,8 @@ class GraphWave:
         return watch.seconds
 
 
-def _slots(plan: Plan) -> type[DenseSlots] | type[QuantisedSlots] | type[WindowSlots] | type[RecallSlots]:
+def slots_kind(plan: Plan) -> type[DenseSlots] | type[QuantisedSlots] | type[WindowSlots] | type[RecallSlots]:
+    """Of a step that is captured."""
     selector = plan.setting.attention.selector
     if selector is Selector.SWA:
         return WindowSlots

@@ -22,6 +22,8 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
         raise ValueError(f"attention.selector={selector}, a captured step runs dense, swa or pages")
     if setting.host_attention:
         raise ValueError("host_attention=True, a captured step attends on the GPU")
+    if setting.weights_on_host or setting.weight_format is not WeightFormat.NATIVE:
+        raise ValueError("a captured step needs all weights in HBM in the compute type")
     if setting.admission is not admission:
         raise ValueError(f"admission={setting.admission}, this captured step runs {admission}")
     if continuous and selector is not Selector.DENSE:

@@ -15,6 +15,7 @@ from runtime.models.families import read_weights
 from sim.files import read_json_object
 
 T = TypeVar("T")
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
@@ -58,6 +59,8 @@ class _Tensors:
         tensor = _checked(self._files[name], lambda path: _read_tensor(path, name))
         if tuple(tensor.shape) != shape:
             raise ValueError(f"{self.folder}, tensor {name} is {tuple(tensor.shape)}, config.json asks for {shape}")
+        if tensor.dtype not in _FLOATS:
+            raise ValueError(f"{self.folder}, tensor {name} is {tensor.dtype}, must be float16, bfloat16 or float32")
         return tensor.to(self.device, self.dtype)
 
 

@@ -1,6 +1,6 @@
 """One decoder for all families, cut where attention happens: the cache lies between ``project`` and ``finish``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,7 @@ from torch.nn import functional as fn
 
 from runtime.models.config import DecoderConfig
 from runtime.models.rope import rotate
+from sim.spec import WeightFormat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,14 @@ class Affine:
 
     weight: Tensor
     bias: Tensor | None = None
+
+    def widened(self) -> Tensor:
+        """The matrix in the compute type."""
+        return self.weight
+
+    def below(self, row: int) -> "Affine":
+        """The rows from ``row`` on."""
+        return Affine(weight=self.weight[row:], bias=None if self.bias is None else self.bias[row:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +44,13 @@ class LayerWeights:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """All tensors of a checkpoint, in the compute type on the device."""
+    """All tensors of a checkpoint in the compute type on the device, but for layers that a plan stores otherwise."""
 
     embedding: Tensor
     positions: Tensor | None
     project_in: Tensor | None
     project_out: Tensor | None
-    layers: tuple[LayerWeights, ...]
+    layers: Sequence[LayerWeights]
     final_norm: Affine | None
     head: Tensor
 
@@ -49,8 +58,16 @@ class Weights:
 class Decoder:
     """Shapes: x [batch, token, hidden]; q, k, v [batch, token, head, head_dim]; positions [batch, token]."""
 
-    def __init__(self, config: DecoderConfig, weights: Weights) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: Weights,
+        *,
+        weight_format: WeightFormat = WeightFormat.NATIVE,
+        weights_on_host: float = 0.0,
+    ) -> None:
         self.config = config
+        self.weight_format, self.weights_on_host = weight_format, weights_on_host
         self.spec = config.spec
         self.weights = weights
         self.activate = _ACTIVATIONS[config.activation]
@@ -90,11 +107,7 @@ class Decoder:
         ``out`` [batch, token, 2 * kv_dim], contiguous, is where their rows are put if it is given.
         """
         weights, spec = self.weights.layers[layer], self.spec
-        bias = weights.qkv.bias
-        key_value = Affine(
-            weight=weights.qkv.weight[spec.query_dim :], bias=None if bias is None else bias[spec.query_dim :]
-        )
-        rows = _linear(self._attention_input(layer, x), key_value, out=out)
+        rows = _linear(self._attention_input(layer, x), weights.qkv.below(spec.query_dim), out=out)
         k, v = (self._heads(part) for part in torch.split(rows, [spec.kv_dim, spec.kv_dim], dim=-1))
         placed = self._place(k, weights.key_norm, positions)
         if out is not None and placed is not k:
@@ -159,8 +172,8 @@ class Decoder:
 
 def _linear(x: Tensor, affine: Affine, *, out: Tensor | None = None) -> Tensor:
     if out is None:
-        return fn.linear(x, affine.weight, affine.bias)
-    flat, rows, weight = x.flatten(0, -2), out.flatten(0, -2), affine.weight.t()
+        return fn.linear(x, affine.widened(), affine.bias)
+    flat, rows, weight = x.flatten(0, -2), out.flatten(0, -2), affine.widened().t()
     if affine.bias is None:
         torch.mm(flat, weight, out=rows)
     else:

@@ -1,16 +1,16 @@
 """Sparse window attention, Algorithm 1 of ALISA: tokens by what the last k queries paid them, k the local tokens."""
 
+import torch
 from torch import Tensor
 
 from runtime.masks import listed
 from runtime.selectors.base import LayerSelector, Scope, prompt_weights
 
+_UNIT = 2.0**40  # sums are whole numbers of 1 / 2^40: what is added and later taken away leaves an exact zero
+
 
 class SparseWindow(LayerSelector):
-    """The weights of recent queries: the prompt's last ones over all its tokens, then each step's over what it kept.
-
-    Sums are taken anew at every step: adding and subtracting in turn would leave rounding where exact zeros belong.
-    """
+    """The weights of recent queries: the prompt's last ones over all its tokens, then each step's over what it kept."""
 
     needs_weights = True
 
@@ -18,11 +18,15 @@ class SparseWindow(LayerSelector):
         super().__init__(scope)
         counts, attention = scope.counts, scope.attention
         self.history = [attention.history_steps(cached) for cached in counts.cached]
-        self.queries = max(self.history)  # length of the ring
+        self.queries = max(self.history) + 1  # length of the ring: the query that leaves the sums is still there
         self.width = max(near + far for near, far in zip(counts.local, counts.selected, strict=True))
         self.positions = scope.zeros(self.queries, self.width, dtype=scope.padding.dtype)
         self.weights = scope.zeros(self.queries, self.width, dtype=scope.dtype)
         self.prompt: Tensor | None = None  # [lane, query, token]
+        self.sums = scope.zeros(scope.positions, dtype=torch.int64)
+        self.first = self.end = counts.cached[
+            0
+        ]  # the queries that ``sums`` holds; the one of step j is cached[0] + j - 1
 
     def start(self, q: Tensor, k: Tensor) -> None:
         wanted = max(self.history[:2])
@@ -33,19 +37,29 @@ class SparseWindow(LayerSelector):
     def observe(self, row: int, weights: Tensor) -> None:
         at, kept = listed(weights[:, :-1] > 0, self.width)
         slot = row % self.queries
-        self.positions[:, slot, : at.shape[1]] = at
-        self.weights[:, slot, : at.shape[1]] = weights.gather(-1, at).where(kept, 0.0).to(self.scope.dtype)
+        self.positions[:, slot] = at
+        self.weights[:, slot] = weights.gather(-1, at).where(kept, 0.0).to(self.scope.dtype)
 
     def scores(self, row: int, older: Tensor, q: Tensor | None) -> Tensor:  # noqa: ARG002
+        end = self.scope.counts.cached[0] + max(0, row - 1)
+        first = max(end - self.history[row], 0)
+        for query in range(self.end, end):
+            self._add(query, 1)
+        for query in (*range(self.first, first), *range(first, self.first)):
+            self._add(query, 1 if query < self.first else -1)
+        self.first, self.end = first, end
+        return self.sums.double() / _UNIT
+
+    def _add(self, query: int, sign: int) -> None:
+        """Add one query's weights to ``sums``, or take them away."""
         assert self.prompt is not None
-        sums = self.scope.zeros(self.scope.positions)
-        steps = max(0, row - 1)  # queries since the prompt
-        recent = min(steps, self.history[row])
-        if recent:
-            slots = [(row - 1 - back) % self.queries for back in range(recent)]
-            at, weights = self.positions[:, slots].flatten(1), self.weights[:, slots].flatten(1).float()
-            sums.scatter_add_(-1, at, weights)
-        rest = min(self.history[row] - recent, self.prompt.shape[1])
-        if rest:
-            sums[:, : self.prompt.shape[2]] += self.prompt[:, -rest:].float().sum(1)
-        return sums
+        prompt = self.scope.counts.cached[0]
+        if query >= prompt:
+            slot = (query - prompt + 1) % self.queries
+            self.sums.scatter_add_(-1, self.positions[:, slot], sign * _whole(self.weights[:, slot]))
+        else:
+            self.sums[:, :prompt] += sign * _whole(self.prompt[:, query - prompt])
+
+
+def _whole(weights: Tensor) -> Tensor:
+    return (weights.double() * _UNIT).round().long()

@@ -8,13 +8,15 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from runtime.execute import DTYPES, Options, Run, _padded, execute
+from runtime.execute import DTYPES, execute
 from runtime.graph.run import GraphWave
 from runtime.models.config import config_from_json
 from runtime.models.decoder import Decoder
 from runtime.models.random_weights import random_decoder
+from runtime.options import Options, Run
 from runtime.recorder import Record
 from runtime.wave import Prompts
+from runtime.wave import padded as in_front
 from sim.homes import TokenHomes
 from sim.plan import Placement, Plan
 from sim.spec import DType
@@ -54,7 +56,7 @@ def draw_prompts(lengths: Sequence[int], seed: int) -> list[list[int]]:
 
 
 def padded(plan: Plan, made: Decoder, prompts: list[list[int]]) -> Prompts:
-    return _padded(prompts, plan.setting.workload.prompt_tokens, made.device)
+    return in_front(prompts, plan.setting.workload.prompt_tokens, made.device)
 
 
 def resident(plan: Plan, slots: int) -> Plan:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field, replace
 from sim import catalogue
 from sim.access import measured_access
 from sim.attention import Attention, Selector
+from sim.flows import flows_of, home_columns, occupancy_of
 from sim.homes import TokenHomes
 from sim.kv import KvFormats
-from sim.plan import Placement, Plan, Recompute, Setting, WriteBack
-from sim.spec import DType, MachineSpec, ModelSpec
+from sim.plan import Admission, Placement, Plan, Preemption, Recompute, Setting, WriteBack
+from sim.scheduled import page_rules
+from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat
 from sim.workload import Workload
 from tests.runtime.where import dtype_asked_for
 
@@ -33,6 +35,11 @@ class Choice:
     kv_format: KvFormats = field(default_factory=KvFormats)
     enough_copies: bool = True
     prefetch_layers: int = 1
+    weights_on_host: float = 0.0
+    weight_format: WeightFormat = WeightFormat.NATIVE
+    host_attention: bool = False
+    admission: Admission = Admission.WAVES
+    preemption: Preemption = Preemption.RECOMPUTE
 
 
 def machine() -> MachineSpec:
@@ -54,7 +61,31 @@ def draw_choice(rng: random.Random, selector: Selector) -> Choice:
         prompt=rng.randint(2, 14),
         output=rng.choice([1, 2, 7, 12]),
         prefetch_layers=1 if selector.recalls else rng.choice([1, 2]),
+        weights_on_host=rng.choice([0.0, 0.0, 0.3, 1.0]),
+        host_attention=dense and rng.random() < 0.3,
     )
+
+
+def draw_continuous(rng: random.Random, model: ModelSpec, selector: Selector) -> Plan:
+    """Continuous admission under a budget in which some sequences must wait, and some step back."""
+    choice = Choice(
+        selector=selector,
+        sparsity=rng.choice([0.2, 0.5, 0.7]),
+        local_fraction=rng.choice([0.25, 0.5, 0.75]),
+        drop_dead=rng.random() < 0.7,
+        placement=Placement.RECENT if selector is Selector.DENSE else rng.choice([*Placement]),
+        batch=5,
+        concurrency=rng.choice([1, 3, 4, 5]),
+        prompt=rng.choice([2, 11, 16, 30]),
+        output=rng.choice([1, 20, 37]),
+        weight_format=rng.choice([WeightFormat.NATIVE, WeightFormat.INT8]),
+        admission=Admission.CONTINUOUS,
+        preemption=rng.choice([*Preemption]),
+    )
+    plan = all_in_hbm(model, choice)
+    homes = home_columns(plan.homes)
+    rules = page_rules(plan.setting, occupancy_of(plan, homes, flows_of(plan, homes)))
+    return with_budget(plan, round(max(rules.held_bytes) * rng.uniform(1.0, 3.5)))
 
 
 def draw_plan(rng: random.Random, model: ModelSpec, choice: Choice) -> Plan:
@@ -83,6 +114,11 @@ def make_setting(model: ModelSpec, choice: Choice) -> Setting:
         write_back=choice.write_back,
         recompute=choice.recompute,
         prefetch_layers=choice.prefetch_layers,
+        weights_on_host=choice.weights_on_host,
+        weight_format=choice.weight_format,
+        host_attention=choice.host_attention,
+        admission=choice.admission,
+        preemption=choice.preemption,
         kv_budget_bytes=2**40,
     )
 

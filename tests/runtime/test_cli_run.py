@@ -14,10 +14,10 @@ from sim import catalogue
 from sim.attention import Selector
 from sim.files import load_trace, plan_to_json
 from sim.model_config import load_model_config
-from sim.plan import Placement
-from sim.spec import ModelSpec
+from sim.plan import Admission, Placement
+from sim.spec import DType, ModelSpec, WeightFormat
 from tests.runtime.checkpoints import save_checkpoint
-from tests.runtime.plans import Choice, draw_plan
+from tests.runtime.plans import Choice, all_in_hbm, draw_plan, with_budget
 from tests.runtime.where import Where
 
 typer = pytest.importorskip("typer")
@@ -51,6 +51,25 @@ def test_opt_125m_with_random_weights_prints_predicted_beside_measured(tmp_path:
         event for event in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if event["name"] == "step"
     ]
     assert [event["args"]["step"] for event in steps] == list(range(1, 16))
+
+
+def test_a_continuous_plan_with_quantised_weights_runs(tmp_path: Path, where: Where) -> None:
+    choice = Choice(batch=3, prompt=8, output=4, admission=Admission.CONTINUOUS, weight_format=WeightFormat.INT8)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan_to_json(all_in_hbm(catalogue.model("opt-125m"), choice))))
+    result = planner_run(path, "--random-weights", "--device", where.device.type, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["generated_tokens"] == 12
+
+
+def test_a_plan_over_its_budget_ends_in_one_line(tmp_path: Path) -> None:
+    plan = with_budget(all_in_hbm(catalogue.model("opt-125m"), Choice(dtype=DType.FP32)), 10)
+    (tmp_path / "plan.json").write_text(json.dumps(plan_to_json(plan)))
+    command = [sys.executable, "-m", "planner", "run", str(tmp_path / "plan.json"), "--random-weights"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert shown.returncode == 3
+    assert shown.stderr.startswith("error: KV of ")
+    assert shown.stderr.count("\n") == 1
 
 
 def test_a_plan_for_a_folders_config_runs_its_checkpoint(tmp_path: Path, where: Where) -> None:

@@ -11,11 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.execute import Options, execute
+from runtime.execute import execute
 from runtime.models import Decoder, load_decoder
+from runtime.options import Options
 from runtime.recorder import Record
 from sim.attention import Selector
+from sim.cost import CostModel
+from sim.engine import simulate
 from sim.plan import Plan
+from sim.profile import Profile
+from sim.trace import Resource, Tier, Trace
 from tests.runtime.checkpoints import save_checkpoint
 from tests.runtime.plans import draw_choice, draw_plan
 from tests.runtime.where import DRAWN, Where
@@ -52,11 +57,37 @@ def check_against_transformers(name: str, plan: Plan, rng: random.Random, where:
         torch.testing.assert_close(logits, expected, atol=where.logit_tolerance, rtol=0)
         if where.exact:
             assert tokens == tuple(expected.argmax(-1).tolist())
-    check_flows(plan, run.trace)
+    check_bytes(plan, run.trace)
 
 
-def check_flows(plan: Plan, trace: Any) -> None:
-    """Dense traffic is known beforehand: every byte of it."""
+def check_bytes(plan: Plan, measured: Trace) -> None:
+    """Dense traffic is known beforehand: every step moves and holds what the simulator says."""
+    machine = plan.setting.machine
+    simulated = simulate(plan, CostModel(machine=machine, profile=Profile.nominal(machine)))
+    for resource in (Resource.H2D, Resource.D2H):
+        assert moved_by_step(measured, resource) == pytest.approx(moved_by_step(simulated, resource)), resource
+    for tier in Tier:
+        assert held_by_step(measured, tier) == pytest.approx(held_by_step(simulated, tier)), tier
+
+
+def moved_by_step(trace: Trace, resource: Resource) -> list[float]:
+    """Bytes of every step, all waves together."""
+    moved = [0.0] * len(trace.waves[0].step_end_s)
+    for wave in trace.waves:
+        for span in wave.spans:
+            if span.resource is resource:
+                moved[span.step] += wave.repeats * span.size_bytes
+    return moved
+
+
+def held_by_step(trace: Trace, tier: Tier) -> list[float]:
+    """Bytes during every step, all waves together."""
+    held = [0.0] * len(trace.waves[0].step_end_s)
+    for wave in trace.waves:
+        for level in wave.levels:
+            if level.tier is tier:
+                held[level.step] += wave.repeats * level.size_bytes
+    return held
 
 
 @pytest.mark.parametrize("name", ["opt", "opt_post_norm", "llama", "llama_grouped", "qwen3", "gpt_neox"])

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.attention import attend
-from runtime.execute import Options, execute
+from runtime.execute import execute
 from runtime.lanes import Lanes
 from runtime.memory import device_zeros
+from runtime.options import Options
 from runtime.quantise import decode_values, encode_values
 from runtime.recorder import Record
 from runtime.tier import KeyFreezer, KvShape, OpenKeys, Tier
@@ -53,7 +54,7 @@ def test_keys_come_back_within_half_a_step_of_their_own_group(kv_format: KvForma
     shape = KvShape(layers=1, lanes=2, heads=3, head_dim=8, positions=tokens, dtype=where.dtype)
     allocate = lambda size, dtype: device_zeros(where.device, size, dtype)  # noqa: E731
     open_keys = OpenKeys(shape, GROUP_TOKENS, allocate)
-    tier = Tier(kv_format, shape, tokens, allocate, open_keys)
+    tier = Tier(kv_format, shape, tokens, allocate, open_keys, device=where.device)
     freezer = KeyFreezer(open_keys, (tier,))
     keys = drifting_keys(kind, tokens, where)
     at = torch.arange(tokens, device=where.device).expand(2, -1)
@@ -86,7 +87,7 @@ def test_any_plan_in_int8_stays_near_the_native_logits(where: Where, seed: int) 
     rng = random.Random(seed)
     truth, decoder = checkpoint("llama_grouped", where)
     formats = KvFormats(gpu=rng.choice([KvFormat.INT8, KvFormat.NATIVE]), host=KvFormat.INT8)
-    choice = replace(draw_choice(rng, Selector.DENSE), kv_format=formats, prompt=60, output=10)
+    choice = replace(draw_choice(rng, Selector.DENSE), kv_format=formats, prompt=60, output=10, host_attention=False)
     plan = draw_plan(rng, decoder.spec, choice)
     prompts = random_prompts(rng, plan)
     run = execute(plan, decoder, prompts, options=Options(record=Record(logits=True)))
@@ -111,9 +112,7 @@ def test_attention_over_parts_is_attention_over_all(where: Where) -> None:
     q = torch.randn(2, 3, 2, 8).to(where.device, where.dtype)
     k, v = (torch.randn(2, 9, 3, 8).to(where.device, where.dtype) for _ in range(2))
     at = torch.arange(9, device=where.device).expand(2, -1)
-    parts = [
-        Part(k=k[:, a:b], v=v[:, a:b], positions=at[:, a:b], attended=at[:, a:b] != 4) for a, b in ((0, 4), (4, 9))
-    ]
+    parts = [Part.of(k[:, a:b], v[:, a:b], at[:, a:b], at[:, a:b] != 4) for a, b in ((0, 4), (4, 9))]
     got, weights = attend(q, parts, 0.3)
     scores = torch.einsum("lhgc,lthc->lhgt", q, k).float() * 0.3
     scores[..., 4] = -torch.inf

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from runtime.attention import Part, attend
-from runtime.execute import Options, _padded, execute
+from runtime.execute import execute
 from runtime.graph.paged import COUNT, PADDING, TABLE, PagedSlots
 from runtime.graph.paged_run import PagedWave
 from runtime.graph.quantised_dense import QuantisedSlots
 from runtime.lanes import Lanes
 from runtime.memory import device_zeros
+from runtime.options import Options
 from runtime.tier import KeyFreezer, KvShape, OpenKeys, Tier
+from runtime.wave import padded
 from sim.attention import PAGE_TOKENS
 from sim.kv import GROUP_TOKENS, KvFormat, KvFormats
 from sim.plan import Preemption
@@ -181,5 +183,5 @@ def test_eight_bits_swapped_out_and_in_decode_as_eagerly(kv_format: KvFormat, fa
     tight = paged(plan, pages=2 * needed - 1, concurrency=2, preemption=Preemption.SWAP)
     assert left(tight) > 0
     eager = execute(plan, made, prompts, options=Options(stop=False))
-    run = PagedWave(tight, made).run(_padded(prompts, plan.setting.workload.prompt_tokens, made.device))
+    run = PagedWave(tight, made).run(padded(prompts, plan.setting.workload.prompt_tokens, made.device))
     assert [tuple(row) for row in run.tokens.tolist()] == list(eager.completions)

@@ -6,9 +6,11 @@ from importlib.util import find_spec
 
 import pytest
 
-from runtime.execute import Options, _padded, execute
+from runtime.execute import execute
 from runtime.graph.paged_run import PagedWave, rules_of
 from runtime.models.decoder import Decoder
+from runtime.options import Options
+from runtime.wave import padded
 from sim import catalogue
 from sim.access import measured_access
 from sim.admission import Scheduler
@@ -73,9 +75,9 @@ def test_whoever_steps_back_every_sequence_has_its_own_tokens(family: str, promp
     assert left(tight) > 0
     eager = execute(plan, made, prompts, options=Options(stop=False))
     wave = PagedWave(tight, made)
-    padded = _padded(prompts, prompt, made.device)
+    rows = padded(prompts, prompt, made.device)
     for _ in range(2 if ON_GPU else 1):  # the second run finds the pages as the first one left them
-        run = wave.run(padded)
+        run = wave.run(rows)
         assert [tuple(row) for row in run.tokens.tolist()] == list(eager.completions)
     assert wave.slots.kv_bytes <= tight.setting.kv_budget_bytes
 
@@ -86,10 +88,10 @@ def test_an_ended_text_makes_room_for_the_next_one() -> None:
     eager = execute(plan, made, prompts, options=Options(stop=False)).completions
     stops = {row[2] for row in eager[:2]}
     wave = PagedWave(paged(plan, pages=4, concurrency=2, preemption=Preemption.RECOMPUTE), made)
-    run = wave.run(_padded(prompts, 12, made.device), sorted(stops))
+    run = wave.run(padded(prompts, 12, made.device), sorted(stops))
     ends = [next((at + 1 for at, token in enumerate(row) if token in stops), len(row)) for row in eager]
     assert run.completions(sorted(stops)) == tuple(row[:end] for row, end in zip(eager, ends, strict=True))
-    assert run.machine_steps < wave.run(_padded(prompts, 12, made.device)).machine_steps
+    assert run.machine_steps < wave.run(padded(prompts, 12, made.device)).machine_steps
 
 
 @pytest.mark.parametrize("kv_format", [KvFormat.NATIVE, KvFormat.FP8, KvFormat.INT8])

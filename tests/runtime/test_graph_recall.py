@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runtime.execute import Options, Run, execute
+from runtime.execute import execute
 from runtime.graph.run import GraphWave
+from runtime.options import Options, Run
 from runtime.prefill import prompt_layer
 from runtime.recorder import Record
 from sim.attention import Selector

@@ -1,15 +1,22 @@
 """A job of prompts: resumed where it stopped, nothing lost or done twice, refusals of one line."""
 
 import json
+import re
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from runtime.execute import Options, Run
+from runtime.execute import execute
 from runtime.job import run_job
+from runtime.memory import memory_limits
 from runtime.models import Decoder
+from runtime.options import Options, Run
 from runtime.prompts import Text, read_prompts
+from sim.plan import Admission
 from tests.runtime.plans import Choice, all_in_hbm
 from tests.runtime.test_dense import checkpoint
 from tests.runtime.where import Where
@@ -68,6 +75,62 @@ def test_an_interrupted_job_goes_on_where_it_stopped(tmp_path: Path, where: Wher
     assert job.run() == 5
     assert job.waves == [2, 2, 1]
     assert job.lines() == whole.lines()
+
+
+def test_a_continuous_plan_takes_the_job_in_chunks_of_its_batch(tmp_path: Path, where: Where) -> None:
+    job = Job(tmp_path, where)
+    plan = all_in_hbm(job.decoder.spec, Choice(batch=3, concurrency=2, admission=Admission.CONTINUOUS))
+    done: list[int] = []
+
+    def stop(count: int, _: Run) -> None:
+        done.append(count)
+        if len(done) == 1:
+            raise KeyboardInterrupt
+
+    run = partial(run_job, plan, job.decoder, job.prompts, job.output, Text(None), options=Options(), on_wave=stop)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert run() == 3
+    assert done == [3, 5]
+    whole = Job(tmp_path, where)
+    whole.output = tmp_path / "whole.jsonl"
+    whole.run()
+    assert [line["id"] for line in job.lines()] == IDS
+    assert not where.exact or job.lines() == whole.lines()
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            torch.cuda.OutOfMemoryError("Tried to allocate 2 GiB. GPU 0 has"),
+            "out of GPU memory (Tried to allocate 2 GiB",
+        ),
+        (MemoryError(), "out of host memory: solve for a smaller batch"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out of host memory: solve for a smaller batch"),
+    ],
+)
+def test_what_was_generated_is_kept_when_memory_runs_out(
+    error: Exception, says: str, tmp_path: Path, where: Where, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, waves = Job(tmp_path, where), list[int]()
+
+    def two_waves(*arguments: Any, **options: Any) -> Run:
+        waves.append(1)
+        if len(waves) > 2:
+            raise error
+        return execute(*arguments, **options)
+
+    monkeypatch.setattr("runtime.job.execute", two_waves)
+    with pytest.raises(ValueError, match=re.escape(says)) as caught:
+        job.run()
+    assert "\n" not in str(caught.value)
+    assert [line["id"] for line in job.lines()] == IDS[:4]
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), memory_limits(gpu="", host=""):
+        torch.zeros(2, 3) @ torch.zeros(2, 3)  # shapes cannot be multiplied
 
 
 def test_text_goes_in_and_comes_out_through_the_checkpoints_tokenizer(tmp_path: Path, where: Where) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from runtime.models import Decoder, load_decoder, random_decoder
 from runtime.models.config import config_from_json, config_from_spec
@@ -127,6 +128,12 @@ def _unknown_rope(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config | {"rope_parameters": rope}))
 
 
+def _integers(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"model.norm.weight": tensors["model.norm.weight"].int()}, path)
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
@@ -137,6 +144,7 @@ def _unknown_rope(folder: Path) -> None:
         (_no_weights, "holds no model.safetensors"),
         (_lost_shard, "model-1-of-2.safetensors, a part of the checkpoint, does not exist"),
         (_no_config, "config.json, does not exist"),
+        (_integers, "tensor model.norm.weight is torch.int32, must be float16, bfloat16 or float32"),
         (_unknown_rope, "rope_type='longrope', must be one of default, linear, llama3, yarn"),
     ],
 )

@@ -6,9 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.execute import Options, execute
+from runtime.execute import execute
+from runtime.options import Options
 from runtime.recorder import Record
 from sim.flows import home_columns, occupancy_of
+from sim.footprint import layer_weight_bytes
 from sim.kv import inputs_layer_bytes, kv_layer_bytes
 from sim.recording import RecordedSelection, replayed_flows
 from sim.trace import Resource, Tier
@@ -33,12 +35,14 @@ def test_bytes_and_recomputes_equal_the_replay(selector: object, where: Where, s
     model, dtype, batch = plan.setting.model, plan.setting.dtype, plan.setting.workload.batch
     kv, inputs = kv_layer_bytes(model, dtype, plan.setting.kv_format.host), inputs_layer_bytes(model, dtype)
     fetched = kv * flows.fetched_kv + inputs * flows.fetched_inputs
+    weights = plan.setting.weights_on_host * layer_weight_bytes(model, dtype, plan.setting.weight_format)
+    waves = len(run.trace.waves)
     written = kv * flows.written_kv + inputs * flows.written_inputs
     for resource, expected in ((Resource.H2D, fetched), (Resource.D2H, written)):
-        moved = [0.0] * plan.homes.steps
+        moved, weight_bytes = [0.0] * plan.homes.steps, waves * weights if resource is Resource.H2D else 0.0
         for span in (span for wave in run.trace.waves for span in wave.spans if span.resource is resource):
             moved[span.step] += span.size_bytes
-        assert moved == pytest.approx((model.layers * batch * expected).tolist(), abs=1e-6), resource
+        assert moved == pytest.approx((model.layers * (batch * expected + weight_bytes)).tolist(), abs=1e-6), resource
     for tier, column in ((Tier.HBM, held.hbm), (Tier.HOST, held.host)):
         sums = [0.0] * plan.homes.steps
         for level in (level for wave in run.trace.waves for level in wave.levels if level.tier is tier):

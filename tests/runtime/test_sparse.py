@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.execute import Options, execute
+from runtime.execute import execute
+from runtime.options import Options
 from runtime.recorder import Record
 from runtime.selectors import Scope, layer_selector
 from sim.attention import Attention, Selector, count_tokens

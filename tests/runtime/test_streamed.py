@@ -17,7 +17,7 @@ from sim.homes import TokenHomes
 from sim.kv import kv_layer_bytes
 from sim.plan import Plan, Recompute, WriteBack
 from sim.spec import DType, ModelSpec
-from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, kernels, padded
+from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, kernels
 from tests.runtime.plans import Choice, all_in_hbm, draw_plan
 
 SOURCES = [Recompute.NONE, Recompute.ACTIVATIONS_HOST]
@@ -118,10 +118,11 @@ def test_streamed_decoding_is_eager_decoding(family: str, dtype: DType, recomput
 def test_a_step_may_be_reached_out_of_order() -> None:
     """As sampled measurements do: fetches of the row before are forgotten, the next row's are begun."""
     from runtime.graph.run import GraphWave
+    from runtime.wave import padded
 
     made = decoder("opt", DType.FP32, seed=1)
     plan = drawn(random.Random(3), made.spec, Recompute.ACTIVATIONS_HOST)
-    prompts = padded(plan, made, [[5, 7, 9]] * 3)
+    prompts = padded([[5, 7, 9]] * 3, plan.setting.workload.prompt_tokens, made.device)
     wave = GraphWave(plan, made, prompts.padding.tolist())
     whole = wave.run(prompts).tokens
 
