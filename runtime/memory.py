@@ -16,8 +16,9 @@ def memory_limits(gpu: str, host: str) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         asked = " ".join(str(error).split(".")[:2])
         raise ValueError(f"out of GPU memory ({asked}): {gpu}") from None
-    except MemoryError:
-        raise ValueError(f"out of host memory: {host}") from None
+    except MemoryError as error:
+        reason = f" ({error})" if str(error) else ""
+        raise ValueError(f"out of host memory{reason}: {host}") from None
     except RuntimeError as error:  # the CPU's allocator, and that of pinned memory, have no class of their own
         if "DefaultCPUAllocator" not in str(error) and "out of memory" not in str(error):
             raise

@@ -35,7 +35,7 @@ def _calls(scope: Scope, way: str, groups: int) -> list[Call]:
     shape = (_LANES, groups * GROUP_TOKENS, _HEADS, _CHANNELS)
     pairs = [(scope.normal(*shape), scope.normal(*shape)) for _ in range(4)]
     low_step = torch.stack([key_range(part, _BITS) for part in torch.split(pairs[0][0], GROUP_TOKENS, dim=1)], dim=1)
-    ranges = low_step.repeat_interleave(GROUP_TOKENS, dim=1)  # [lane, token, 2, head, channel]
+    ranges = low_step.repeat_interleave(GROUP_TOKENS, dim=1).transpose(2, 3)  # [lane, token, head, 2, channel]
     if way == "quantise":
         return each(
             lambda pair: (encode_keys(pair[0], KvFormat.INT8, ranges), encode_values(pair[1], KvFormat.INT8)), pairs

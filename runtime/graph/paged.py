@@ -112,7 +112,8 @@ class PagedSlots:
             keys = k[:, :frozen].reshape(-1, GROUP_TOKENS, *k.shape[2:])  # all groups of all sequences
             held = pages[:, : frozen // PAGE_TOKENS].reshape(-1, SHARES)
             ranges = key_range(keys, 8)  # [group, 2, head, channel]
-            levels = encode_keys(keys, self.kv_format, ranges[:, None].expand(-1, GROUP_TOKENS, -1, -1, -1))
+            spread = ranges.transpose(1, 2)[:, None].expand(-1, GROUP_TOKENS, -1, -1, -1)
+            levels = encode_keys(keys, self.kv_format, spread)
             blocks[held, :, 0] = _paged(levels)
             shares = ranges.view(*ranges.shape[:3], SHARES, -1).permute(0, 3, 2, 1, 4)
             self.planes[1][layer, held] = shares  # [group, share, head, 2, channel]

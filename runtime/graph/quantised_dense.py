@@ -60,7 +60,7 @@ class QuantisedSlots:
         for group, at in enumerate(range(0, frozen, GROUP_TOKENS)):
             keys = k[:, at : at + GROUP_TOKENS]
             ranges = key_range(keys, 8)  # [lane, 2, head, channel]
-            spread = ranges[:, None].expand(-1, GROUP_TOKENS, -1, -1, -1)
+            spread = ranges.transpose(1, 2)[:, None].expand(-1, GROUP_TOKENS, -1, -1, -1)
             levels[:, at : at + GROUP_TOKENS] = encode_keys(keys, KvFormat.INT8, spread)
             self.key_ranges[layer, lanes, :, group] = ranges.transpose(1, 2)
         stored = encode_values(v, KvFormat.INT8)

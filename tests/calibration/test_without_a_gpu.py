@@ -76,6 +76,7 @@ class Graph:
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = SimpleNamespace(attend=Kernel(), settle=Kernel(), exchange=Kernel(), product=Kernel(), add_norm=Kernel())
     monkeypatch.setattr(launch, "kernels", lambda: kernels)
+    monkeypatch.setattr(launch, "_grouped_kernels", lambda: SimpleNamespace(attend=Kernel(), merge=Kernel()))
     monkeypatch.setattr(graph_products, "_kernels", lambda: kernels)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
@@ -111,9 +112,9 @@ def test_attention_and_selection_go_through_the_slots_of_a_captured_step() -> No
     taken = [one for case in attention.cases(scope()) for one in case.measure()]
 
     families = [one.family for one in taken]
-    assert families.count("select") == 2
-    assert families.count("attention") >= 2
-    assert not any("llama" in one.case for one in taken)  # grouped heads are not captured
+    assert families.count("select") == 4
+    assert families.count("attention") >= 4
+    assert any("llama" in one.case for one in taken)
     assert predictable(taken, CARD)
 
 

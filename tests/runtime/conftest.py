@@ -1,6 +1,5 @@
 """Without torch and transformers nothing here is collected."""
 
-import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -11,8 +10,6 @@ if TYPE_CHECKING:
 
 if find_spec("torch") is None or find_spec("transformers") is None:
     collect_ignore_glob = ["test_*.py"]
-elif os.environ.get("KVPLAN_DEVICE", "cpu") == "cpu":
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when Triton is imported
 
 
 @pytest.fixture(scope="session")

@@ -236,19 +236,17 @@ def test_a_larger_wave_another_plan_or_decoder_is_captured_anew() -> None:
 def test_texts_end_at_stop_tokens_and_the_wave_some_steps_after_the_last() -> None:
     made = decoder("opt", DType.FP32, seed=5)
     plan = all_in_hbm(made.spec, Choice(batch=1, concurrency=1, prompt=4, output=60, dtype=DType.FP32))
-    prompts, told = draw_prompts([4], seed=6), list[tuple[int, int]]()
+    prompts, told = draw_prompts([4], seed=6), list[int]()
     whole = execute(plan, made, prompts, options=EAGER).completions[0]
     stopping = Decoder(replace(made.config, stop_tokens=(whole[2],)), made.weights)
     end = whole.index(whole[2]) + 1
 
-    run = execute(
-        plan, stopping, prompts, options=Options(captured=True), on_step=lambda wave, row: told.append((wave, row))
-    )
+    run = execute(plan, stopping, prompts, options=Options(captured=True), on_tokens=told.append)
 
     steps = len(run.trace.waves[0].step_end_s)
     assert run.completions[0] == whole[:end]
     assert end < steps <= end + 32
-    assert told == [(0, row) for row in range(steps)]
+    assert told == list(range(1, steps + 1))
     assert len(execute(plan, stopping, prompts, options=CAPTURED).completions[0]) == 60
 
 

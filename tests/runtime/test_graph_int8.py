@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.attention import Part, attend
+from runtime.attention import attend
 from runtime.execute import execute
 from runtime.graph.paged import COUNT, PADDING, TABLE, PagedSlots
 from runtime.graph.paged_run import PagedWave
@@ -37,7 +37,7 @@ class Eager:
         shape = KvShape(layers=1, lanes=lanes, heads=HEADS, head_dim=CHANNELS, positions=positions, dtype=dtype)
         allocate = lambda size, kind: device_zeros(DEVICE, size, kind)  # noqa: E731
         self.open = OpenKeys(shape, GROUP_TOKENS, allocate)
-        self.tier = Tier(kv_format, shape, positions, allocate, self.open)
+        self.tier = Tier(kv_format, shape, positions, allocate, self.open, device=DEVICE)
         self.freezer = KeyFreezer(self.open, (self.tier,))
         self.lanes = lanes
 
@@ -51,8 +51,9 @@ class Eager:
         at = torch.full((self.lanes, 1), position, device=DEVICE)
         self.tier.put(0, at, at >= 0, k[:, None], v[:, None])
         self.freezer.bear(0, position, k[:, None])
-        where, keys, values = self.tier.all(0)
-        part = Part(k=keys, v=values, positions=where, attended=(where <= position) & (where >= padding[:, None]))
+        part = self.tier.all(
+            0, position + 1, lambda where: (where <= position) & (where >= padding[:, None]), frozen=False
+        )
         mixed, _ = attend(q[:, :, None], [part], CHANNELS**-0.5)
         return mixed[:, :, 0]
 
@@ -120,7 +121,8 @@ def test_pages_hold_what_the_eager_tier_holds(kv_format: KvFormat, dtype: torch.
         assert torch.equal(ranges, stored["v_range"])
         shares = slots.planes[1][0][tokens[:, : frozen // PAGE_TOKENS]].unflatten(1, (-1, 4))
         assert torch.equal(
-            shares.permute(0, 1, 4, 3, 2, 5).flatten(-2), eager.tier.ranges[0, :, : frozen // GROUP_TOKENS]
+            shares.permute(0, 1, 4, 3, 2, 5).flatten(-2),
+            eager.tier.ranges[0, :, :, : frozen // GROUP_TOKENS].permute(0, 2, 3, 1, 4),
         )
 
 
@@ -161,7 +163,7 @@ def test_slots_near_and_far_hold_what_the_eager_tier_holds(dtype: torch.dtype, s
     assert torch.equal(keys.transpose(1, 2)[:, : frozen * GROUP_TOKENS], stored["k"][:, : frozen * GROUP_TOKENS])
     assert torch.equal(values.transpose(1, 2), stored["v"])
     assert torch.equal(ranges.permute(0, 3, 1, 2), stored["v_range"])
-    assert torch.equal(held.key_ranges[0].permute(0, 2, 3, 1, 4), eager.tier.ranges[0, :, :frozen])
+    assert torch.equal(held.key_ranges[0], eager.tier.ranges[0, :, :, :frozen])
 
 
 @pytest.mark.parametrize("slots, prompt", [(30, 66), (200, 60)])
