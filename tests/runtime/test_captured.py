@@ -161,14 +161,14 @@ def crossing(plan: Plan, kv: Column, inputs: Column) -> list[float]:
 @kernels
 def test_a_window_moves_no_more_than_eagerly_and_counts_each_move(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who leaves HBM is chosen by use, not age: the texts are the same, the traffic is less."""
-    made, seen = decoder("opt", DType.FP32, seed=2), Counter[tuple[Resource, int]]()
-    choice = Choice(selector=Selector.SWA, sparsity=0.8, batch=3, concurrency=3, prompt=40, output=STEPS)
-    plan = resident(all_in_hbm(made.spec, replace(choice, dtype=DType.FP32)), 22 if ON_GPU else 11)
+    made, seen, steps = decoder("opt", DType.FP32, seed=2), Counter[tuple[Resource, int]](), 8
+    choice = Choice(selector=Selector.SWA, sparsity=0.8, batch=3, concurrency=3, prompt=40, output=steps)
+    plan = resident(all_in_hbm(made.spec, replace(choice, dtype=DType.FP32)), 11)
     token = kv_layer_bytes(made.spec, DType.FP32, plan.setting.kv_format.host)
     record = WindowSlots.record
 
     def spy(slots: WindowSlots, row: int, tally: Tally, lanes: int) -> None:
-        if 0 < row < STEPS - 1:
+        if 0 < row < steps - 1:
             counts, moves = slots.state.move_counts.tolist(), slots.state.moves.tolist()
             for layer, of_lanes in enumerate(counts):
                 for lane, count in enumerate(of_lanes):
