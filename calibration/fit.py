@@ -19,16 +19,19 @@ from sim.spec import MachineSpec
 _TYPICAL = {
     "product_setup_s": 5e-6,
     "attention_setup_s": 5e-6,
-    "attention_token_s": 2e-8,
-    "prefill_passes": 10.0,
+    "attention_token_s": 1e-6,
+    "prefill_passes": 3.0,
     "prefill_layer_s": 2e-4,
     "prefill_selection_s": 1e-3,
     "prefill_selection_passes": 5.0,
 }
 _LEAST, _MOST = 1e-4, 1e4  # of the typical value: as good as nothing, and a bound that only keeps the numbers finite
-_NOT_FITTED = ("reserve_bytes",)  # bytes, not seconds
+_NOT_FITTED = (
+    "reserve_bytes",  # bytes, not seconds
+    "elementwise_efficiency",  # ``prefill_passes`` says the same
+)
 # A CPU does one thing after the other: what it fetches, all of it waits for.
-_ALONE_ON_CPU = ("gather_sm_share", "dense_gather_sm_share")
+_ALONE_ON_CPU = ("gather_sm_share", "dense_gather_sm_share", "selection_exposed_share")
 # On a CPU nothing is captured, so both mean the same there.
 _SAME_ON_CPU = {
     "kernels_per_layer": "kernels_per_eager_layer",

@@ -9,7 +9,7 @@ from calibration.recipe import Recipe, model_of, plan_of
 from sim.cost import CostModel
 from sim.flows import Column, flows_of, home_columns
 from sim.kv import KvFormat, kv_layer_bytes
-from sim.layer import attention_flops, layer_prices, layer_times
+from sim.layer import attention_flops, choice_prices, layer_prices, layer_times
 from sim.pipeline import step_seconds
 from sim.plan import Mechanism, Plan
 from sim.profile import Measurement
@@ -81,7 +81,8 @@ def _slots(plan: Plan, family: str) -> Prediction:
     def seconds(cost: CostModel) -> float:
         prices = layer_prices(cost, setting, setting.concurrency)
         if family == "select":
-            return prices.select_s + prices.select_s_per_kept * kept
+            constant_s, per_kept_s = choice_prices(cost, setting, setting.concurrency)
+            return constant_s + per_kept_s * kept
         return prices.attention_s + prices.attention_s_per_kept * kept
 
     return seconds
@@ -115,7 +116,7 @@ def _gather_beside(took: Measurement, cost: CostModel) -> float:
 
 
 def _conversion(took: Measurement, cost: CostModel) -> float:
-    return cost.elementwise_s(took.number("native") + took.number("stored")) + cost.launch_s(1)
+    return cost.conversion_s(took.number("native") + took.number("stored")) + cost.launch_s(1)
 
 
 def _host_attention(took: Measurement, cost: CostModel) -> float:

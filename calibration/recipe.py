@@ -129,7 +129,7 @@ def _setting(recipe: Recipe, model: ModelSpec, machine: MachineSpec, profile: Pr
         kv_format=KvFormats(gpu=recipe.kv, host=recipe.kv),
         placement=recipe.placement,
         recompute=recipe.recompute,
-        fetch_by=Mechanism.GATHER_KERNEL,  # the runtime fetches by kernels that read host memory
+        fetch_by=Mechanism.GATHER_KERNEL if sparse else Mechanism.COPY_ENGINE,  # as the planner does
         kv_budget_bytes=_AMPLE_BYTES,
     )
 

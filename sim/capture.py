@@ -8,6 +8,20 @@ from sim.kv import KvFormat
 from sim.plan import Admission, Placement, Recompute, Setting
 from sim.spec import WeightFormat
 
+_PROGRAMS = 512  # that fill a large GPU, a few on each multiprocessor
+_MOST_PARTS = 16
+
+
+def attention_parts(sequences: int, kv_heads: int, heads: int) -> int:
+    """In how many parts a captured step's attention goes over a sequence's tokens, side by side.
+
+    One where each query head has a key head of its own; else a power of two, as many as fill the GPU, two at least.
+    """
+    if heads == kv_heads:
+        return 1
+    wanted = max(1, _PROGRAMS // (sequences * kv_heads))
+    return min(_MOST_PARTS, max(2, 1 << (wanted - 1).bit_length()))
+
 
 def is_captured(setting: Setting) -> bool:
     """Whether a decode step of ``setting`` takes the kernels of a captured one on a CUDA device.

@@ -75,6 +75,14 @@ class CostModel:
         """One pass that reads or writes ``size_bytes`` of HBM."""
         return size_bytes / (self.hbm_bytes_per_s * self.profile.elementwise_efficiency)
 
+    def conversion_s(self, size_bytes: float) -> float:
+        """KV rounded or widened, ``size_bytes`` read and written."""
+        return size_bytes / (self.hbm_bytes_per_s * self.profile.conversion_efficiency)
+
+    def selection_s(self, size_bytes: float) -> float:
+        """Passes of a selection that read or write ``size_bytes`` of HBM."""
+        return size_bytes / (self.hbm_bytes_per_s * self.profile.selection_efficiency)
+
     def gather_s(self, size_bytes: float) -> float:
         """Scattered rows of HBM read and written contiguously, ``size_bytes`` in each direction."""
         return 2 * size_bytes / (self.hbm_bytes_per_s * self.profile.gather_efficiency)

@@ -1,13 +1,13 @@
 """What one decoder layer costs in each step: a setting's prices, and the times that its flows take at those prices."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import ceil
 
 import numpy as np
 
 from sim.attention import Selector
-from sim.capture import is_captured
+from sim.capture import attention_parts, is_captured
 from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows
 from sim.footprint import layer_weight_bytes, prefill_rows
@@ -103,7 +103,8 @@ def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
     gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
     gemms = LayerGemms.of(cost, setting)
     score_s, score_s_per_cached = _score(cost, setting, sequences)
-    select_s, select_s_per_kept = _select(cost, setting, sequences)
+    felt = profile.selection_exposed_share if is_captured(setting) else 1.0
+    select_s, select_s_per_kept = (felt * seconds for seconds in choice_prices(cost, setting, sequences))
     gathers = not setting.attention.is_dense and setting.placement is Placement.RECENT
     quantises = formats.gpu is not type(formats.gpu).NATIVE
     kv_flops = attention_flops(model, sequences)
@@ -119,14 +120,19 @@ def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         select_s=select_s,
         select_s_per_kept=select_s_per_kept,
         gather_s_per_selected=cost.gather_s(sequences * gpu_kv) if gathers else 0.0,
-        convert_s=cost.elementwise_s(3 * sequences * gpu_kv) + cost.launch_s(1) if quantises else 0.0,
-        convert_s_per_moved=cost.elementwise_s(sequences * (gpu_kv + host_kv))
+        convert_s=cost.conversion_s(3 * sequences * gpu_kv) + cost.launch_s(1) if quantises else 0.0,
+        convert_s_per_moved=cost.conversion_s(sequences * (gpu_kv + host_kv))
         if formats.gpu is not formats.host
         else 0.0,
         attention_s=profile.attention_setup_s,
-        attention_s_per_kept=max(sequences * attention_s_per_token(cost, setting), profile.attention_token_s),
-        reproject=gemms.kv.scaled(sequences),
-        forward=gemms.layer.scaled(sequences),
+        attention_s_per_kept=max(
+            sequences * attention_s_per_token(cost, setting),
+            profile.attention_token_s / attention_parts(sequences, model.kv_heads, model.heads),
+        ),
+        reproject=_more(gemms.kv, 0.0, _passes_s(cost, _input_widths(model), dtype)).scaled(sequences),
+        forward=_more(gemms.layer, profile.prefill_layer_s, _passes_s(cost, _layer_widths(model), dtype)).scaled(
+            sequences
+        ),
         forward_s_per_token_squared=kv_flops / 2 / cost.attention_flop_per_s(dtype),
         host_attention=cost.host_attention(sequences * host_kv, kv_flops),
         fetch=cost.transfer(setting.fetch_by),
@@ -287,11 +293,11 @@ def _score(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, fl
         return 0.0, 0.0
     read = setting.attention.state_bytes_per_token(model, dtype) or model.kv_dim * dtype.size_bytes
     top_k = 16.0  # four passes over float32 scores
-    return _selection_s(cost, setting), cost.elementwise_s(sequences * (read + top_k))
+    return _selection_s(cost, setting), cost.selection_s(sequences * (read + top_k))
 
 
-def _select(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
-    """Constant and per kept token: choosing the next step's tokens from this step's attention weights."""
+def choice_prices(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
+    """Constant and per kept token: choosing the next step's tokens from this step's attention weights, with nothing beside."""
     selector = setting.attention.selector
     if selector not in (Selector.SWA, Selector.H2O):
         return 0.0, 0.0
@@ -300,7 +306,7 @@ def _select(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, f
         2 * setting.dtype.size_bytes if selector is Selector.SWA else 8
     )  # newest row in, oldest out; or a running sum
     top_k = 16.0
-    per_kept_s = cost.elementwise_s(sequences * (weights + history + top_k))
+    per_kept_s = cost.selection_s(sequences * (weights + history + top_k))
     return _selection_s(cost, setting), per_kept_s
 
 
@@ -314,6 +320,28 @@ def _first_selection_s(cost: CostModel, setting: Setting, sequences: int) -> flo
     return cost.profile.prefill_selection_s + cost.elementwise_s(cost.profile.prefill_selection_passes * weights_bytes)
 
 
+def _input_widths(model: ModelSpec) -> int:
+    """Entries of a row that passes between products go over before keys and values are there: norm and rotation."""
+    rotated = 0 if model.positions else model.kv_dim
+    return 2 * model.hidden + rotated
+
+
+def _layer_widths(model: ModelSpec) -> int:
+    """The same of a whole layer: both norms with their residual sums, rotated queries and keys, the activations."""
+    rotated = 0 if model.positions else model.query_dim + model.kv_dim
+    return 4 * model.hidden + rotated + (3 if model.gated_mlp else 1) * model.intermediate
+
+
+def _passes_s(cost: CostModel, widths: int, dtype: DType) -> float:
+    """A row's passes between the products of layers that are not fused: a prefill's, and those of what is recomputed."""
+    return cost.elementwise_s(cost.profile.prefill_passes * widths * dtype.size_bytes)
+
+
+def _more(pieces: Pieces, constant_s: float, per_count_s: float) -> Pieces:
+    """The same cost and something besides, where there is something to do."""
+    return replace(pieces, pieces=tuple((base + constant_s, slope + per_count_s) for base, slope in pieces.pieces))
+
+
 def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemms) -> dict[str, float]:
     """One layer of the prefill, all its passes together; causal attention needs half the square."""
     model, dtype, prompt = setting.model, setting.dtype, setting.workload.prompt_tokens
@@ -323,14 +351,14 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
     flops = 2.0 * sequences * model.query_dim * prompt**2
     kv_bytes = sequences * prompt * kv_layer_bytes(model, dtype, setting.kv_format.gpu)
     quantises = not setting.kv_format.are_native
-    rows_bytes = sequences * prompt * inputs_layer_bytes(model, dtype)
-    return {
+    work = {
         "qkv": passes * gemms.qkv.at_one(mean_rows),
         "attention": flops / cost.attention_flop_per_s(dtype),
-        "convert": cost.elementwise_s(3 * kv_bytes) if quantises else 0.0,
+        "convert": cost.conversion_s(3 * kv_bytes) if quantises else 0.0,
         "out": passes * gemms.out.at_one(mean_rows),
         "mlp": passes * gemms.mlp.at_one(mean_rows),
         "select": _first_selection_s(cost, setting, sequences),
-        "norms": cost.elementwise_s(cost.profile.prefill_passes * rows_bytes),
-        "launch": passes * (cost.launch_s(cost.profile.kernels_per_layer) + cost.profile.prefill_layer_s),
+        "norms": sequences * prompt * _passes_s(cost, _layer_widths(model), dtype),
     }
+    waits_s = max(0.0, passes * cost.profile.prefill_layer_s - sum(work.values()))  # for the host to launch the next
+    return work | {"launch": passes * cost.launch_s(cost.profile.kernels_per_layer) + waits_s}

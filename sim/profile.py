@@ -132,11 +132,11 @@ class Profile:
     prefill_attention_efficiency: float = _share(0.50, "share of the matrix rate that causal attention reaches")
     prefill_passes: float = _amount(
         0.0,
-        "passes over the layer's rows (hidden wide) that a prefill layer makes between its products; nominally fused",
+        "passes between the products of a layer that is not fused, over norms, rotation and activations; nominally fused",
     )
     prefill_layer_s: float = _amount(
         0.0,
-        "what one layer of one prefill pass takes besides, however few its rows: its kernels are launched one by one",
+        "what one layer of one prefill pass takes at least, however few its rows: its kernels are launched one by one",
     )
     prefill_selection_s: float = _amount(
         0.0, "a sparse selector's first choice from the prompt's attention, each layer; nominally as quick as a step's"
@@ -148,7 +148,15 @@ class Profile:
     gather_efficiency: float = _share(
         0.60, "rows of 1 KiB and more gathered in HBM, bytes read plus written: 3.1 of 4.8 TB/s on an H200"
     )
-    elementwise_efficiency: float = _share(0.60, "share of HBM bandwidth of quantise, dequantise and selection passes")
+    elementwise_efficiency: float = _share(0.60, "share of HBM bandwidth of a prefill's passes between its products")
+    conversion_efficiency: float = _share(
+        0.60, "share of HBM bandwidth of rounding KV to fewer bits and widening it, bytes read plus written"
+    )
+    selection_efficiency: float = _share(0.60, "share of HBM bandwidth of the passes of a decode step's selection")
+    selection_exposed_share: float = _share(
+        1.0,
+        "of a captured step's choice for the next one, what the step feels: it runs on a branch beside the products",
+    )
     link_efficiency: float = _share(
         0.86, "large pinned copies: 54.6 of 63.0 GB/s on PCIe 5 x16; the rest is packet overhead"
     )

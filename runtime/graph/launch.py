@@ -6,10 +6,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from sim.capture import attention_parts
 from sim.spec import ModelSpec
 
 _LEAST_CHAINED_ROWS = 32
-_PROGRAMS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -202,9 +202,8 @@ class Parts:
 
     @classmethod
     def of(cls, padding: Tensor, heads: int, group: int, channels: int) -> "Parts":
-        """As many as fill a large GPU with a few programs for each multiprocessor, two at least."""
-        wanted = _PROGRAMS // (padding.shape[0] * heads) if padding.is_cuda else 0
-        count = min(16, max(2, power_of_two(wanted)))
+        """As many as ``sim.capture`` says."""
+        count = attention_parts(padding.shape[0], heads, heads * group) if padding.is_cuda else 2
         shape = (count, padding.shape[0], heads * group)
         mixed = torch.zeros((*shape, channels), device=padding.device)
         return cls(mixed=mixed, peaks=torch.zeros(shape, device=padding.device), totals=torch.ones_like(mixed[..., 0]))

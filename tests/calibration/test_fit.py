@@ -35,9 +35,8 @@ TRUTH = {
     "gather_link_efficiency": 0.87,
     "kernels_per_layer": 7.0,
     "kernels_per_selection": 9.0,
-    "prefill_passes": 12.0,
+    "prefill_passes": 2.0,
     "step_overhead_s": 150e-6,
-    "dense_gather_sm_share": 0.8,
 }
 
 

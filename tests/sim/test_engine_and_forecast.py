@@ -62,7 +62,7 @@ def test_engine_and_fast_path_agree_over_every_option_and_regime() -> None:
 
     for number, strategy in enumerate(BATCHES):
         tried = given(priced_plans(strategy))(agree)
-        seed(number)(settings(max_examples=30, database=None, deadline=None)(tried))()
+        seed(number)(settings(max_examples=45, database=None, deadline=None)(tried))()
     assert {name: census[name] for name in OPTIONS | HOMES | REGIMES if census[name] < SELDOM} == {}
 
 
