@@ -1,6 +1,7 @@
 """``planner validate``: loaded by the command line when it is called."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -40,12 +41,17 @@ def validate(
     campaign: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Run, or go on with, the plans written down there.")
     ] = None,
+    so_far: Annotated[
+        bool, typer.Option("--so-far", help="Judge the plans of --campaign that have been run; run nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Run plans that the fit has not seen, and set what was measured beside what was predicted."""
     loaded = load_profile(profile)
     if prepare is not None and campaign is not None:
         raise ValueError("--prepare and --campaign, exclude each other: prepare first, then run")
+    if so_far and campaign is None:
+        raise ValueError("--so-far, needs a campaign that has begun: give --campaign FILE")
     if plans < 1:
         raise ValueError(f"--plans={plans}, must be at least 1")
     _require_extra()
@@ -64,6 +70,9 @@ def validate(
     drawn = running.load_campaign(campaign) if campaign else running.prepare(loaded, machine, seed=seed, plans=plans)
     file = running.results_file(campaign) if campaign else None
     before = running.load_results(file, drawn) if file else running.Results(campaign_hash=running.campaign_hash(drawn))
+    if so_far:
+        done = {one.recipe for one in before.results}
+        whole, drawn = len(drawn.plans), replace(drawn, plans=tuple(one for one in drawn.plans if one.recipe in done))
     moved: float | None = None
     lacking = {one.recipe for one in drawn.plans} - {one.recipe for one in before.results}
     where = _device(device or ("cpu" if is_cpu(machine) or not lacking else "cuda"))
@@ -83,6 +92,8 @@ def validate(
         f"makespan: median error {verdict.median_error:.1%}, worst {verdict.worst_error:.1%}, {len(verdict.plans)} plans"
         f" of seed {drawn.seed}, profile {loaded.name} ({drawn.profile_hash[:19]}...)"
     )
+    if so_far:
+        summary += f"; {whole - len(drawn.plans)} of {whole} plans have not been run"
     today = None if moved is None else f"the profile's reference step takes {moved:.2f} times what it took then"
     if as_json:
         print(json.dumps({"summary": summary, "drift": moved, **to_plain(verdict)}, indent=1, allow_nan=False))
