@@ -5,7 +5,7 @@
 A workload fixes model, sequences, tokens and bytes of HBM for KV; its candidates are plans within them that differ in
 concurrency, placement, what lies on the host and, where it may, in sparsity. It counts if at least two of them are
 within 15 % of the best in simulation. The table is written before anything runs, and resumed where it stopped.
-On a CPU set OMP_WAIT_POLICY=passive: threads that spin while they wait cost a factor of ten on busy cores.
+On a CPU set GOMP_SPINCOUNT=10000: threads that spin for long while they wait cost a factor of ten on busy cores.
 """
 
 import argparse

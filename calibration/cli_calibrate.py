@@ -141,7 +141,7 @@ def _device(name: str | None) -> "torch.device":
 
 def _require_extra() -> None:
     """Raise ValueError where the extra is missing. Threads that wait must not spin: on busy cores that costs a factor."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         import safetensors  # noqa: F401
         import scipy  # noqa: F401
