@@ -188,13 +188,7 @@ class Wave:
         self.cache.settle(row, layer)
 
     def _scope(self) -> Scope:
-        return Scope(
-            attention=self.plan.setting.attention,
-            counts=self.counts,
-            padding=self.lanes.spread(self.prompts.padding),
-            dtype=self.decoder.dtype,
-            scale=self.scale,
-        )
+        return Scope.of(self.plan.setting, self.lanes.spread(self.prompts.padding), self.decoder.dtype)
 
     def move(self, device: torch.device) -> None:
         """Copy what HBM holds of this wave to ``device``: slots, ranges, open keys, selection state."""

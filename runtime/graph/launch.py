@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,11 @@ class Weights:
     scores: Tensor
     peaks: Tensor
     sums: Tensor
+
+    @classmethod
+    def none(cls, anything: Tensor) -> "Weights":
+        """What a kernel is given that writes no weights."""
+        return cls(scores=anything, peaks=anything, sums=anything)
 
 
 class Launcher:
@@ -55,115 +61,93 @@ class Launcher:
         """Queries [lane, query head, channel], newborn keys and values [lane, head, channel] (rows of one tensor, or each
         of its own) over the slots of ``keys``, then ``far``: all of them, or those listed in ``slots`` [lane, width].
         """
-        launch = self._attend_alone if self.group == 1 else self._attend_in_groups
-        launch(q, k, v, keys, values, attended, counts, slots, weights, far)
-
-    def _attend_alone(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        attended: Tensor,
-        counts: Tensor,
-        slots: Tensor | None,
-        weights: Weights | None,
-        far: tuple[Tensor, Tensor] | None,
-    ) -> None:
-        lanes, dummy = q.shape[0], keys
-        self.kernels.attend[lanes, self.heads](
-            q,
-            k,
-            v,
-            keys,
-            values,
-            dummy if slots is None else slots,
-            counts,
-            self.padding,
-            attended,
-            *(far or (dummy, dummy)),
-            weights.scores if weights else dummy,
-            weights.peaks if weights else dummy,
-            weights.sums if weights else dummy,
-            self.channels**-0.5,
-            q.stride(0),
+        rows = (q, k, v, keys, values, keys if slots is None else slots, counts, self.padding)
+        sizes = (
             0 if counts.shape[0] == 1 else 1,
             self.heads,
             keys.shape[2],
             far[0].shape[2] if far else 0,
             0 if slots is None else slots.shape[1],
-            CHANNELS=self.channels,
+        )
+        kinds = {
+            "CHANNELS": self.channels,
+            "LISTED": slots is not None,
+            "WEIGHED": weights is not None,
+            "FAR": far is not None,
+        }
+        launch = self._attend_alone if self.group == 1 else self._attend_in_groups
+        launch(rows, far or (keys, keys), weights or Weights.none(keys), attended, sizes, kinds)
+
+    def _attend_alone(
+        self,
+        rows: tuple[Tensor, ...],
+        far: tuple[Tensor, Tensor],
+        weights: Weights,
+        attended: Tensor,
+        sizes: tuple[int, ...],
+        kinds: dict[str, Any],
+    ) -> None:
+        q = rows[0]
+        self.kernels.attend[q.shape[0], self.heads](
+            *rows,
+            attended,
+            *far,
+            weights.scores,
+            weights.peaks,
+            weights.sums,
+            self.channels**-0.5,
+            q.stride(0),
+            *sizes,
             PADDED=self.padded,
             BLOCK=32,  # with one warp, the best of those tried on an H200: see benchmarks/NOTES.md
-            LISTED=slots is not None,
-            WEIGHED=weights is not None,
-            FAR=far is not None,
             CHAINED=self.chained,
             num_warps=1,
+            **kinds,
         )
 
     def _attend_in_groups(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        rows: tuple[Tensor, ...],
+        far: tuple[Tensor, Tensor],
+        weights: Weights,
         attended: Tensor,
-        counts: Tensor,
-        slots: Tensor | None,
-        weights: Weights | None,
-        far: tuple[Tensor, Tensor] | None,
+        sizes: tuple[int, ...],
+        kinds: dict[str, Any],
     ) -> None:
-        lanes, dummy, parts, module = q.shape[0], keys, self.parts, _grouped_kernels()
-        module.attend[lanes, self.heads, parts.count](
-            q,
-            k,
-            v,
-            keys,
-            values,
-            dummy if slots is None else slots,
-            counts,
-            self.padding,
+        q, k, parts, module = rows[0], rows[1], self.parts, _grouped_kernels()
+        module.attend[q.shape[0], self.heads, parts.count](
+            *rows,
             parts.mixed,
             parts.peaks,
             parts.totals,
-            *(far or (dummy, dummy)),
-            weights.scores if weights else dummy,
+            *far,
+            weights.scores,
             self.channels**-0.5,
             q.stride(0),
             k.stride(0),
-            0 if counts.shape[0] == 1 else 1,
-            self.heads,
-            keys.shape[2],
-            far[0].shape[2] if far else 0,
-            0 if slots is None else slots.shape[1],
+            *sizes,
             GROUP=self.group,
             ROWS=max(16, power_of_two(self.group)),
-            CHANNELS=self.channels,
             PADDED=max(16, self.padded),
             BLOCK=64,
             PARTS=parts.count,
-            LISTED=slots is not None,
-            WEIGHED=weights is not None,
-            FAR=far is not None,
             PRECISION="ieee",  # of float32; 16-bit products are exact
             num_warps=4,
+            **kinds,
         )
-        module.merge[(lanes * self.queries,)](
+        module.merge[(q.shape[0] * self.queries,)](
             parts.mixed,
             parts.peaks,
             parts.totals,
             attended,
-            weights.peaks if weights else dummy,
-            weights.sums if weights else dummy,
-            lanes * self.queries,
+            weights.peaks,
+            weights.sums,
+            q.shape[0] * self.queries,
             CHANNELS=self.channels,
             PADDED=self.padded,
             PARTS=parts.count,
             PADDED_PARTS=power_of_two(parts.count),
-            WEIGHED=weights is not None,
+            WEIGHED=kinds["WEIGHED"],
             num_warps=1,
         )
 

@@ -276,13 +276,7 @@ class RecallSlots:
         return torch.zeros(shape, dtype=torch.int32, device=self.decoder.device)
 
     def _scope(self, lanes: slice) -> Scope:
-        return Scope(
-            attention=self.plan.setting.attention,
-            counts=self.counts,
-            padding=self.padding[lanes].long(),
-            dtype=self.decoder.dtype,
-            scale=self.decoder.spec.head_dim**-0.5,
-        )
+        return Scope.of(self.plan.setting, self.padding[lanes], self.decoder.dtype)
 
 
 def kernels() -> ModuleType:

@@ -235,13 +235,7 @@ class WindowSlots:
                 there[at][:, entry[~near] - self.near] = kept[:, ~near]
 
     def _scope(self, lanes: slice) -> Scope:
-        return Scope(
-            attention=self.plan.setting.attention,
-            counts=self.counts,
-            padding=self.padding[lanes].long(),
-            dtype=self.decoder.dtype,
-            scale=self.decoder.spec.head_dim**-0.5,
-        )
+        return Scope.of(self.plan.setting, self.padding[lanes], self.decoder.dtype)
 
 
 def _table(counts: TokenCounts, history: list[int], device: torch.device) -> Tensor:

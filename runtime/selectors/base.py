@@ -7,6 +7,7 @@ from torch import Tensor
 
 from runtime.masks import highest
 from sim.attention import Attention, TokenCounts
+from sim.plan import Setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +19,14 @@ class Scope:
     padding: Tensor
     dtype: torch.dtype
     scale: float
+
+    @classmethod
+    def of(cls, setting: Setting, padding: Tensor, dtype: torch.dtype) -> "Scope":
+        """Lanes of a plan's setting."""
+        scale = setting.model.head_dim**-0.5
+        return cls(
+            attention=setting.attention, counts=setting.token_counts, padding=padding.long(), dtype=dtype, scale=scale
+        )
 
     @property
     def positions(self) -> int:
