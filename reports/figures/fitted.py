@@ -89,9 +89,9 @@ KINDS = (
         name="fit-gathers",
         word="bytes",
         x_title="bytes gathered",
-        about="Scattered rows gathered from HBM and from host memory: measured points, a fitted curve for each",
+        about="Scattered rows gathered from HBM and from host memory: a fitted curve for each; the size of a row beside its point",
         curve=lambda took: f"from {_SOURCES.get(took.text('from'), took.text('from'))}",
-        series=lambda took: f"{took.number('row'):,} B rows",
+        series=lambda took: format_bytes(took.number("row")),
         rate=True,
     ),
 )
@@ -204,7 +204,7 @@ def _points(kind: Kind, name: str, rows: Sequence[tuple[Measurement, float]], co
         },
         text=_names(kind, rows, series),
         textposition=[
-            "middle left" if y > fitted and kind.x(took) > first else f"{'top' if y > fitted else 'bottom'} right"
+            "middle left" if y > fitted and kind.x(took) > first else "middle right"
             for (took, _), y, fitted in zip(rows, ys, curve, strict=True)
         ],
         textfont={"size": 11},
