@@ -20,7 +20,6 @@ from typing import Any
 from calibration.campaign import LONGEST_S, machine_of, measured_figures, require_here
 from calibration.draw import draw_recipe
 from calibration.machine import device_of, is_cpu
-from calibration.recipe import Recipe, plan_of
 from calibration.runner import Runner
 from sim.attention import Selector
 from sim.cost import CostModel
@@ -30,6 +29,7 @@ from sim.kv import KvFormat
 from sim.plan import Placement, Plan, Recompute
 from sim.profile import Profile
 from sim.profile_files import content_hash, load_profile
+from sim.recipe import Recipe, plan_of
 from sim.spec import MachineSpec
 
 TIED, MOST_TRIED, MOST_DRAWS = 0.15, 4, 400

@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import mean
 
 from calibration.families.base import Scope
-from calibration.recipe import Recipe, plan_for, plan_of
 from calibration.runner import Ran, Runner
 from runtime.execute import execute
 from runtime.models import load_decoder
@@ -17,6 +16,7 @@ from runtime.recorder import LanePicks, Record
 from sim.access import AccessProfile, measured_access
 from sim.attention import Selector, TokenCounts
 from sim.plan import Placement, Plan
+from sim.recipe import Recipe, plan_for, plan_of
 from sim.spec import MachineSpec
 
 SELECTORS = (Selector.SWA, Selector.H2O, Selector.PAGES, Selector.TOPK)

@@ -1,43 +1,23 @@
 """Times the runtime's own kernels and transfers, case by case, into a file that an interrupted run goes on from."""
 
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from calibration.families import attention, formats, host, products, steps, transfers
 from calibration.families.base import Case, Scope
 from calibration.machine import fingerprint_of, is_cpu, machine_at
-from calibration.recipe import Recipe
 from calibration.runner import Runner
 from calibration.timer import timer_for
-from sim.access import AccessProfile
-from sim.codec import from_plain, to_plain
-from sim.files import read_json_object, write_atomically
-from sim.profile import Fingerprint, Measurement
+from sim.measured import Measured, load_measured, save_measured
+from sim.recipe import Recipe
 from sim.spec import DType, MachineSpec
 from sim.units import GIB, MIB
 
-SCHEMA_VERSION = 1
 _MOST_FAILURES = 25
 OnCase = Callable[[int, int, str], None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Raw measurements of one machine; ``access`` of a checkpoint, ``random_access`` of random weights, by selector."""
-
-    fingerprint: Fingerprint
-    machine: MachineSpec
-    access: tuple[AccessProfile, ...] = ()
-    random_access: tuple[AccessProfile, ...] = ()
-    measurements: tuple[Measurement, ...] = ()
-
-    def has(self, case: Case) -> bool:
-        return any((one.family, one.case) == (case.family, case.case) for one in self.measurements)
 
 
 def scope_of(device: torch.device, machine: MachineSpec, *, thorough: bool) -> Scope:
@@ -99,7 +79,7 @@ def measure(
     on_failure: Callable[[str], None] | None = None,
 ) -> Measured:
     """All cases that ``before`` lacks, written to ``file`` after each one; ``on_failure`` is told of those that failed."""
-    waiting = [case for case in cases(scope, Runner(device=scope.device)) if not before.has(case)]
+    waiting = [case for case in cases(scope, Runner(device=scope.device)) if not before.has(case.family, case.case)]
     measured, failed = before, list[tuple[Case, str]]()
     for number, case in enumerate(waiting, start=1):
         if on_case is not None:
@@ -140,29 +120,3 @@ def begin(device: torch.device, file: Path | None) -> Measured:
         return measured
     machine = machine_at(device)
     return Measured(fingerprint=fingerprint_of(device, machine), machine=machine)
-
-
-def save_measured(file: Path, measured: Measured) -> None:
-    """One measurement a line: readable, and small differences between two runs stand out."""
-    head = {"schema_version": SCHEMA_VERSION, **to_plain(replace(measured, measurements=()))}
-    lines = ",\n".join(json.dumps(_plain(one), allow_nan=False) for one in measured.measurements)
-    text = json.dumps({name: value for name, value in head.items() if name != "measurements"}, indent=1)
-    write_atomically(file, f'{text[:-2]},\n "measurements": [\n{lines}\n ]\n}}\n')
-
-
-def load_measured(file: Path) -> Measured:
-    """What ``save_measured`` wrote.
-
-    Raises ValueError for another schema version or a value that does not fit.
-    """
-    data = read_json_object(file)
-    version = data.pop("schema_version", None)
-    if version != SCHEMA_VERSION:
-        raise ValueError(f"{file}: schema_version={version!r}, must be {SCHEMA_VERSION}: measure again")
-    return from_plain(Measured, data, str(file))
-
-
-def _plain(one: Measurement) -> dict[str, Any]:
-    """Seven digits are more than any clock gives."""
-    plain = to_plain(one)
-    return {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in plain.items()}

@@ -7,7 +7,6 @@ import random
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from statistics import median
 
@@ -15,9 +14,7 @@ import torch
 
 from calibration.draw import draw_recipe
 from calibration.families.steps import steady
-from calibration.figures import Figures
 from calibration.machine import is_cpu, name_at
-from calibration.recipe import Recipe, plan_of
 from calibration.runner import Runner
 from runtime.wave import BudgetExceeded
 from sim import catalogue
@@ -29,8 +26,10 @@ from sim.forecast import Forecast, forecast
 from sim.plan import Plan
 from sim.profile import Profile
 from sim.profile_files import content_hash
+from sim.recipe import Recipe, plan_of
 from sim.spec import MachineSpec
 from sim.units import GIB
+from sim.verdict import Figures, Stratum
 
 SCHEMA_VERSION = 1
 LONGEST_S = {"gpu": 20.0, "cpu": 4.0}  # of a run, as predicted
@@ -39,16 +38,6 @@ _HBM_SHARE = 0.85  # of what the card has: allocators and captured graphs need t
 _HOST_SHARE, _MOST_HOST_BYTES = 0.5, 8 * GIB  # pinning takes about a second a GiB, for every run
 _DRAWS = 100  # for each plan that is wanted
 _REPEATS = ((1.0, 3), (5.0, 2))  # runs shorter than this are made so often, and their median counts
-
-
-class Stratum(StrEnum):
-    """What a plan's time is mostly spent on."""
-
-    WEIGHTS = "weights"
-    KV_READS = "kv_reads"
-    LINK = "link"
-    LAUNCH = "launch"
-    RECOMPUTE = "recompute"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

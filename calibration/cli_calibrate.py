@@ -14,7 +14,7 @@ from sim.codec import to_plain
 if TYPE_CHECKING:
     import torch
 
-    from calibration.bench import Measured
+    from sim.measured import Measured
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -60,8 +60,8 @@ def calibrate(
 ) -> None:
     """Measure this machine with the runtime's own kernels and fit a profile to it."""
     _require_extra()
-    from calibration.bench import load_measured
     from calibration.tables import constants_table, differences_table, families_table, show
+    from sim.measured import load_measured
 
     if (checkpoint is None) != (prompts is None):
         raise ValueError("--checkpoint and --prompts, one is missing: give both, or neither")
@@ -103,9 +103,10 @@ def _measured(
     device: "torch.device", file: Path, quick: bool, checkpoint: Path | None, prompts: Path | None
 ) -> "Measured":
     from calibration.access import checkpoint_access, random_weights_access
-    from calibration.bench import access_recipe, begin, measure, save_measured, scope_of
+    from calibration.bench import access_recipe, begin, measure, scope_of
     from calibration.runner import Runner
     from calibration.tables import counting
+    from sim.measured import save_measured
 
     before = begin(device, file)
     scope = scope_of(device, before.machine, thorough=not quick)

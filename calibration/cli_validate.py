@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calibration.cli_calibrate import _device, _require_extra
-from sim.codec import to_plain
 from sim.profile_files import load_profile
+from sim.verdict import verdict_to_json
 
 if TYPE_CHECKING:
     from calibration.campaign import Results
@@ -70,11 +70,9 @@ def validate(
     drawn = running.load_campaign(campaign) if campaign else running.prepare(loaded, machine, seed=seed, plans=plans)
     file = running.results_file(campaign) if campaign else None
     before = running.load_results(file, drawn) if file else running.Results(campaign_hash=running.campaign_hash(drawn))
-    if so_far:
-        done = {one.recipe for one in before.results}
-        whole, drawn = len(drawn.plans), replace(drawn, plans=tuple(one for one in drawn.plans if one.recipe in done))
     moved: float | None = None
-    lacking = {one.recipe for one in drawn.plans} - {one.recipe for one in before.results}
+    done = {one.recipe for one in before.results}
+    lacking = set() if so_far else {one.recipe for one in drawn.plans} - done
     where = _device(device or ("cpu" if is_cpu(machine) or not lacking else "cuda"))
     if lacking:  # what has all been run can be judged anywhere
         running.require_here(loaded, where)
@@ -86,22 +84,17 @@ def validate(
                 running.save(file, results)
             on_plan(len(results.results) + 1, total, results.results[-1].recipe)
 
-        results = running.run_campaign(drawn, loaded, machine, where, before, keep)
+        due = replace(drawn, plans=tuple(one for one in drawn.plans if one.recipe in done | lacking))
+        results = running.run_campaign(due, loaded, machine, where, before, keep)
     verdict = judge(drawn, results, loaded, machine, on_gpu=not is_cpu(machine))
-    summary = (
-        f"makespan: median error {verdict.median_error:.1%}, worst {verdict.worst_error:.1%}, {len(verdict.plans)} plans"
-        f" of seed {drawn.seed}, profile {loaded.name} ({drawn.profile_hash[:19]}...)"
-    )
-    if so_far:
-        summary += f"; {whole - len(drawn.plans)} of {whole} plans have not been run"
     today = None if moved is None else f"the profile's reference step takes {moved:.2f} times what it took then"
     if as_json:
-        print(json.dumps({"summary": summary, "drift": moved, **to_plain(verdict)}, indent=1, allow_nan=False))
+        print(json.dumps(verdict_to_json(verdict, moved), indent=1, allow_nan=False))
         return
     show(
         *verdict_tables(verdict),
         *(f"not run: {recipe}: {reason}" for recipe, reason in verdict.failed),
         "",
-        summary,
+        verdict.summary,
         *([today] if today else []),
     )

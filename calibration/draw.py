@@ -3,10 +3,10 @@
 import random
 from dataclasses import replace
 
-from calibration.recipe import Recipe
 from sim.attention import Selector
 from sim.kv import KvFormat
 from sim.plan import Placement, Recompute
+from sim.recipe import Recipe
 from sim.spec import DType
 
 _GPU_MODELS = ("opt-1.3b", "opt-6.7b", "opt-13b", "llama-3-8b")

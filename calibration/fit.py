@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
-from calibration.bench import Measured
 from calibration.machine import is_cpu
-from calibration.predict import Prediction, predictable
 from sim.cost import CostModel
+from sim.measured import Measured
+from sim.predict import Prediction, predictable
 from sim.profile import Estimate, Evidence, FamilyError, Measurement, Profile
 from sim.spec import MachineSpec
 

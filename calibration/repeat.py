@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from calibration.bench import Measured
+from sim.measured import Measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from calibration.recipe import shortened
 from runtime.execute import DTYPES, execute
 from runtime.models import Decoder, random_decoder
 from runtime.models.config import config_from_spec
 from runtime.options import Options
 from runtime.recorder import LanePicks, Record, SelectionStats
 from sim.plan import Plan
+from sim.recipe import shortened
 from sim.spec import DType, ModelSpec
 from sim.trace import Trace
 

@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration.repeat import Difference
-from calibration.verdict import Judged, Verdict, by_stratum
 from sim.profile import Profile
 from sim.units import format_seconds
+from sim.verdict import Judged, Verdict, by_stratum
 
 _COLUMNS = 118
 

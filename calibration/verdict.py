@@ -1,55 +1,17 @@
 """Simulated beside measured: errors, what explains each, and what a roofline would have said."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import median
-
 import numpy as np
 
-from calibration.campaign import Campaign, Results, Stratum
-from calibration.figures import Figures
-from calibration.recipe import Recipe, plan_of
+from calibration.campaign import Campaign, Results
 from calibration.roofline import roofline_s, with_hindsight
 from sim.cost import CostModel
 from sim.engine import simulate
 from sim.flows import flows_of, home_columns
 from sim.plan import Plan
 from sim.profile import Profile
+from sim.recipe import Recipe, plan_of
 from sim.spec import MachineSpec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """One plan. Errors are predicted over measured less one; None where there is nothing to compare."""
-
-    recipe: str
-    stratum: Stratum
-    measured: Figures
-    simulated: Figures
-    makespan: float
-    ttft: float
-    tpot_p50: float | None
-    tpot_p95: float | None
-    moved: float | None
-    peak_hbm: float | None
-    roofline: float
-    explained_by: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """All plans, the worst makespan first, and those that could not be run."""
-
-    plans: tuple[Judged, ...]
-    failed: tuple[tuple[str, str], ...]
-
-    @property
-    def median_error(self) -> float:
-        return median(abs(one.makespan) for one in self.plans)
-
-    @property
-    def worst_error(self) -> float:
-        return max(abs(one.makespan) for one in self.plans)
+from sim.verdict import Figures, Judged, Stratum, Verdict
 
 
 def judge(campaign: Campaign, results: Results, profile: Profile, machine: MachineSpec, *, on_gpu: bool) -> Verdict:
@@ -72,7 +34,15 @@ def judge(campaign: Campaign, results: Results, profile: Profile, machine: Machi
         for (recipe, figures), error in zip(ran, rival, strict=True)
     ]
     failed = tuple((one.recipe, one.reason) for one in results.results if one.figures is None)
-    return Verdict(plans=tuple(sorted(judged, key=lambda one: -abs(one.makespan))), failed=failed)
+    return Verdict(
+        gpu=campaign.gpu,
+        profile=profile.name,
+        profile_hash=campaign.profile_hash,
+        seed=campaign.seed,
+        waiting=len(strata.keys() - {one.recipe for one in results.results}),
+        plans=tuple(sorted(judged, key=lambda one: -abs(one.makespan))),
+        failed=failed,
+    )
 
 
 def _judged(
@@ -119,13 +89,3 @@ def explained_by(plan: Plan, simulated: Figures, measured: Figures) -> str:
     elif len(gap) == 2:
         parts["products, launches"] = float(gap[1])
     return max(parts, key=lambda part: abs(parts[part]))
-
-
-def by_stratum(plans: Sequence[Judged]) -> list[tuple[str, Sequence[Judged]]]:
-    """All plans, then those of each stratum that has some."""
-    groups: list[tuple[str, Sequence[Judged]]] = [("all", plans)]
-    for stratum in Stratum:
-        members = [one for one in plans if one.stratum is stratum]
-        if members:
-            groups.append((str(stratum), members))
-    return groups

@@ -22,10 +22,13 @@ from sim.cost import CostModel
 from sim.engine import simulate
 from sim.files import load_trace, plan_from_json, read_json_object
 from sim.forecast import Forecast, forecast
+from sim.measured import Measured, load_measured, measurements_file
 from sim.plan import Plan
 from sim.profile import Profile
+from sim.profile_files import shipped_file
 from sim.trace import Trace
 from sim.units import GIB
+from sim.verdict import Verdict, load_verdict
 
 _WORTH = {
     "hbm_tokens_per_s_per_gib": "GiB of HBM",
@@ -47,6 +50,7 @@ class Wanted:
     rivals: bool
     steps: tuple[int, int] | None
     command: str
+    verdict: Path | None = None
 
 
 def study_of(pages: Any, wanted: Wanted) -> Any:
@@ -67,7 +71,38 @@ def study_of(pages: Any, wanted: Wanted) -> Any:
         rivals=tuple(_rivals(pages, data, file, profile)) if wanted.rivals else (),
         origin=_origin(pages, data, file, wanted.command),
         drawn_steps=wanted.steps,
+        raw=_raw(wanted.profile, profile),
+        verdict=_verdict(wanted.verdict, machine.gpu.name),
     )
+
+
+def _raw(given: str | None, profile: Profile) -> Measured | None:
+    """What the profile was fitted to, where it lies beside it.
+
+    Raises ValueError for what another machine or day gave.
+    """
+    if profile.evidence is None:
+        return None
+    source = shipped_file(profile.evidence.fingerprint.gpu) if given is None else Path(given)
+    file = None if source is None else measurements_file(source)
+    if file is None or not file.exists():
+        return None
+    raw = load_measured(file)
+    if raw.fingerprint != profile.evidence.fingerprint:
+        raise ValueError(
+            f"{file}: measured on {raw.fingerprint.device}, {raw.fingerprint.date}, the profile beside it on "
+            f"{profile.evidence.fingerprint.device}, {profile.evidence.fingerprint.date}: move the file away"
+        )
+    return raw
+
+
+def _verdict(file: Path | None, gpu: str) -> Verdict | None:
+    if file is None:
+        return None
+    verdict = load_verdict(file)
+    if verdict.gpu != gpu:
+        raise ValueError(f"{file}: plans were run on {verdict.gpu}, this plan is for {gpu}: give a verdict on {gpu}")
+    return verdict
 
 
 def _by_operation(priced: Forecast) -> bool:

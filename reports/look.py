@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from sim import breakdown
 
 # Okabe and Ito's palette, two of its tones moved so that each keeps a contrast of 2.5 to white and to near-black.
@@ -44,6 +46,18 @@ def plain(text: object) -> str:
 def distance(ratio: float) -> str:
     """How far from 1: ``+3.4 %``, or ``x 85`` where a percentage would not be read."""
     return f"{100 * (ratio - 1):+.1f} %" if 0.5 <= ratio <= 2 else f"x {ratio:.3g}"
+
+
+def share(error: float) -> str:
+    """An error's size, to two digits or the whole percent."""
+    return f"{100 * error:.0f} %" if error >= 0.1 else f"{100 * error:.1f} %"
+
+
+def one_two_five(low: float, high: float) -> list[float]:
+    """Round numbers for a logarithmic axis; fewer where it spans decades."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    steps = (1, 2, 5) if high < 100 * low else (1,)
+    return [tick for decade in decades for step in steps if low <= (tick := step * 10.0**decade) <= high]
 
 
 def ink_on(colour: str) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from reports import html, sentences
 from reports.chart import Chart
+from reports.evidence import campaign_section, fit_section
 from reports.figures.homes import tier_bytes, token_homes
 from reports.figures.measured import family_errors, pairs_of, parity, steps_measured
 from reports.figures.rivals import ranked, rival_charts
@@ -30,6 +31,8 @@ def plan_page(study: Study) -> str:
         _timeline(study, (timeline["first_step"], timeline["last_step"])),
         *_rivals(study),
         *_measured(study),
+        *fit_section(study),
+        *campaign_section(study),
         _provenance(study),
     ]
     setting = study.plan.setting

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 from sim.cost import CostModel
 from sim.forecast import Forecast
+from sim.measured import Measured
 from sim.outcome import Outcome
 from sim.plan import Plan
 from sim.trace import Trace, WaveTrace
+from sim.verdict import Verdict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +70,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """All that a plan's page shows. ``drawn_steps`` bounds the timeline, both ends included; None draws what fits."""
+    """All that a plan's page shows. ``drawn_steps`` bounds the timeline, both ends included; None draws what fits.
+
+    ``raw`` is what a measured profile was fitted to, ``verdict`` a campaign of plans that were run to test one.
+    """
 
     plan: Plan
     cost: CostModel
@@ -79,3 +84,5 @@ class Study:
     rivals: tuple[Rival, ...] = ()
     origin: Origin
     drawn_steps: tuple[int, int] | None = None
+    raw: Measured | None = None
+    verdict: Verdict | None = None

@@ -1,6 +1,6 @@
 """What of a datasheet a machine delivers. A spec is never fitted, a profile never typed by hand."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from sim.access import AccessProfile, measured_access
 from sim.attention import Selector
@@ -45,6 +45,11 @@ class Measurement:
     def number(self, name: str) -> int:
         """The same where it is a whole number."""
         return int(self.text(name))
+
+    def at(self, name: str, value: int) -> "Measurement":
+        """The case with another ``name``, to ask what it would take; the seconds stay those of this one."""
+        words = (word.split("=", 1) for word in self.case.split())
+        return replace(self, case=" ".join(f"{one}={value if one == name else said}" for one, said in words))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

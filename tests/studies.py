@@ -10,11 +10,14 @@ from sim import catalogue
 from sim.cost import CostModel
 from sim.engine import simulate
 from sim.forecast import forecast
+from sim.measured import load_measured, measurements_file
 from sim.outcome import Outcome, Utilisation
 from sim.plan import Admission, Plan, Preemption, Recompute, WriteBack
 from sim.profile import Profile
+from sim.profile_files import SHIPPED, load_profile
 from sim.spec import MachineSpec
 from sim.trace import Trace, WaveTrace
+from sim.verdict import Figures, Judged, Stratum, Verdict
 
 STEPS = 12
 MODEL = make_model(layers=3)
@@ -84,6 +87,60 @@ def make_study(plan: Plan, **changes: Any) -> Study:
         "origin": Origin(versions=(("kvplan", "0"),), commands=("planner solve", "planner report"), solved="today"),
     }
     return Study(**(given | changes))
+
+
+def measured_study(plan: Plan, **changes: Any) -> Study:
+    """``plan`` on a profile that was measured, with its measurements and a campaign."""
+    file = SHIPPED / "h100-80g-sxm.json"
+    cost = CostModel(machine=plan.setting.machine, profile=load_profile(file))
+    given = {"cost": cost, "raw": load_measured(measurements_file(file)), "verdict": make_verdict()}
+    return make_study(plan, **(given | changes))
+
+
+def make_verdict(**changes: Any) -> Verdict:
+    """A plan of each kind and one more, the worst first; one more could not be run, and three wait."""
+    kinds = [*Stratum, Stratum.LINK]
+    plans = [_judged(kind, place, 1.0 + 0.2 * place * (-1) ** place) for place, kind in enumerate(kinds, 1)]
+    given = {
+        "gpu": "h100-80g-sxm",
+        "profile": "measured",
+        "profile_hash": "sha256:0",
+        "seed": 1,
+        "waiting": 3,
+        "plans": tuple(sorted(plans, key=lambda one: -abs(one.makespan))),
+        "failed": (("model=opt-13b batch=1 prompt=1 output=1", "out of memory"),),
+    }
+    return Verdict(**(given | changes))
+
+
+def _judged(stratum: Stratum, place: int, measured_s: float) -> Judged:
+    said_s = 0.9 + 0.1 * place
+    simulated, measured = (
+        Figures(
+            makespan_s=seconds,
+            ttft_s=0.1,
+            tpot_p50_s=0.01,
+            tpot_p95_s=0.02,
+            moved_bytes=0.0,
+            peak_hbm_bytes=2**30,
+            step_s=(0.1, 0.01),
+        )
+        for seconds in (said_s, abs(measured_s) + 0.1)
+    )
+    return Judged(
+        recipe=f"model=opt-1.3b batch={place} prompt=64 output=32 selector=swa keep=10 hbm=50 recompute=tokens",
+        stratum=stratum,
+        measured=measured,
+        simulated=simulated,
+        makespan=simulated.makespan_s / measured.makespan_s - 1,
+        ttft=0.0,
+        tpot_p50=None,
+        tpot_p95=None,
+        moved=None,
+        peak_hbm=None,
+        roofline=0.5,
+        explained_by="prefill",
+    )
 
 
 def make_answer(**changes: Any) -> Answer:

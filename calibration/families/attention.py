@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from calibration.families.base import Case, Scope, each, timed
-from calibration.recipe import Recipe, plan_of
 from calibration.timer import Call
 from runtime.attention import Part, attend
 from runtime.graph.dense import DenseSlots
@@ -23,6 +22,7 @@ from sim.capture import is_captured
 from sim.kv import kv_layer_bytes
 from sim.plan import Placement, Plan
 from sim.profile import Measurement
+from sim.recipe import Recipe, plan_of
 
 _KEPT = (64, 128, 256, 512, 1024)
 _MOST_LAYERS = 16

@@ -8,12 +8,12 @@ from functools import partial
 import torch
 
 from calibration.families.base import Case, Scope, each, timed
-from calibration.recipe import model_of
 from calibration.timer import Call, CpuTimer
 from runtime.attention import Part, attend
 from runtime.graph.pinned import registered
 from sim.kv import KvFormat, kv_layer_bytes
 from sim.profile import Measurement
+from sim.recipe import model_of
 from sim.spec import DType
 from sim.units import MIB
 

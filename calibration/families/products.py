@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from calibration.families.base import Case, Scope, each, timed
-from calibration.recipe import model_of
 from calibration.timer import Call
 from runtime.graph.products import linear, partial_linear
 from runtime.graph.step import Tilings
 from runtime.models.decoder import Affine
+from sim.recipe import model_of
 from sim.spec import ModelSpec
 
 FEW = (1, 4, 16, 32, 64, 128)

@@ -6,7 +6,6 @@ from functools import partial
 from itertools import pairwise
 
 from calibration.families.base import Case, Scope
-from calibration.recipe import Recipe, plan_of
 from calibration.runner import Runner
 from calibration.timer import Spread
 from sim.attention import Selector
@@ -14,11 +13,12 @@ from sim.cost import CostModel
 from sim.forecast import forecast
 from sim.kv import KvFormat
 from sim.plan import Placement, Recompute
+from sim.predict import FIRST_STEADY_STEP
 from sim.profile import Measurement, Profile
+from sim.recipe import Recipe, plan_of
 
 _DENSE = Recipe(model="opt-125m", batch=1, prompt=1, output=1)
 _WINDOW = replace(_DENSE, selector=Selector.SWA, keep=20, placement=Placement.RESIDENT)
-FIRST_STEADY_STEP = 2
 
 
 def cases(scope: Scope, runner: Runner) -> Iterator[Case]:

@@ -21,6 +21,10 @@ EPILOG = """\
 
   planner report plan.json measured.json -o report.html
 
+  planner validate h100.json --campaign campaign.json --so-far --json > verdict.json
+
+  planner report plan.json --verdict verdict.json
+
 The page opens from disk in any browser, prints, and needs no network.
 """
 
@@ -35,6 +39,13 @@ def report(
         bool, typer.Option("--compare", help="Solve again and show the published systems beside the plan.")
     ] = False,
     profile: options.Profile = None,
+    verdict: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="What `planner validate --json` printed: plans that were run on this GPU, beside their predictions.",
+        ),
+    ] = None,
     steps: Annotated[
         str | None,
         typer.Option(metavar="FIRST-LAST", help="Steps that the timeline holds; by default all that fit the page."),
@@ -53,7 +64,8 @@ def report(
             profile=profile,
             rivals=compare,
             steps=_range(steps),
-            command=_command(plan, traces or [], compare, profile, steps, out),
+            command=_command(plan, traces or [], compare, profile, verdict, steps, out),
+            verdict=None if verdict is None else Path(verdict),
         )
         study = study_of(pages, wanted)
         page = pages.plan_page(study)
@@ -90,9 +102,12 @@ def _range(steps: str | None) -> tuple[int, int] | None:
     return ends
 
 
-def _command(plan: str, traces: list[str], compare: bool, profile: str | None, steps: str | None, out: str) -> str:
+def _command(
+    plan: str, traces: list[str], compare: bool, profile: str | None, verdict: str | None, steps: str | None, out: str
+) -> str:
     import shlex
 
     chosen = [*(["--compare"] if compare else []), *(["--profile", profile] if profile else [])]
+    chosen += [*(["--verdict", verdict] if verdict else [])]
     chosen += [*(["--steps", steps] if steps else [])]
     return shlex.join(["planner", "report", plan, *traces, *chosen, "-o", out])

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from reports.chart import Chart, Table, thinned
 from reports.figures.homes import step_title
 from reports.figures.shared import figure, merged, phase_marks, room_for_text
-from reports.look import GREY, SERIES, axis, distance, plain
+from reports.look import GREY, SERIES, axis, distance, one_two_five, plain
 from reports.study import Run, Study
 from reports.timeline import LANES, kind_of
 from sim.flows import Column
@@ -112,7 +112,7 @@ def parity(pairs: list[Pair]) -> Chart:
         x=ends, y=ends, mode="lines", line={"color": GREY, "dash": "dot"}, name="equal", hoverinfo="skip"
     )
     span = [float(np.log10(end)) for end in ends]
-    ticks = _one_two_five(float(ends[0]), float(ends[1]))
+    ticks = one_two_five(float(ends[0]), float(ends[1]))
     scale = {"type": "log", "range": span, "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     at = span[0] + 0.06 * (span[1] - span[0])
     label = {"x": at, "y": at, "xanchor": "left", "yanchor": "top", "text": "equal", "showarrow": False}
@@ -135,13 +135,6 @@ def parity(pairs: list[Pair]) -> Chart:
         table=Table.of(table),
         about="Each step's measured time against its simulated time",
     )
-
-
-def _one_two_five(low: float, high: float) -> list[float]:
-    """Round numbers for a logarithmic axis; fewer where it spans decades."""
-    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    steps = (1, 2, 5) if high < 100 * low else (1,)
-    return [tick for decade in decades for step in steps if low <= (tick := step * 10.0**decade) <= high]
 
 
 def family_seconds(run: Run) -> dict[str, float]:

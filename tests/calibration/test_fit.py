@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 
 from builders import refuses
-from calibration.bench import Measured
 from calibration.fit import family_errors, fit
-from calibration.predict import predictable
-from calibration.recipe import Recipe
 from sim import catalogue
 from sim.attention import Selector
 from sim.cost import CostModel
 from sim.kv import KvFormat
+from sim.measured import Measured
 from sim.plan import Placement
+from sim.predict import predictable
 from sim.profile import Measurement, Profile
+from sim.recipe import Recipe
 from sim.spec import DType, MachineSpec
 from tests.calibration.tiny import fingerprint, machine
 

@@ -9,22 +9,23 @@ import torch
 
 from builders import refuses
 from calibration import campaign as campaigns
-from calibration.bench import begin, cases, load_measured, measure, save_measured
-from calibration.campaign import Campaign, Drawn, Results, Stratum, prepare, run_campaign
-from calibration.figures import Figures
+from calibration.bench import begin, cases, measure
+from calibration.campaign import Campaign, Drawn, Results, prepare, run_campaign
 from calibration.fit import fit
-from calibration.predict import RECORDED_ONLY, predictable
-from calibration.recipe import Recipe, plan_of
 from calibration.runner import Runner
-from calibration.verdict import by_stratum, judge
+from calibration.verdict import judge
 from commandline import run
 from sim.attention import Selector
 from sim.cost import CostModel
 from sim.engine import simulate
+from sim.measured import load_measured, save_measured
 from sim.plan import Placement
+from sim.predict import RECORDED_ONLY, predictable
 from sim.profile import Evidence, Profile
 from sim.profile_files import content_hash, load_profile, save_profile
+from sim.recipe import Recipe, plan_of
 from sim.spec import DType
+from sim.verdict import Figures, Stratum, by_stratum
 from tests.calibration.tiny import CPU, MODEL, file_of, fingerprint, machine, nothing_yet, scope
 
 TINY = Recipe(model=MODEL, batch=2, prompt=12, output=5, dtype=DType.FP32)
@@ -116,7 +117,7 @@ def test_measuring_goes_on_where_it_stopped(file: Path, tmp_path: Path) -> None:
     lacking = {f"{one.family} {one.case}" for one in whole.measurements[-4:] if one.family != "prefill"}
     assert set(begun) == lacking
     assert len(resumed.measurements) == len(whole.measurements)
-    assert not [case for case in cases(scope(), Runner(device=CPU)) if not resumed.has(case)]
+    assert not [case for case in cases(scope(), Runner(device=CPU)) if not resumed.has(case.family, case.case)]
 
 
 def test_a_campaign_goes_on_where_it_stopped(profile: Profile, tmp_path: Path) -> None:

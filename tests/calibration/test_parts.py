@@ -12,10 +12,7 @@ from hypothesis import strategies as st
 
 from builders import make_machine, make_setting, newest_in_hbm, refuses
 from calibration.access import access_of, random_weights_access
-from calibration.bench import Measured
 from calibration.draw import draw_recipe
-from calibration.figures import Figures
-from calibration.recipe import Recipe, plan_of
 from calibration.repeat import differences
 from calibration.roofline import roofline_s, with_hindsight
 from calibration.runner import Ran, Runner
@@ -28,9 +25,12 @@ from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.engine import simulate
 from sim.forecast import forecast
+from sim.measured import Measured
 from sim.plan import Placement, Plan
 from sim.profile import Measurement, Profile
+from sim.recipe import Recipe, plan_of
 from sim.spec import DType
+from sim.verdict import Figures
 from tests.calibration.tiny import CPU, MODEL, fingerprint, machine
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from builders import make_machine, refuses
 from calibration.draw import draw_recipe
-from calibration.recipe import Recipe, model_of, plan_of, shortened
 from sim import catalogue
 from sim.attention import Selector
 from sim.cost import CostModel
@@ -14,6 +13,7 @@ from sim.engine import simulate
 from sim.forecast import forecast
 from sim.plan import Placement, Recompute
 from sim.profile import Profile
+from sim.recipe import Recipe, model_of, plan_of, shortened
 from sim.spec import DType
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from calibration.bench import load_measured
-from calibration.predict import predictable
 from commandline import run
 from sim import catalogue
+from sim.measured import load_measured
+from sim.predict import predictable
 from sim.profile_files import SHIPPED, load_profile, shipped_file
 
 FILES = sorted(path for path in SHIPPED.glob("*.json") if not path.name.endswith(".measurements.json"))

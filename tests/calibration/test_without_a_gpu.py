@@ -8,18 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from calibration.bench import Measured, cases, measure, scope_of
+from calibration.bench import cases, measure, scope_of
 from calibration.families import attention, host, products, transfers
 from calibration.families.base import Scope
 from calibration.fit import fit
 from calibration.machine import machine_at, name_at
-from calibration.predict import predictable
 from calibration.runner import Runner
 from calibration.timer import CpuTimer, CudaTimer
 from runtime.graph import launch
 from runtime.graph import products as graph_products
 from sim import catalogue
 from sim.cost import CostModel
+from sim.measured import Measured
+from sim.predict import predictable
 from sim.profile import Measurement, Profile
 from sim.spec import DType, MachineSpec
 from sim.units import MIB

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 
-from calibration.bench import Measured
 from calibration.families.base import Scope
 from calibration.timer import CpuTimer
 from sim import catalogue
 from sim.access import measured_access
 from sim.attention import Selector
+from sim.measured import Measured
 from sim.profile import Fingerprint
 from sim.spec import DType, GpuSpec, LinkSpec, MachineSpec
 from sim.units import MIB

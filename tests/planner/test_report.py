@@ -13,9 +13,12 @@ from builders import make_setting, newest_in_hbm
 from commandline import run, run_cold
 from planner.inputs import Question, question_of
 from sim.files import load_plan, load_trace, plan_to_json, save_trace
+from sim.measured import load_measured, measurements_file, save_measured
 from sim.profile import Estimate, Evidence, Fingerprint, Profile
-from sim.profile_files import load_profile, save_profile
+from sim.profile_files import SHIPPED, load_profile, save_profile
 from sim.units import GIB
+from sim.verdict import verdict_to_json
+from studies import make_verdict
 
 QUICK = ("--model", "opt-125m", "--batch", "4", "--prompt", "8", "--output", "6")
 
@@ -210,3 +213,54 @@ def test_a_question_is_read_back_from_its_command(question: Question) -> None:
 def test_other_commands_are_no_questions(command: str) -> None:
     with pytest.raises(ValueError, match=r"^command "):
         question_of(command)
+
+
+# What a measured profile rests on
+
+
+@pytest.fixture(scope="module")
+def h100(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A plan for a card that has been measured."""
+    file = tmp_path_factory.mktemp("h100") / "plan.json"
+    assert run("solve", "--gpu", "h100-80g-sxm", *QUICK, "-o", str(file)).code == 0
+    return file
+
+
+def test_a_measured_profile_shows_its_measurements(h100: Path, tmp_path: Path) -> None:
+    page, verdict = tmp_path / "page.html", tmp_path / "verdict.json"
+    verdict.write_text(json.dumps(verdict_to_json(make_verdict(), None)))
+    assert run("report", str(h100), "--verdict", str(verdict), "-o", str(page)).code == 0
+    text = page.read_text()
+
+    for words in ("The profile against its measurements", "fit-products", "fit-copies", "fit-attention", "fit-gathers"):
+        assert words in text
+    for words in ("Predictions against runs", "campaign-parity", f"--verdict {verdict}"):
+        assert words in text
+    assert page.stat().st_size < 6_000_000
+    assert run("report", str(h100), "--profile", "nominal", "-o", str(page)).code == 0
+    assert "The profile against its measurements" not in page.read_text()
+
+
+def test_a_profile_without_its_measurements_shows_errors_alone(h100: Path, tmp_path: Path) -> None:
+    profile, page = tmp_path / "mine.json", tmp_path / "page.html"
+    save_profile(profile, load_profile(SHIPPED / "h100-80g-sxm.json"))
+    assert run("report", str(h100), "--profile", str(profile), "-o", str(page)).code == 0
+
+    assert "no curve is drawn" in page.read_text()
+
+
+def test_what_another_machine_gave_is_refused(h100: Path, folder: Path, tmp_path: Path) -> None:
+    profile, verdict, page = tmp_path / "mine.json", tmp_path / "verdict.json", str(tmp_path / "page.html")
+    shipped = SHIPPED / "h100-80g-sxm.json"
+    save_profile(profile, load_profile(shipped))
+    raw = load_measured(measurements_file(shipped))
+    save_measured(measurements_file(profile), replace(raw, fingerprint=replace(raw.fingerprint, date="2001-01-01")))
+    error = run("report", str(h100), "--profile", str(profile), "-o", page).error
+    assert error.startswith(f"{measurements_file(profile)}: measured on NVIDIA H100 80GB HBM3, 2001-01-01, ")
+
+    verdict.write_text(json.dumps(verdict_to_json(make_verdict(), None)))
+    error = run("report", str(folder / "plan.json"), "--verdict", str(verdict), "-o", page).error
+    assert error == (
+        f"{verdict}: plans were run on h100-80g-sxm, this plan is for a100-40g: give a verdict on a100-40g"
+    )
+    assert run("report", str(h100), "--verdict", str(h100), "-o", page).error.startswith(f"{h100}.")

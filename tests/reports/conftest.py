@@ -8,12 +8,22 @@ import pytest
 
 import chromium
 from reports import Run, plan_page, sweep_page
-from studies import as_if_measured, continuous, large, make_rivals, make_study, make_sweep, three_phases
+from studies import (
+    as_if_measured,
+    continuous,
+    large,
+    make_rivals,
+    make_study,
+    make_sweep,
+    measured_study,
+    three_phases,
+)
 
 PAGES: dict[str, Callable[[], str]] = {
     "plan": lambda: plan_page(make_study(three_phases())),
     "everything": lambda: everything(),
     "continuous": lambda: plan_page(make_study(continuous())),
+    "evidence": lambda: plan_page(measured_study(three_phases())),
     "large": lambda: plan_page(make_study(large())),
     "sweep": lambda: sweep_page(make_sweep()),
 }

@@ -11,7 +11,16 @@ from chromium import Browser
 from reports import Run, plan_page, sweep_page
 from reports.look import SPAN_COLOURS
 from reports.timeline import LANES
-from studies import as_if_measured, large, make_answer, make_rivals, make_study, make_sweep, three_phases
+from studies import (
+    as_if_measured,
+    large,
+    make_answer,
+    make_rivals,
+    make_study,
+    make_sweep,
+    measured_study,
+    three_phases,
+)
 
 PageFile = Callable[[str], Path]
 LOOKS = [(width, scheme) for width in (400, 1280) for scheme in ("light", "dark")]
@@ -31,7 +40,7 @@ return [...document.querySelectorAll('.plot')].map((plot) => ({
 }))"""
 
 
-@pytest.mark.parametrize("name", ["plan", "everything", "continuous", "large", "sweep"])
+@pytest.mark.parametrize("name", ["plan", "everything", "evidence", "continuous", "large", "sweep"])
 def test_every_figure_is_drawn_quietly_within_the_window(window: Browser, page_file: PageFile, name: str) -> None:
     window.open(page_file(name))
     for width, scheme in LOOKS:
@@ -267,6 +276,42 @@ def test_text_from_files_stays_text(window: Browser, tmp_path: Path) -> None:
     )
 
     assert_only_text(window)
+
+
+def test_text_of_measurements_and_campaigns_stays_text(window: Browser, tmp_path: Path) -> None:
+    plan = three_phases()
+    plan = replace(plan, setting=replace(plan.setting, model=replace(plan.setting.model, name=NASTY)))
+    study = measured_study(plan)
+    profile, raw, verdict = study.cost.profile, study.raw, study.verdict
+    assert profile.evidence
+    assert raw
+    assert verdict
+    errors = tuple(replace(one, family=NASTY, worst_case=NASTY) for one in profile.evidence.errors)
+    cost = replace(study.cost, profile=replace(profile, evidence=replace(profile.evidence, errors=errors)))
+    word = f"as={NASTY.replace(' ', '_')}"
+    told = tuple(replace(one, case=f"{one.case} {word}") for one in raw.measurements if one.family == "product")
+    recipe = f"model={NASTY.replace(' ', '_').replace('=', '')}"
+    plans = tuple(replace(one, recipe=recipe, explained_by=NASTY) for one in verdict.plans)
+    nasty = replace(verdict, gpu=NASTY, profile=NASTY, plans=plans, failed=((NASTY, NASTY),))
+    file = tmp_path / "nasty.html"
+    file.write_text(plan_page(replace(study, cost=cost, raw=replace(raw, measurements=told), verdict=nasty)))
+    window.open(file)
+
+    assert_only_text(window)
+
+
+def test_a_point_names_its_measurement(window: Browser, page_file: PageFile) -> None:
+    window.open(page_file("evidence"))
+    point = "document.querySelector('[data-figure=fit-copies] .scatterlayer .points path')"
+    x, y = window.run(
+        f"{point}.scrollIntoView({{block: 'center', behavior: 'instant'}}); const b = {point}.getBoundingClientRect();"
+        "return [b.left + b.width / 2, b.top + b.height / 2]"
+    )
+    window.point_at(x, y)
+
+    assert window.until(
+        "document.querySelector('[data-figure=fit-copies] .hoverlayer').textContent.includes('memory=pinned bytes=4096')"
+    )
 
 
 def test_text_in_a_sweep_stays_text(window: Browser, tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from calibration.families.steps import FIRST_STEADY_STEP
-from calibration.recipe import Recipe, model_of, plan_of
 from sim.cost import CostModel
 from sim.flows import Column, flows_of, home_columns
 from sim.kv import KvFormat, kv_layer_bytes
@@ -13,8 +11,10 @@ from sim.layer import attention_flops, choice_prices, layer_prices, layer_times
 from sim.pipeline import step_seconds
 from sim.plan import Mechanism, Plan
 from sim.profile import Measurement
+from sim.recipe import Recipe, model_of, plan_of
 from sim.spec import DType, MachineSpec, WeightFormat
 
+FIRST_STEADY_STEP = 2
 Prediction = Callable[[CostModel], float]
 RECORDED_ONLY = ("launch", "pin", "dram", "copy_beside")  # for the reader: no constant prices them
 

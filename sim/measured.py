@@ -1,0 +1,59 @@
+"""Raw measurements as a file, beside the profile that was fitted to them."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sim.access import AccessProfile
+from sim.codec import from_plain, to_plain
+from sim.files import read_json_object, write_atomically
+from sim.profile import Fingerprint, Measurement
+from sim.spec import MachineSpec
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Raw measurements of one machine; ``access`` of a checkpoint, ``random_access`` of random weights, by selector."""
+
+    fingerprint: Fingerprint
+    machine: MachineSpec
+    access: tuple[AccessProfile, ...] = ()
+    random_access: tuple[AccessProfile, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+
+    def has(self, family: str, case: str) -> bool:
+        return any((one.family, one.case) == (family, case) for one in self.measurements)
+
+
+def save_measured(file: Path, measured: Measured) -> None:
+    """One measurement a line: readable, and small differences between two runs stand out."""
+    head = {"schema_version": SCHEMA_VERSION, **to_plain(replace(measured, measurements=()))}
+    lines = ",\n".join(json.dumps(_plain(one), allow_nan=False) for one in measured.measurements)
+    text = json.dumps({name: value for name, value in head.items() if name != "measurements"}, indent=1)
+    write_atomically(file, f'{text[:-2]},\n "measurements": [\n{lines}\n ]\n}}\n')
+
+
+def load_measured(file: Path) -> Measured:
+    """What ``save_measured`` wrote.
+
+    Raises ValueError for another schema version or a value that does not fit.
+    """
+    data = read_json_object(file)
+    version = data.pop("schema_version", None)
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"{file}: schema_version={version!r}, must be {SCHEMA_VERSION}: measure again")
+    return from_plain(Measured, data, str(file))
+
+
+def measurements_file(profile: Path) -> Path:
+    """Beside the profile."""
+    return profile.with_suffix(".measurements.json")
+
+
+def _plain(one: Measurement) -> dict[str, Any]:
+    """Seven digits are more than any clock gives."""
+    plain = to_plain(one)
+    return {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in plain.items()}
