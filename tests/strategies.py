@@ -1,5 +1,6 @@
 """Hypothesis strategies: valid plans over every option, on machines slow and fast enough for every regime to occur."""
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from hypothesis import strategies as st
@@ -178,12 +179,12 @@ def plans(draw: st.DrawFn, selector: Selector | None = None) -> Plan:
 
 
 @st.composite
-def continuous_plans(draw: st.DrawFn) -> Plan:
+def continuous_plans(draw: st.DrawFn, preemptions: Sequence[Preemption] = tuple(Preemption)) -> Plan:
     """Plans that admit sequences one by one, with room for one to three whole ones, so that some must step back."""
     setting = draw(settings_of(outputs=(1, 9, 18, 27)))
     most = draw(st.sampled_from((setting.concurrency, setting.workload.batch)))
     setting = replace(setting, concurrency=most, weights_on_host=0.0, host_attention=False, recompute=Recompute.NONE)
-    plan = in_hbm(replace(setting, admission=Admission.CONTINUOUS, preemption=draw(st.sampled_from(Preemption))))
+    plan = in_hbm(replace(setting, admission=Admission.CONTINUOUS, preemption=draw(st.sampled_from(preemptions))))
     homes = home_columns(plan.homes)
     whole_bytes = float(paged_bytes(setting, occupancy_of(plan, homes, flows_of(plan, homes)).hbm).max())
     budget_bytes = int(whole_bytes * draw(st.floats(1.0, 4.0)))
