@@ -111,13 +111,13 @@ def _worst_family(study: Study) -> str:
     """The kind of work whose seconds are furthest off in any run."""
     simulated = family_seconds(study.simulated)
     runs = {run.name: family_seconds(run) for run in study.measured}
-    errors = {
-        (name, run): got[name] / simulated[name] - 1 for run, got in runs.items() for name in got if name in simulated
+    ratios = {
+        (name, run): got[name] / simulated[name] for run, got in runs.items() for name in got if name in simulated
     }
-    if not errors:
+    if not ratios:
         return ""
-    name, run = max(errors, key=lambda key: abs(errors[key] - 1))
-    return f" By kind of work the largest error is {distance(errors[name, run])}, {name} in {run}."
+    name, run = max(ratios, key=lambda key: abs(ratios[key] - 1))
+    return f" By kind of work the largest error is {distance(ratios[name, run])}, {name} in {run}."
 
 
 def _unit(limit: str) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from builders import make_setting, newest_in_hbm
-from reports import Run, plan_page, sweep_page
+from reports import Run, plan_page, sentences, sweep_page
 from reports.chart import MOST_POINTS, Chart, thinned
 from reports.figures.homes import tier_bytes, token_homes
 from reports.figures.measured import family_errors, family_seconds, pairs_of, parity, steps_measured
@@ -150,6 +150,9 @@ def test_errors_by_kind_of_work_are_ratios_of_busy_seconds() -> None:
     busy = sum(wave.repeats * wave.busy_s(Resource.GPU) for wave in run.trace.waves)
     assert found["GPU in all"] == pytest.approx(busy)
     assert sorted(bars.values(), key=abs, reverse=True) == list(bars.values())
+    worst = next(iter(bars))
+    said = sentences.measured(replace(study, measured=(run,)), pairs_of(replace(study, measured=(run,))))
+    assert said.endswith(f"the largest error is {bars[worst]:+.1f} %, {worst} in bench.")
 
 
 def test_a_run_that_knows_its_steps_alone_can_be_shown() -> None:
