@@ -43,22 +43,22 @@ class SparseWindow(LayerSelector):
     def scores(self, row: int, older: Tensor, q: Tensor | None) -> Tensor:  # noqa: ARG002
         end = self.scope.counts.cached[0] + max(0, row - 1)
         first = max(end - self.history[row], 0)
-        for query in range(self.end, end):
-            self._add(query, 1)
-        for query in (*range(self.first, first), *range(first, self.first)):
-            self._add(query, 1 if query < self.first else -1)
+        self._add(self.end, end, 1)
+        self._add(self.first, first, -1)
+        self._add(first, self.first, 1)
         self.first, self.end = first, end
         return self.sums.double() / _UNIT
 
-    def _add(self, query: int, sign: int) -> None:
-        """Add one query's weights to ``sums``, or take them away."""
+    def _add(self, first: int, last: int, sign: int) -> None:
+        """Add the weights of queries from ``first`` to before ``last`` to ``sums``, or take them away."""
         assert self.prompt is not None
         prompt = self.scope.counts.cached[0]
-        if query >= prompt:
+        if first < min(last, prompt):
+            paid = self.prompt[:, first - prompt :][:, : min(last, prompt) - first]  # it ends with the prompt's last query
+            self.sums[:, :prompt] += sign * _whole(paid).sum(1)
+        for query in range(max(first, prompt), last):
             slot = (query - prompt + 1) % self.queries
             self.sums.scatter_add_(-1, self.positions[:, slot], sign * _whole(self.weights[:, slot]))
-        else:
-            self.sums[:, :prompt] += sign * _whole(self.prompt[:, query - prompt])
 
 
 def _whole(weights: Tensor) -> Tensor:
