@@ -7,6 +7,8 @@ from typing import Protocol
 
 import torch
 
+from runtime.streams import warming_stream
+
 Call = Callable[[], object]
 _LEAST, _MOST = 5, 40  # samples
 _SLEEP_CYCLES = 2_000_000  # about a millisecond: long enough to queue some twenty calls behind it
@@ -82,7 +84,7 @@ def timer_for(device: torch.device) -> Timer:
 
 def _graph_of(calls: Sequence[Call]) -> Call:
     """All calls as one graph, after a run of each that compiles its kernels."""
-    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream = warming_stream(torch.device("cuda"))
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for call in calls:

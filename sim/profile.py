@@ -21,7 +21,8 @@ class Measurement:
     """One kernel, transfer or step of the runtime, timed. ``case`` is ``key=value`` words that name it within its family.
 
     ``seconds`` is the median of ``samples``, ``low_s`` and ``high_s`` are their tenth and ninetieth percentiles;
-    ``size_bytes`` and ``flops`` are what it moved and computed, for the rates that a reader wants.
+    ``size_bytes`` and ``flops`` are what it moved and computed, for the rates that a reader wants; ``peak_bytes`` is the
+    most that the device's allocator had given out meanwhile, 0 where it was not asked.
     """
 
     family: str
@@ -32,6 +33,7 @@ class Measurement:
     samples: int
     size_bytes: float = 0.0
     flops: float = 0.0
+    peak_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in ("seconds", "low_s", "high_s"):

@@ -18,7 +18,6 @@ from sim.profile import Measurement, Profile
 from sim.recipe import Recipe, plan_of
 
 _DENSE = Recipe(model="opt-125m", batch=1, prompt=1, output=1)
-_WINDOW = replace(_DENSE, selector=Selector.SWA, keep=20, placement=Placement.RESIDENT)
 
 
 def cases(scope: Scope, runner: Runner) -> Iterator[Case]:
@@ -38,24 +37,43 @@ def _recipes(scope: Scope) -> Iterator[Recipe]:
             base = replace(_DENSE, model=_with_layers(name, layers), dtype=scope.dtype, output=scope.output)
             grid = [(batch, prompt) for batch in batches for prompt in prompts]
             for batch, prompt in grid if layers == 6 else grid[:: len(prompts) + 1]:
-                yield replace(base, batch=batch, prompt=prompt)
+                dense = replace(base, batch=batch, prompt=prompt)
+                yield dense
+                if scope.thorough or layers == 2:
+                    yield _window(dense, 20)
             if layers == 6:
                 yield from _choices(replace(base, batch=batches[len(batches) // 2], prompt=prompts[-1]), scope)
+                if scope.thorough:
+                    yield from _few(replace(base, batch=batches[0], prompt=prompts[-1]))
 
 
 def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
-    window = replace(_WINDOW, model=dense.model, dtype=dense.dtype, output=dense.output, batch=dense.batch)
+    window = _window(dense, 20)
     for keep in scope.some((10, 40, 20)):
-        yield replace(window, prompt=dense.prompt, keep=keep)
+        yield replace(window, keep=keep)
     yield replace(dense, hbm=50)
-    yield replace(window, prompt=dense.prompt, hbm=60)
+    yield replace(window, hbm=60)
     yield replace(dense, kv=KvFormat.INT8)
     if scope.thorough:
         yield replace(dense, hbm=80)
-        yield replace(window, prompt=dense.prompt, hbm=60, placement=Placement.RECENT)
+        yield replace(window, hbm=60, placement=Placement.RECENT)
         yield replace(dense, hbm=50, kv=KvFormat.INT8)
+        yield replace(window, selector=Selector.PAGES, keep=10)
+        yield replace(window, selector=Selector.PAGES, keep=20, hbm=60)
     yield replace(dense, hbm=50, recompute=Recompute.ACTIVATIONS_HOST)
     yield replace(dense, hbm=70, recompute=Recompute.TOKENS)
+
+
+def _few(dense: Recipe) -> Iterator[Recipe]:
+    """Of few sequences: what a step takes at least where it is launched, not replayed."""
+    yield replace(dense, hbm=50)
+    yield replace(dense, hbm=50, recompute=Recompute.ACTIVATIONS_HOST)
+    yield replace(dense, hbm=70, recompute=Recompute.TOKENS)
+    yield replace(dense, kv=KvFormat.INT8)
+
+
+def _window(dense: Recipe, keep: int) -> Recipe:
+    return replace(dense, selector=Selector.SWA, keep=keep, placement=Placement.RESIDENT)
 
 
 def _with_layers(name: str, layers: int) -> str:
@@ -78,12 +96,14 @@ def measured(scope: Scope, runner: Runner, recipe: Recipe) -> tuple[Measurement,
     """The prefill and a decode step; after a run that loads and compiles what is needed."""
     plan = plan_of(recipe, scope.machine)
     runner.warm(plan)
-    prefills, steps = list[float](), list[float]()
-    for _ in range(1 if scope.on_gpu else 2):
-        ends = runner.run(plan).trace.waves[0].step_end_s
+    prefills, steps, peak_bytes = list[float](), list[float](), 0
+    for _ in range(2):
+        ran = runner.run(plan)
+        ends = ran.trace.waves[0].step_end_s
         prefills.append(ends[0])
         steps += steady(ends)
-    return (_measurement("decode", recipe, steps), _measurement("prefill", recipe, prefills))
+        peak_bytes = ran.peak_bytes or 0
+    return (_measurement("decode", recipe, steps), _measurement("prefill", recipe, prefills, peak_bytes))
 
 
 def steady(step_end_s: Sequence[float]) -> list[float]:
@@ -91,7 +111,7 @@ def steady(step_end_s: Sequence[float]) -> list[float]:
     return [end_s - start_s for start_s, end_s in pairwise(step_end_s[FIRST_STEADY_STEP - 1 :])]
 
 
-def _measurement(family: str, recipe: Recipe, samples: list[float]) -> Measurement:
+def _measurement(family: str, recipe: Recipe, samples: list[float], peak_bytes: int = 0) -> Measurement:
     spread = Spread.of(samples)
     return Measurement(
         family=family,
@@ -100,4 +120,5 @@ def _measurement(family: str, recipe: Recipe, samples: list[float]) -> Measureme
         low_s=spread.low_s,
         high_s=spread.high_s,
         samples=spread.samples,
+        peak_bytes=peak_bytes,
     )

@@ -10,7 +10,7 @@ from torch.nn import functional as fn
 from runtime.graph.products import Sum, Tiling, Turning, add_norm, gate, linear, partial_linear, place
 from runtime.models import Decoder
 from runtime.models.decoder import Affine
-from runtime.streams import SideStream
+from runtime.streams import SideStream, warming_stream
 
 
 class Slots(Protocol):
@@ -75,7 +75,7 @@ class CapturedStep:
         """
         if self.decoder.device.type != "cuda":
             return
-        stream = torch.cuda.Stream(self.decoder.device)  # type: ignore[no-untyped-call]
+        stream = warming_stream(self.decoder.device)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(2):

@@ -119,12 +119,12 @@ class Decoder:
         weights, config = self.weights.layers[layer], self.config
         mixed = _linear(attended.flatten(-2), weights.out)
         if config.parallel:
-            return mixed + self._mlp(weights, self._norm(x, weights.mlp_norm)) + x
-        x = x + mixed
+            return mixed.add_(self._mlp(weights, self._norm(x, weights.mlp_norm))).add_(x)
+        x = mixed.add_(x)
         if config.pre_norm:
-            return x + self._mlp(weights, self._norm(x, weights.mlp_norm))
+            return self._mlp(weights, self._norm(x, weights.mlp_norm)).add_(x)
         x = self._norm(x, weights.attention_norm)
-        return self._norm(x + self._mlp(weights, x), weights.mlp_norm)
+        return self._norm(self._mlp(weights, x).add_(x), weights.mlp_norm)
 
     def logits(self, x: Tensor) -> Tensor:
         """[batch, token, vocab] in float32."""
@@ -161,7 +161,7 @@ class Decoder:
         if not self.spec.gated_mlp:
             return _linear(self.activate(up), weights.down)
         gate, value = up.chunk(2, dim=-1)
-        return _linear(self.activate(gate) * value, weights.down)
+        return _linear(self.activate(gate).mul_(value), weights.down)
 
     def _prepare_rope(self) -> tuple[Tensor | None, float]:
         if self.config.rope is None:
@@ -191,10 +191,19 @@ def _tanh_gelu(x: Tensor) -> Tensor:
     return fn.gelu(x, approximate="tanh")
 
 
+def _relu(x: Tensor) -> Tensor:
+    return fn.relu(x, inplace=True)
+
+
+def _silu(x: Tensor) -> Tensor:
+    return fn.silu(x, inplace=True)
+
+
+# In place where that is to be had: a prefill's widest rows are held once.
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": fn.relu,
+    "relu": _relu,
     "gelu": fn.gelu,
-    "silu": fn.silu,
+    "silu": _silu,
     "gelu_new": _tanh_gelu,
     "gelu_fast": _tanh_gelu,
     "gelu_pytorch_tanh": _tanh_gelu,

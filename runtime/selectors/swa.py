@@ -54,7 +54,9 @@ class SparseWindow(LayerSelector):
         assert self.prompt is not None
         prompt = self.scope.counts.cached[0]
         if first < min(last, prompt):
-            paid = self.prompt[:, first - prompt :][:, : min(last, prompt) - first]  # it ends with the prompt's last query
+            paid = self.prompt[:, first - prompt :][
+                :, : min(last, prompt) - first
+            ]  # it ends with the prompt's last query
             self.sums[:, :prompt] += sign * _whole(paid).sum(1)
         for query in range(max(first, prompt), last):
             slot = (query - prompt + 1) % self.queries
