@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from calibration.families import attention, formats, host, products, steps, transfers
+from calibration.families import attention, fetches, formats, host, products, steps, transfers
 from calibration.families.base import Case, Scope
 from calibration.machine import fingerprint_of, is_cpu, machine_at
 from calibration.runner import Runner
@@ -65,6 +65,7 @@ def cases(scope: Scope, runner: Runner) -> Iterator[Case]:
     yield from host.cases(scope)
     yield from transfers.copies(scope)
     yield from transfers.gathers(scope)
+    yield from fetches.cases(scope)
     yield from formats.cases(scope)
     yield from products.cases(scope)
     yield from attention.cases(scope)

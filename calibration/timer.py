@@ -74,7 +74,9 @@ class CudaTimer:
             end.synchronize()
             return float(start.elapsed_time(end)) / 1e3 / len(calls)
 
-        return _sampled(once, budget_s)
+        spread = _sampled(once, budget_s)
+        torch.cuda.synchronize()  # what another stream still reads must not be freed
+        return spread
 
 
 def timer_for(device: torch.device) -> Timer:

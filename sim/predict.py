@@ -16,7 +16,9 @@ from sim.spec import DType, MachineSpec, WeightFormat
 
 FIRST_STEADY_STEP = 2
 Prediction = Callable[[CostModel], float]
-RECORDED_ONLY = ("launch", "pin", "dram", "copy_beside")  # for the reader: no constant prices them
+# For the reader, no constant prices them. Of fetching by other numbers of programs than the runtime's they say whether its
+# number is the right one: the constants are of that number alone.
+RECORDED_ONLY = ("launch", "pin", "dram", "copy_beside", "fetch_blocks", "fetch_blocks_beside")
 
 
 def predictable(measurements: Sequence[Measurement], machine: MachineSpec) -> list[tuple[Measurement, Prediction]]:
@@ -40,7 +42,9 @@ def _operation(measurement: Measurement, machine: MachineSpec) -> Prediction:
         "copy": _copy,
         "duplex": _duplex,
         "gather": _gather,
-        "gather_beside": _gather_beside,
+        "gather_beside": _products_beside,  # the pool's reads, in files of before there was ``fetch_beside``
+        "fetch": _fetch,
+        "fetch_beside": _products_beside,
         "quantise": _conversion,
         "dequantise": _conversion,
         "host_attention": _host_attention,
@@ -106,10 +110,14 @@ def _gather(took: Measurement, cost: CostModel) -> float:
     size = took.number("bytes")
     if took.text("from") == "hbm":
         return cost.gather_s(size) + cost.launch_s(1)
-    return cost.transfer(Mechanism.GATHER_KERNEL).at_one(size)
+    return _fetch(took, cost)
 
 
-def _gather_beside(took: Measurement, cost: CostModel) -> float:
+def _fetch(took: Measurement, cost: CostModel) -> float:
+    return cost.transfer(Mechanism.GATHER_KERNEL).at_one(took.number("bytes"))
+
+
+def _products_beside(took: Measurement, cost: CostModel) -> float:
     """Products lose the share of the SMs that the gather holds."""
     one = cost.gemm(took.number("inputs"), took.number("outputs"), DType.FP16, WeightFormat.NATIVE)
     return took.number("products") * one.at_one(took.number("rows")) * (1 + cost.profile.gather_sm_share)

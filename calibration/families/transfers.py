@@ -1,4 +1,4 @@
-"""Bytes between host and device, and rows gathered from either: copies, kernels that read pinned memory, both beside work."""
+"""Bytes between host and device, and rows gathered from either: copies, both ways and beside work, and the pool's reads."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -41,7 +41,7 @@ def copies(scope: Scope) -> Iterator[Case]:
 
 
 def gathers(scope: Scope) -> Iterator[Case]:
-    """Scattered rows by the pool's own reads: from HBM, from host memory, and products beside the latter."""
+    """Scattered rows by the pool's own reads: from HBM and from host memory."""
     for size in scope.some(_GATHERED):
         if size > scope.most_bytes / 4:
             continue
@@ -51,11 +51,6 @@ def gathers(scope: Scope) -> Iterator[Case]:
                 yield timed(
                     scope, "gather", words, _gatherer(scope, size, row, source), size_bytes=size, captured=scope.on_gpu
                 )
-    if scope.on_gpu:
-        for row in scope.some(_ROWS[1:]):
-            rows, inputs, outputs = _SHAPE
-            words = f"row={row} rows={rows} inputs={inputs} outputs={outputs} products={_PRODUCTS}"
-            yield timed(scope, "gather_beside", words, partial(_products_beside, scope, row), captured=False)
 
 
 def _copier(scope: Scope, size: int, memory: str, to: str) -> Callable[[], list[Call]]:
@@ -135,28 +130,3 @@ def _read(scope: Scope, tokens: int, row: int, source: str) -> Call:
     pool.slot_of[0, 0, : 2 * tokens] = torch.arange(2 * tokens, device=scope.device)
     chosen = torch.randperm(2 * tokens, device=scope.device)[:tokens].sort().values[None]
     return lambda: pool.take(0, chosen)
-
-
-_PRODUCTS, _SHAPE = 20, (64, 4096, 16384)
-
-
-def _products_beside(scope: Scope, row: int) -> list[Call]:
-    """Products while another stream gathers from host memory for longer than they take."""
-    side = torch.cuda.Stream(scope.device)  # type: ignore[no-untyped-call]
-    read = _read(scope, 128 * MIB // row, row, "host")
-    rows, inputs, outputs = _SHAPE
-    x = scope.normal(rows, inputs)
-    weights = [scope.normal(outputs, inputs) for _ in range(_PRODUCTS)]
-
-    def call() -> None:
-        for weight in weights:
-            torch.nn.functional.linear(x, weight)
-
-    def beside() -> None:
-        main = torch.cuda.current_stream()
-        side.wait_stream(main)
-        with torch.cuda.stream(side):
-            read()
-        call()
-
-    return [beside]

@@ -4,13 +4,13 @@ The newest tokens are at home in HBM, older ones on the host; what a step attend
 it out. The rules are those of ``runtime.selectors.pages`` and ``runtime.ledger``.
 """
 
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from runtime.cache import hbm_slots
+from runtime.graph.fetching import fetch, kernels
 from runtime.graph.launch import Launcher, power_of_two
 from runtime.graph.pinned import registered
 from runtime.lanes import Lanes
@@ -22,7 +22,6 @@ from sim.attention import PAGE_TOKENS
 from sim.plan import Plan, WriteBack
 
 _FEW_PAGES = 128  # of a lane: its kernels take few warps
-_FETCHING_PROGRAMS = 256  # enough loads on their way to fill the link
 
 
 class Entries(NamedTuple):
@@ -221,28 +220,8 @@ class RecallSlots:
         )
 
     def _fetch(self, layer: int) -> None:
-        lanes, heads = self.lanes.count, self.launcher.heads
-        at_once = min(8, power_of_two(heads))
-        parts = -(-heads // at_once)
-        turns = max(1, _FETCHING_PROGRAMS // (lanes * parts))
-        kernels().fetch[lanes, parts, turns](
-            self.scratch.fetches,
-            self.state.fetch_counts[layer],
-            self.row,
-            self.keys[layer],
-            self.values[layer],
-            self.host_keys[layer],
-            self.host_values[layer],
-            heads,
-            self.near,
-            self.host_keys.shape[2],
-            self.width,
-            CHANNELS=self.launcher.channels,
-            PADDED=self.launcher.padded,
-            HEADS=at_once,
-            TURNS=turns,
-            num_warps=4,
-        )
+        here, there = (self.keys[layer], self.values[layer]), (self.host_keys[layer], self.host_values[layer])
+        fetch(self.scratch.fetches, self.state.fetch_counts[layer], self.row, here, there)
 
     def _off(self, row: int) -> int:
         """Tokens at home on the host in ``row``, the oldest ones."""
@@ -277,13 +256,6 @@ class RecallSlots:
 
     def _scope(self, lanes: slice) -> Scope:
         return Scope.of(self.plan.setting, self.padding[lanes], self.decoder.dtype)
-
-
-def kernels() -> ModuleType:
-    """See ``runtime.graph.launch.kernels``."""
-    from runtime.graph import recall_kernels as module
-
-    return module
 
 
 def has_room_for_copies(plan: Plan) -> bool:

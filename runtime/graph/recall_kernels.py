@@ -216,14 +216,13 @@ def fetch(
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     HEADS: tl.constexpr,
-    TURNS: tl.constexpr,
 ):
-    """Bring what is missing from the host; each program every TURNS-th token of a lane, some heads of it."""
+    """Bring what is missing from the host; each program some heads of every so-many-th token of a lane."""
     lane = tl.program_id(0).to(tl.int64)
     head, channel = tl.program_id(1) * HEADS + tl.arange(0, HEADS), tl.arange(0, PADDED)
     inside = (head < heads)[:, None] & (channel < CHANNELS)[None, :]
     count = tl.load(fetch_counts + tl.load(row) * tl.num_programs(0) + lane)
-    for turn in range(tl.program_id(2), count, TURNS):
+    for turn in range(tl.program_id(2), count, tl.num_programs(2)):
         what = fetches + (lane * width + turn) * 2
         position, slot = tl.load(what).to(tl.int64), tl.load(what + 1).to(tl.int64)
         held = inside & (

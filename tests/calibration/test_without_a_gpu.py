@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from calibration.bench import cases, measure, scope_of
-from calibration.families import attention, host, products, transfers
+from calibration.families import attention, fetches, host, products, transfers
 from calibration.families.base import Scope
 from calibration.fit import fit
 from calibration.machine import machine_at, name_at
 from calibration.runner import Runner
 from calibration.timer import CpuTimer, CudaTimer
-from runtime.graph import launch
+from runtime.graph import fetching, launch
 from runtime.graph import products as graph_products
 from sim import catalogue
 from sim.cost import CostModel
@@ -79,6 +79,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "kernels", lambda: kernels)
     monkeypatch.setattr(launch, "_grouped_kernels", lambda: SimpleNamespace(attend=Kernel(), merge=Kernel()))
     monkeypatch.setattr(graph_products, "_kernels", lambda: kernels)
+    monkeypatch.setattr(fetching, "kernels", lambda: SimpleNamespace(fetch=Kernel()))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
@@ -86,6 +87,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "_sleep", lambda _: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(transfers, "_pair", lambda _, size, __: (torch.ones(size, dtype=torch.uint8),) * 2)
     monkeypatch.setattr(transfers, "GIB", MIB)
     torch.set_num_threads(1)
@@ -126,20 +128,43 @@ def test_products_go_through_the_runtimes_own_kernels() -> None:
     assert len({one.case for one in taken}) == len(taken)
 
 
-def test_copies_and_gathers_run_alone_and_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_run_alone_and_beside_others_gathers_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transfers, "MIB", 1024)
-    monkeypatch.setattr(transfers, "_SHAPE", (2, 64, 64))
     small = scope()
     made = [*transfers.copies(small), *transfers.gathers(small)]
 
     taken = [one for case in made for one in case.measure()]
 
-    assert {one.family for one in taken} == {"copy", "duplex", "copy_beside", "gather", "gather_beside"}
+    assert {one.family for one in taken} == {"copy", "duplex", "copy_beside", "gather"}
     assert {(one.text("to"), one.text("memory")) for one in taken if one.family == "copy"} == {
         (to, memory) for to in ("device", "host") for memory in ("pinned", "pageable")
     }
     priced = {one.case for one, _ in predictable(taken, CARD)}
     assert not any("pageable" in case for case in priced)
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_tokens_are_fetched_by_many_and_few_programs(thorough: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime's own number of programs is priced, others are recorded."""
+    programs, fetched = list[int](), fetching.fetch
+
+    def noted(*args: Any, **options: Any) -> None:
+        programs.append(options["programs"])
+        fetched(*args, **options)
+
+    monkeypatch.setattr(fetches, "fetch", noted)
+    monkeypatch.setattr(fetches, "_BYTES", 64 * 1024)
+    monkeypatch.setattr(fetches, "_SHAPE", (2, 64, 64))
+    taken = [one for case in fetches.cases(scope(thorough=thorough)) for one in case.measure()]
+
+    tried = {8, 32, 128, 256, 1024} if thorough else {8, 256, 1024}
+    assert {one.number("programs") for one in taken} == set(programs) == tried
+    assert {one.number("channels") for one in taken} == ({4096, 1024} if thorough else {4096})
+    assert {one.family for one in taken} == {"fetch", "fetch_beside", "fetch_blocks", "fetch_blocks_beside"}
+    assert {(one.family, one.number("programs")) for one, _ in predictable(taken, CARD)} == {
+        ("fetch", fetching.PROGRAMS),
+        ("fetch_beside", fetching.PROGRAMS),
+    }
 
 
 def test_pinning_and_launches_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +198,7 @@ def test_the_whole_list_of_a_card_is_named_apart_and_priced(thorough: bool, most
     cost = CostModel(machine=CARD, profile=Profile.nominal(CARD))
     assert len(set(named)) == len(named) <= most
     assert all(1e-7 < price(cost) < 2 for _, price in predictable(blank, CARD))
-    assert {"product", "attention", "select", "copy", "duplex", "gather", "gather_beside", "decode"} <= {
+    assert {"product", "attention", "select", "copy", "duplex", "gather", "fetch", "fetch_beside", "decode"} <= {
         family for family, _ in named
     }
 
