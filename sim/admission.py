@@ -168,12 +168,17 @@ class Scheduler:
         return Turn(left=tuple(event.left), entered=tuple(event.entered), decoding=tuple(decoding))
 
     def retire(self, number: int) -> None:
-        """Take out a running sequence whose text has ended before its last token."""
+        """Take out a sequence whose text has ended before its last token; one that has stepped back does not return."""
         for sequence in self.running:
             if sequence.number == number:
                 self.last_step[number] = self.steps - 1
                 self._close(sequence)
+        for sequence in self.waiting:
+            if sequence.number == number:
+                self.last_step[number] = self.steps - 1
+                self.host_bytes -= self.rules.held_bytes[sequence.done - 1] if sequence.swapped else 0.0
         self.running = [sequence for sequence in self.running if sequence.number != number]
+        self.waiting = deque(sequence for sequence in self.waiting if sequence.number != number)
 
     def _held(self, ahead: int = 0) -> float:
         """Bytes that all that run hold, ``ahead`` steps from now."""

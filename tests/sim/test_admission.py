@@ -59,6 +59,21 @@ def test_swapping_moves_out_and_in_the_same_bytes_and_prefills_once() -> None:
     assert planned.host_bytes[-1] == 0.0
 
 
+@pytest.mark.parametrize("preemption", Preemption)
+def test_who_ends_while_waiting_to_return_does_not(preemption: Preemption) -> None:
+    scheduler = Scheduler(replace(TWO_OF_THREE, preemption=preemption))
+    scheduler.step()
+    turn = scheduler.step()
+    assert turn is not None
+    (back,) = turn.left
+
+    scheduler.retire(back.number)
+
+    assert scheduler.host_bytes == 0.0
+    rest = list(iter(scheduler.step, None))
+    assert all(change.number != back.number for turn in rest for change in turn.entered)
+
+
 def test_with_room_for_all_it_is_one_wave() -> None:
     planned = schedule(replace(TWO_OF_THREE, budget_bytes=12.0))
 
@@ -120,7 +135,8 @@ def test_texts_that_end_early_make_room(given_rules: Rules, rng: random.Random) 
     while (turn := scheduler.step()) is not None:
         steps += 1
         assert not ended & {*turn.decoding, *(change.number for change in (*turn.entered, *turn.left))}
-        for sequence in list(scheduler.running):
+        stepped_back = [sequence for sequence in scheduler.waiting if sequence.done]
+        for sequence in (*scheduler.running, *stepped_back):
             if rng.random() < 0.3:
                 scheduler.retire(sequence.number)
                 ended.add(sequence.number)
