@@ -6,28 +6,21 @@ or given up: then its prompt and the tokens it has are prefilled again, densely,
 selector that is a new start: what the selector goes by is the new prefill's.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from runtime.clock import Clock
+from runtime.admitted import StepLog, admission_rules
 from runtime.models import Decoder
 from runtime.options import Options, Run
 from runtime.recorder import Record, Recorder
 from runtime.sampling import Sampler
-from runtime.wave import BudgetExceeded, Wave, WaveOptions, decode, padded, until_stop
-from sim.admission import Change, Rules, Scheduler, Turn
-from sim.flows import flows_of, home_columns, occupancy_of
-from sim.forecast import static_hbm_bytes, static_host_bytes
+from runtime.wave import Wave, WaveOptions, decode, padded, until_stop
+from sim.admission import Change, Scheduler, Turn
 from sim.homes import TokenHomes
-from sim.outcome import Served
 from sim.plan import Admission, Plan
-from sim.scheduled import page_rules
-from sim.trace import Level, Resource, Span, Tier, Trace, WaveTrace
-from sim.units import format_bytes
 from sim.workload import Workload
 
 
@@ -67,32 +60,33 @@ class _Machine:
     def __init__(self, plan: Plan, decoder: Decoder, prompts: Sequence[Sequence[int]], options: Options) -> None:
         self.plan, self.decoder, self.options = plan, decoder, options
         self.stop_tokens = decoder.config.stop_tokens if options.stop else ()
-        self.rules = _rules(plan, len(prompts))
+        self.rules = admission_rules(plan, len(prompts))
         self.scheduler = Scheduler(self.rules)
         places, steps = options.places or range(len(prompts)), plan.setting.workload.output_tokens
         self.sequences = [
             _Sequence(number, tuple(prompt), Sampler(options.sampling, (place,), steps, decoder.device))
             for number, (prompt, place) in enumerate(zip(prompts, places, strict=True))
         ]
-        self.clock = Clock(decoder.device)
-        self.marks, self.moved, self.held = list[tuple[int, int]](), list[tuple[float, float]](), list[float]()
-        self.on_host, self.most_allocated_bytes = list[float](), 0
+        self.log, self.most_allocated_bytes = StepLog(decoder.device), 0
 
     def run(self, turn: Turn) -> None:
         """One machine step."""
-        begin = self.clock.mark()
+        self.log.begin()
         out_bytes = sum(self._step_back(change) for change in turn.left)
         in_bytes = sum(self._return(change) for change in turn.entered if change.swapped)
         decoding = [self.sequences[number] for number in turn.decoding]
         entered = [self.sequences[change.number] for change in turn.entered if not change.swapped]
-        self.held.append(sum(self.rules.held_bytes[len(sequence.tokens)] for sequence in (*decoding, *entered)))
+        held_bytes = sum(self.rules.held_bytes[len(sequence.tokens)] for sequence in (*decoding, *entered))
         for sequence in entered:
             self._enter(sequence)
         if decoding:
             self._decode(decoding)
-        self.marks.append((begin, self.clock.mark()))
-        self.moved.append((in_bytes, out_bytes))
-        self.on_host.append(sum(sequence.swapped_bytes for sequence in self.sequences))
+        self.log.end(
+            fetched_bytes=in_bytes,
+            written_bytes=out_bytes,
+            hbm_bytes=held_bytes,
+            host_bytes=sum(sequence.swapped_bytes for sequence in self.sequences),
+        )
         self._note_allocated()
         for sequence in (*decoding, *entered):
             self._require_slots(sequence)
@@ -107,7 +101,7 @@ class _Machine:
             resumed,
             self.decoder,
             padded([[*sequence.prompt, *sequence.tokens]], length, self.decoder.device),
-            Recorder(resumed, self.clock, record),
+            Recorder(resumed, self.log.clock, record),
             options=WaveOptions(
                 per_head=self.options.per_head,
                 published_ranges=self.options.published_ranges,
@@ -129,7 +123,7 @@ class _Machine:
         ]
         for sequence, token, row in zip(sequences, torch.cat(chosen).tolist(), logits, strict=True):
             sequence.tokens.append(token)
-            sequence.steps.append(len(self.marks))
+            sequence.steps.append(len(self.log))
             if self.options.record.logits:
                 sequence.logits.append(row)
 
@@ -170,44 +164,14 @@ class _Machine:
 
     def finished(self) -> Run:
         complete = all(len(sequence.logits) == len(self.rules.held_bytes) for sequence in self.sequences)
-        setting = self.plan.setting
         return Run(
             completions=tuple(until_stop(sequence.tokens, self.stop_tokens) for sequence in self.sequences),
-            trace=Trace(
-                source="measured",
-                output_tokens=setting.workload.output_tokens,
-                static_hbm_bytes=static_hbm_bytes(setting),
-                static_host_bytes=static_host_bytes(setting),
-                waves=(self._trace(),),
-            ),
+            trace=self.log.trace(self.plan.setting, [sequence.steps for sequence in self.sequences]),
             kv_allocated_bytes=self.most_allocated_bytes,
             stats=(),
             picks=None,
             logits=torch.stack([torch.stack(sequence.logits) for sequence in self.sequences]) if complete else None,
         )
-
-    def _trace(self) -> WaveTrace:
-        seconds = self.clock.seconds()
-        ends = [seconds[end] for _, end in self.marks]
-        spans, levels = list[Span](), list[Level]()
-        for step, (begin, end) in enumerate(self.marks):
-            spans.append(Span(Resource.GPU, "step", step, None, seconds[begin], seconds[end]))
-            both = zip((Resource.H2D, Resource.D2H), ("fetch", "write"), self.moved[step], strict=True)
-            spans += [Span(which, name, step, None, ends[step], ends[step], size) for which, name, size in both if size]
-            levels.append(Level(Tier.HBM, step, seconds[begin], self.held[step]))
-            levels.append(Level(Tier.HOST, step, seconds[begin], self.on_host[step]))
-        return WaveTrace(
-            sequences=len(self.sequences),
-            repeats=1,
-            served=self._served(),
-            spans=tuple(spans),
-            levels=tuple(levels),
-            step_end_s=tuple(ends),
-        )
-
-    def _served(self) -> tuple[Served, ...]:
-        ends = Counter((sequence.steps[0], sequence.steps[-1]) for sequence in self.sequences)
-        return tuple(Served(sequences=many, first_step=a, last_step=b) for (a, b), many in sorted(ends.items()))
 
 
 def plan_from(plan: Plan, done: int) -> Plan:
@@ -220,17 +184,3 @@ def plan_from(plan: Plan, done: int) -> Plan:
     living = tuple(cached - dead for cached, dead in zip(counts.cached, counts.dead, strict=True))
     homes = TokenHomes(hbm=living, host_kv=none, activations=none, dropped=counts.dead, copies=none)
     return Plan(setting=setting, homes=homes)
-
-
-def _rules(plan: Plan, sequences: int) -> Rules:
-    """Raises BudgetExceeded where not even one sequence fits."""
-    homes = home_columns(plan.homes)
-    occupancy = occupancy_of(plan, homes, flows_of(plan, homes))
-    try:
-        return replace(page_rules(plan.setting, occupancy), batch=sequences)
-    except ValueError:
-        budget = format_bytes(plan.setting.kv_budget_bytes)
-        raise BudgetExceeded(
-            f"KV of {format_bytes(occupancy.hbm.max())} is planned for one sequence, the plan's budget is {budget}: "
-            "solve again for fewer tokens or more memory"
-        ) from None
