@@ -3,13 +3,14 @@
 ``runtime.graph.support`` decides, once it has a decoder; this says it beforehand, for prices. A test holds them together.
 """
 
-from sim.attention import Selector
-from sim.kv import KvFormat
+from sim.attention import PAGE_TOKENS, Selector
+from sim.kv import GROUP_TOKENS, KvFormat
 from sim.plan import Admission, Placement, Recompute, Setting
 from sim.spec import WeightFormat
 
 _PROGRAMS = 512  # that fill a large GPU, a few on each multiprocessor
 _MOST_PARTS = 16
+_SHARES = GROUP_TOKENS // PAGE_TOKENS  # pages over which a group's ranges, one for each channel, are spread
 
 
 def attention_parts(sequences: int, kv_heads: int, heads: int) -> int:
@@ -37,7 +38,8 @@ def _keeps(setting: Setting) -> bool:
     formats, dense = setting.kv_format, setting.attention.is_dense
     one_to_one = setting.model.heads == setting.model.kv_heads
     if setting.admission is Admission.CONTINUOUS:
-        return one_to_one and formats.gpu in (KvFormat.NATIVE, KvFormat.INT8, KvFormat.FP8)
+        whole = not formats.gpu.is_grouped or setting.model.head_dim % _SHARES == 0
+        return one_to_one and whole and formats.gpu in (KvFormat.NATIVE, KvFormat.INT8, KvFormat.FP8)
     if formats.are_native:
         return setting.recompute is Recompute.NONE or (dense and setting.recompute is Recompute.ACTIVATIONS_HOST)
     both = formats.gpu is KvFormat.INT8 and formats.host is KvFormat.INT8

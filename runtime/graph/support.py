@@ -4,6 +4,7 @@ import os
 
 import torch
 
+from runtime.graph.paged import PageSize
 from runtime.graph.recall import has_room_for_copies
 from runtime.models import Decoder
 from sim.attention import Selector
@@ -28,8 +29,6 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
         raise ValueError(f"admission={setting.admission}, this captured step runs {admission}")
     if continuous and selector is not Selector.DENSE:
         raise ValueError(f"attention.selector={selector}, a captured step under continuous admission needs dense")
-    if setting.weights_on_host or setting.weight_format is not WeightFormat.NATIVE:
-        raise ValueError("a captured step needs all weights in HBM, in the compute type")
     from_host = selector is Selector.DENSE and setting.recompute is Recompute.ACTIVATIONS_HOST
     if (any(plan.homes.activations) and not from_host) or plan.homes.dropped != setting.token_counts.dead:
         raise ValueError(
@@ -65,6 +64,7 @@ def _require_format(plan: Plan) -> None:
     stored, dense = setting.kv_format.gpu, setting.attention.is_dense
     if setting.admission is Admission.CONTINUOUS:
         allowed = dense and stored in (KvFormat.NATIVE, KvFormat.FP8, KvFormat.INT8)
+        PageSize.of(setting)  # raises where ranges do not fit the pages of a group
     else:
         allowed = dense and stored is KvFormat.INT8 and setting.kv_format.host is KvFormat.INT8
     if not allowed:

@@ -20,13 +20,16 @@ from calibration.timer import CpuTimer, Spread
 from calibration.verdict import explained_by
 from runtime.graph.support import require_graphable
 from runtime.recorder import SelectionStats
+from sim import catalogue
 from sim.attention import Selector
 from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.engine import simulate
 from sim.forecast import forecast
+from sim.homes import TokenHomes
+from sim.kv import KvFormat
 from sim.measured import Measured
-from sim.plan import Placement, Plan
+from sim.plan import Admission, Placement, Plan, Preemption, Setting
 from sim.profile import Measurement, Profile
 from sim.recipe import Recipe, plan_of
 from sim.spec import DType
@@ -151,19 +154,50 @@ def test_access_is_measured_on_random_weights() -> None:
     assert len(by_selector[Selector.TOPK].age_shares) == 5
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_prices_and_runtime_agree_on_what_is_captured(seed: int) -> None:
-    """A decoder as a GPU would have it; nothing runs."""
-    recipe = replace(draw_recipe(random.Random(seed), on_gpu=True), hbm=50)
-    plan = plan_of(recipe, make_machine(hbm_bytes_per_s=1e12))
+def graphable(plan: Plan) -> bool:
+    """With a decoder as a GPU would have it; nothing runs."""
     decoder: Any = SimpleNamespace(
         spec=plan.setting.model, device=torch.device("cuda"), dtype=torch.float16, config=SimpleNamespace()
     )
     try:
-        require_graphable(plan, decoder)
+        require_graphable(plan, decoder, plan.setting.admission)
     except ValueError:
-        graphable = False
-    else:
-        graphable = True
+        return False
+    return True
 
-    assert graphable == is_captured(plan.setting)
+
+@pytest.mark.parametrize("seed", range(20))
+def test_prices_and_runtime_agree_on_what_is_captured(seed: int) -> None:
+    recipe = replace(draw_recipe(random.Random(seed), on_gpu=True), hbm=50)
+    plan = plan_of(recipe, make_machine(hbm_bytes_per_s=1e12))
+
+    assert graphable(plan) == is_captured(plan.setting)
+
+
+@pytest.mark.parametrize("selector", [Selector.DENSE, Selector.SWA, Selector.PAGES])
+@pytest.mark.parametrize(("model", "head_dim"), [("opt-1.3b", 64), ("opt-1.3b", 62), ("llama-3-8b", 128)])
+@pytest.mark.parametrize("kv", KvFormat)
+def test_prices_and_runtime_agree_on_continuous_steps(
+    selector: Selector, model: str, head_dim: int, kv: KvFormat
+) -> None:
+    """Those of dense attention with heads of their own are captured, but not in 4 bits."""
+    keep, placement = (100, Placement.RECENT) if selector is Selector.DENSE else (40, Placement.RESIDENT)
+    recipe = Recipe(model=model, batch=4, prompt=20, output=40, selector=selector, keep=keep, kv=kv)
+    setting = plan_of(
+        replace(recipe, placement=placement), replace(make_machine(), gpu=catalogue.gpu("H100 SXM"))
+    ).setting
+    setting = replace(setting, model=replace(setting.model, head_dim=head_dim), admission=Admission.CONTINUOUS)
+
+    known = kv in (KvFormat.NATIVE, KvFormat.FP8) or (kv is KvFormat.INT8 and head_dim % 4 == 0)
+    captured = selector is Selector.DENSE and model == "opt-1.3b" and known
+    for preemption in Preemption:
+        plan = all_in_hbm(replace(setting, preemption=preemption))
+        assert graphable(plan) == is_captured(plan.setting) == captured
+
+
+def all_in_hbm(setting: Setting) -> Plan:
+    dead = setting.token_counts.dead
+    hbm = tuple(cached - gone for cached, gone in zip(setting.token_counts.cached, dead, strict=True))
+    none = (0,) * len(dead)
+    homes = TokenHomes(hbm=hbm, host_kv=none, activations=none, dropped=dead, copies=none)
+    return Plan(setting=setting, homes=homes)
