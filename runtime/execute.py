@@ -9,7 +9,7 @@ from torch import Tensor
 
 from runtime.clock import Clock
 from runtime.continuous import run_continuously
-from runtime.graph.execute import Captures, captures, recorded, run_wave
+from runtime.graph.execute import Captures, captures, recorded, run_admitted, run_wave
 from runtime.graph.run import GraphWave
 from runtime.models import Decoder, as_planned
 from runtime.options import Options, Run
@@ -47,10 +47,12 @@ def execute(
     _require_runnable(plan, decoder, options)
     require_prompts(plan, prompts)
     tell = on_tokens or _ignore
+    captured, replays = captured or Captures(), captures(plan, decoder, options)
     if plan.setting.admission is Admission.CONTINUOUS:
+        if replays:
+            return run_admitted(captured.paged(plan, decoder, len(prompts)), prompts, options, tell)
         return run_continuously(plan, decoder, prompts, options, tell)
     size, waves, tokens = plan.setting.concurrency, list[_WaveRun](), plan.setting.workload.output_tokens
-    captured, replays = captured or Captures(), captures(plan, decoder, options)
     for at in range(0, len(prompts), size):
         wave = prompts[at : at + size]
 

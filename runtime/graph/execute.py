@@ -1,6 +1,6 @@
-"""Runs a wave by a captured step where plan and options allow, and records it as the eager runtime does."""
+"""Runs a plan by a captured step where plan and options allow, and records it as the eager runtime does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from runtime.clock import Clock
+from runtime.graph.paged_run import PagedWave
 from runtime.graph.run import GraphWave
 from runtime.graph.support import require_graphable
 from runtime.models import Decoder
-from runtime.options import Options
+from runtime.options import Options, Run
 from runtime.recorder import Record, Recorder
 from runtime.tally import Tally
-from runtime.wave import Prompts
+from runtime.wave import Prompts, padded
 from sim.attention import Selector
 from sim.plan import Plan, WriteBack
 
@@ -22,17 +23,30 @@ _LAG_STEPS = 16  # that may be launched before one is known to have ended, and b
 
 
 class Captures:
-    """Of one job: the memory and the captured step of its waves, kept from one to the next."""
+    """Of one job: its memory and its captured step, kept from one wave or batch to the next.
+
+    Made anew where the last one does not do; its memory goes before the next one's comes.
+    """
 
     def __init__(self) -> None:
         self._wave: GraphWave | None = None
+        self._paged: PagedWave | None = None
 
     def wave(self, plan: Plan, decoder: Decoder, lanes: int) -> GraphWave:
-        """For at least ``lanes`` sequences; made anew where the last one does not do."""
-        held = self._wave
+        """For at least ``lanes`` sequences."""
+        held, self._paged = self._wave, None
         if held is None or held.decoder is not decoder or held.lanes.count < lanes or held.plan != plan:
-            self._wave = held = None  # its memory goes before the next one's comes
+            self._wave = held = None
             self._wave = held = GraphWave(plan, decoder, [0] * lanes)
+        return held
+
+    def paged(self, plan: Plan, decoder: Decoder, sequences: int) -> PagedWave:
+        """For at least ``sequences``, admitted as pages fall free."""
+        held, self._wave = self._paged, None
+        if held is None or held.decoder is not decoder or held.step.sequences < sequences or held.plan != plan:
+            self._paged = held = None
+            batch = plan.setting.workload.batch
+            self._paged = held = PagedWave(plan, decoder, sequences=max(batch, sequences))
         return held
 
 
@@ -53,7 +67,7 @@ def captures(plan: Plan, decoder: Decoder, options: Options) -> bool:
 
 
 def _require_capturable(plan: Plan, decoder: Decoder, options: Options) -> None:
-    require_graphable(plan, decoder)
+    require_graphable(plan, decoder, plan.setting.admission)
     if find_spec("triton") is None:
         raise ValueError("triton is not installed, a captured step runs its kernels: pip install triton")
     record = options.record
@@ -106,6 +120,23 @@ def run_wave(
             break
     watch.tell(row)
     return step.generated[:lanes, : row + 1]
+
+
+def run_admitted(
+    wave: PagedWave, prompts: Sequence[Sequence[int]], options: Options, on_tokens: Callable[[int], None]
+) -> Run:
+    """All ``prompts`` as pages fall free; texts that end make room some steps later."""
+    plan, decoder = wave.plan, wave.decoder
+    prepared = padded(prompts, plan.setting.workload.prompt_tokens, decoder.device)
+    ran = wave.run(prepared, decoder.config.stop_tokens if options.stop else (), on_tokens)
+    return Run(
+        completions=ran.completions,
+        trace=ran.trace,
+        kv_allocated_bytes=wave.slots.kv_bytes,
+        stats=(),
+        picks=None,
+        logits=None,
+    )
 
 
 class _Watch:

@@ -3,158 +3,180 @@
 Who enters and who steps back is ``sim.admission``'s rule, which the simulator follows too.
 """
 
-from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from runtime.clock import Clock
+from runtime.admitted import StepLog, admission_rules
+from runtime.graph.copies import pinned, to_host, uploaded
 from runtime.graph.paged import COUNT, PADDING, SEQUENCE, TABLE, Leaf, PagedSlots, PageSize, Shape
-from runtime.graph.step import CapturedStep
+from runtime.graph.paged_step import PagedStep
+from runtime.graph.stops import StopWatcher
 from runtime.graph.support import require_graphable
 from runtime.models import Decoder
 from runtime.prefill import prompt_layer
-from runtime.wave import BudgetExceeded, Prompts
+from runtime.wave import BudgetExceeded, Prompts, until_stop
 from sim.admission import Change, Rules, Scheduler, Turn
-from sim.flows import flows_of, home_columns, occupancy_of
 from sim.footprint import PREFILL_CHUNK_TOKENS
 from sim.plan import Admission, Plan
-from sim.scheduled import page_rules
+from sim.trace import Trace
+
+_LAG_STEPS = 16  # that may be launched before one is known to have ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagedRun:
-    """``tokens`` [sequence, step], of an ended text those after its stop token arbitrary; seconds, prefills' among them."""
+    """``tokens`` [sequence, step], of an ended text those after its stop token arbitrary; ``prefill_s`` is a part of all."""
 
     tokens: Tensor
-    seconds: float
+    completions: tuple[tuple[int, ...], ...]
+    trace: Trace
     prefill_s: float
-    machine_steps: int
 
-    def completions(self, stop_tokens: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-        """Each text up to its first stop token, that one included."""
-        ends = set(stop_tokens)
-        rows = self.tokens.tolist()
-        return tuple(
-            tuple(row[: next((at + 1 for at, token in enumerate(row) if token in ends), len(row))]) for row in rows
-        )
+    @property
+    def seconds(self) -> float:
+        return self.trace.waves[0].seconds
 
-
-class PagedStep(CapturedStep):
-    """Lanes of any age: a lane's last token is read from ``generated`` [sequence, step], where the next one goes too.
-
-    Idle lanes write to a sequence more than there are.
-    """
-
-    def __init__(self, decoder: Decoder, slots: PagedSlots, plan: Plan) -> None:
-        work = plan.setting.workload
-        super().__init__(decoder, slots, slots.state.shape[0])
-        self.state, self.prompt_tokens = slots.state, work.prompt_tokens
-        size = (work.batch + 1, work.output_tokens)
-        self.generated = torch.zeros(size, dtype=torch.int64, device=decoder.device)
-
-    def _inputs(self) -> tuple[Tensor, Tensor]:
-        sequence, place = self._at()
-        positions = (self.state[:, COUNT] - 1 - self.state[:, PADDING]).clamp(min=0)
-        return self.generated[sequence, (place - 1).clamp(min=0)], positions.long()
-
-    def _emit(self, tokens: Tensor) -> None:
-        self.generated.index_put_(self._at(), tokens)
-
-    def _at(self) -> tuple[Tensor, Tensor]:
-        """Sequence and place of the tokens to come, [lane]."""
-        place = self.state[:, COUNT] - self.prompt_tokens
-        return self.state[:, SEQUENCE].long(), place.clamp(min=0).long()
+    @property
+    def machine_steps(self) -> int:
+        return len(self.trace.waves[0].step_end_s)
 
 
 class PagedWave:
     """Pages and a captured step for ``plan``; ``run`` may be called again and again.
 
     One graph serves all steps: its products read the same weights for any number of rows up to 64, and an idle lane's
-    attention ends at once. ``lanes`` more than the plan's concurrency are always idle.
+    attention ends at once. ``lanes`` more than the plan's concurrency are always idle. A run has at most ``sequences``,
+    without a number the plan's batch.
 
-    Raises ValueError for a plan or a decoder that cannot be captured.
+    Raises ValueError for a plan or a decoder that cannot be captured, BudgetExceeded where no sequence fits.
     """
 
-    def __init__(self, plan: Plan, decoder: Decoder, *, lanes: int | None = None, shape: Shape | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        decoder: Decoder,
+        *,
+        sequences: int | None = None,
+        lanes: int | None = None,
+        shape: Shape | None = None,
+    ) -> None:
         require_graphable(plan, decoder, Admission.CONTINUOUS)
-        self.plan, self.decoder = plan, decoder
+        self.plan, self.decoder, self.rules = plan, decoder, rules_of(plan)
         self.slots = PagedSlots(plan, decoder, lanes or plan.setting.concurrency, shape)
-        self.step = PagedStep(decoder, self.slots, plan)
-        self.rules = rules_of(plan)
+        self.step = PagedStep(decoder, self.slots, plan, sequences or plan.setting.workload.batch)
         with torch.inference_mode():
             self.step.capture()
 
     @torch.inference_mode()
-    def run(self, prompts: Prompts, stop_tokens: Sequence[int] = ()) -> PagedRun:
-        """Greedy completions of the whole batch; with ``stop_tokens`` an ended text makes room two steps later."""
+    def run(
+        self, prompts: Prompts, stop_tokens: tuple[int, ...] = (), on_tokens: Callable[[int], None] | None = None
+    ) -> PagedRun:
+        """Greedy completions of all ``prompts``; with ``stop_tokens`` an ended text makes room two steps later.
+
+        ``on_tokens`` is told how many tokens there are after each machine step, once that is known to have ended.
+        """
         run = _Run(self, prompts, stop_tokens)
-        run.clock.mark()
+        tell = on_tokens or _ignore
         while run.step():
-            pass
-        run.clock.mark()
-        seconds = run.clock.seconds()
-        passes = zip(seconds[1:-1:2], seconds[2:-1:2], strict=True)
-        return PagedRun(
-            tokens=self.step.generated[:-1].clone(),
-            seconds=seconds[-1],
-            prefill_s=sum(end - start for start, end in passes),
-            machine_steps=run.scheduler.steps,
-        )
+            run.tell(tell, behind=_LAG_STEPS)
+        run.stops.ended(behind=0)
+        run.tell(tell, behind=0)
+        tokens = self.step.generated[: len(run.done)].clone()
+        completions = tuple(until_stop(row, stop_tokens) for row in tokens.tolist())
+        trace = run.log.trace(self.plan.setting, run.steps_of(completions))
+        seconds = run.log.clock.seconds()
+        prefill_s = sum(seconds[end] - seconds[begin] for begin, end in run.passes)
+        return PagedRun(tokens=tokens, completions=completions, trace=trace, prefill_s=prefill_s)
+
+
+def _ignore(_: int) -> None:
+    """Nobody wants to know how far the run has come."""
 
 
 def rules_of(plan: Plan) -> Rules:
     """The simulator's, with what ``PagedSlots`` holds, byte for byte."""
-    homes = home_columns(plan.homes)
-    rules = page_rules(plan.setting, occupancy_of(plan, homes, flows_of(plan, homes)))
-    size, cached = PageSize.of(plan.setting), plan.setting.token_counts.cached
-    return replace(rules, held_bytes=tuple(float(size.pages_of(tokens) * size.page_bytes) for tokens in cached))
+    size, work = PageSize.of(plan.setting), plan.setting.workload
+    held = [float(size.pages_of(tokens) * size.page_bytes) for tokens in plan.setting.token_counts.cached]
+    return admission_rules(plan, work.batch, held)
+
+
+class _Swapped(NamedTuple):
+    """What a sequence that stepped back left in pinned memory, [layer][plane]."""
+
+    rows: list[list[Tensor]]
+    size_bytes: int
 
 
 class _Run:
-    """One run's bookkeeping: free pages and lanes, and what each sequence holds."""
+    """One run's bookkeeping: free pages and lanes, what each sequence holds, and what each machine step gave."""
 
     def __init__(self, wave: PagedWave, prompts: Prompts, stop_tokens: Sequence[int]) -> None:
         self.slots, self.captured, self.decoder, self.prompts = wave.slots, wave.step, wave.decoder, prompts
         self.work = wave.plan.setting.workload
         self.padding = prompts.padding.tolist()
-        self.scheduler, self.clock = Scheduler(wave.rules), Clock(wave.decoder.device)
+        self.done = [0] * len(self.padding)
+        self.scheduler = Scheduler(replace(wave.rules, batch=len(self.done)))
+        self.log, self.passes = StepLog(wave.decoder.device), list[tuple[int, int]]()  # marks around each prefill pass
         self.pages = list(range(self.slots.pages))
         self.lanes = list(range(wave.plan.setting.concurrency))
         self.leaves: dict[int, Leaf] = {}
         self.lane_of: dict[int, int] = {}
-        self.done = [0] * self.work.batch
-        self.swapped: dict[int, list[list[Tensor]]] = {}  # sequence: [layer][plane] in pinned memory
-        self.stops = _StopWatcher(stop_tokens, self.captured.generated)
+        self.swapped: dict[int, _Swapped] = {}
+        self.stops = StopWatcher(stop_tokens, self.captured.generated)
+        self.given: list[list[tuple[int, int]]] = []  # of each machine step: sequences, and the places of their tokens
+        self.told_steps = self.told_tokens = 0
 
     def step(self) -> bool:
         """One step of the machine; whether there was one."""
-        for number in self.stops.ended() & self.leaves.keys():
-            self.scheduler.retire(number)
-            self._free(number)
+        for number in self.stops.ended():
+            self._retire(number)
         turn = self.scheduler.step()
         if turn is None:
             return False
-        for change in turn.left:
-            self._step_back(change)
+        self.log.begin()
+        written_bytes = sum(self._step_back(change) for change in turn.left)
         for change in turn.entered:
             self._seat(change)
-        for change in turn.entered:
-            if change.swapped:
-                self._swap_in(change)
+        fetched_bytes = sum(self._swap_in(change) for change in turn.entered if change.swapped)
         if turn.decoding:
             self._decode(turn)
         self._prefill([change for change in turn.entered if not change.swapped])
+        self.log.end(
+            fetched_bytes=fetched_bytes,
+            written_bytes=written_bytes,
+            hbm_bytes=sum(self._bytes_of(leaf) for leaf in self.leaves.values()),
+            host_bytes=sum(swapped.size_bytes for swapped in self.swapped.values()),
+        )
         self._finish(turn)
         return True
 
+    def tell(self, on_tokens: Callable[[int], None], behind: int) -> None:
+        """Of all steps but the last ``behind``, as soon as they have ended; tokens after a stop token are none."""
+        while self.told_steps < len(self.log) - behind:
+            self.log.wait(self.told_steps)
+            ends, given = self.stops.ends, self.given[self.told_steps]
+            self.told_tokens += sum(place <= ends.get(number, place) for number, place in given)
+            self.told_steps += 1
+            on_tokens(self.told_tokens)
+
+    def steps_of(self, completions: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The machine steps that gave each sequence its ``completions``."""
+        steps: list[list[int]] = [[] for _ in completions]
+        for step, given in enumerate(self.given):
+            for number, place in given:
+                if place < len(completions[number]):
+                    steps[number].append(step)
+        return steps
+
     def _decode(self, turn: Turn) -> None:
         state = np.zeros(tuple(self.slots.state.shape), dtype=np.int32)
-        state[:, SEQUENCE] = self.work.batch
+        state[:, SEQUENCE] = self.captured.sequences
         for number in turn.decoding:
             tokens, leaf, row = (
                 self.work.prompt_tokens + self.done[number],
@@ -165,7 +187,7 @@ class _Run:
             row[[COUNT, SEQUENCE, PADDING]] = tokens, number, self.padding[number]
             row[TABLE : TABLE + len(leaf.tokens)] = leaf.tokens
             row[self.slots.open_column :] = leaf.opened
-        self.slots.state.copy_(_pinned(state, self.decoder.device), non_blocking=True)
+        self.slots.state.copy_(pinned(torch.from_numpy(state), self.decoder.device), non_blocking=True)
         self.captured.replay()
 
     def _prefill(self, changes: list[Change]) -> None:
@@ -176,16 +198,16 @@ class _Run:
         for done, numbers in alike.items():
             size = max(1, PREFILL_CHUNK_TOKENS // (self.work.prompt_tokens + done))
             for first in range(0, len(numbers), size):
-                self.clock.mark()
+                begin = self.log.clock.mark()
                 self._prefill_pass(numbers[first : first + size], done)
-                self.clock.mark()
+                self.passes.append((begin, self.log.clock.mark()))
 
     def _prefill_pass(self, numbers: list[int], done: int) -> None:
         """All layers of sequences that have ``done`` tokens; gives each one more."""
         decoder, generated, device = self.decoder, self.captured.generated, self.decoder.device
-        at = _uploaded(numbers, device)
-        pages = _uploaded([self.leaves[number].tokens for number in numbers], device)
-        opened = _uploaded([self.leaves[number].opened for number in numbers], device)
+        at = uploaded(numbers, device)
+        pages = uploaded([self.leaves[number].tokens for number in numbers], device)
+        opened = uploaded([self.leaves[number].opened for number in numbers], device)
         tokens = torch.cat((self.prompts.tokens[at], generated[at, :done]), dim=1)
         padding = self.prompts.padding[at]
         positions = (torch.arange(tokens.shape[1], device=device) - padding[:, None]).clamp(min=0)
@@ -200,7 +222,9 @@ class _Run:
         """Count the new tokens, and let go of who has them all."""
         prefilled = [change.number for change in turn.entered if not change.swapped]
         numbers = [*turn.decoding, *prefilled]
-        self.stops.note(numbers, [self.done[number] for number in numbers])
+        places = [self.done[number] for number in numbers]
+        self.stops.note(numbers, places)
+        self.given.append(list(zip(numbers, places, strict=True)))
         for number in numbers:
             self.done[number] += 1
             if self.done[number] == self.work.output_tokens:
@@ -222,74 +246,39 @@ class _Run:
             raise BudgetExceeded(f"all {self.slots.pages} pages are lent: the admission rule counted fewer")
         return self.pages.pop()
 
-    def _step_back(self, change: Change) -> None:
+    def _bytes_of(self, leaf: Leaf) -> int:
+        return len(leaf.all) * self.slots.size.page_bytes
+
+    def _step_back(self, change: Change) -> int:
+        """Give up what the sequence holds, or copy it to the host; bytes copied."""
         if change.swapped:
             self._swap_out(change.number)
         self._free(change.number)
+        return self.swapped[change.number].size_bytes if change.swapped else 0
 
     def _free(self, number: int) -> None:
         self.pages += self.leaves.pop(number).all
         self.lanes.append(self.lane_of.pop(number))
 
+    def _retire(self, number: int) -> None:
+        """The text has ended: what the sequence still holds, here or on the host, is free."""
+        self.scheduler.retire(number)
+        self.swapped.pop(number, None)
+        if number in self.leaves:
+            self._free(number)
+
     def _swap_out(self, number: int) -> None:
         """Queued before whatever will use the pages next."""
-        pages = _uploaded(self.leaves[number].all, self.decoder.device)
-        self.swapped[number] = [
-            [_to_host(rows) for rows in self.slots.read(layer, pages)] for layer in range(self.decoder.spec.layers)
-        ]
+        leaf = self.leaves[number]
+        pages = uploaded(leaf.all, self.decoder.device)
+        layers = range(self.decoder.spec.layers)
+        rows = [[to_host(plane) for plane in self.slots.read(layer, pages)] for layer in layers]
+        self.swapped[number] = _Swapped(rows, self._bytes_of(leaf))
 
-    def _swap_in(self, change: Change) -> None:
-        device = self.decoder.device
-        pages = _uploaded(self.leaves[change.number].all, device)
-        for layer, planes in enumerate(self.swapped.pop(change.number)):
+    def _swap_in(self, change: Change) -> int:
+        """Bytes copied."""
+        device, swapped = self.decoder.device, self.swapped.pop(change.number)
+        pages = uploaded(self.leaves[change.number].all, device)
+        for layer, planes in enumerate(swapped.rows):
             self.slots.write(layer, pages, [rows.to(device, non_blocking=True) for rows in planes])
-
-
-class _StopWatcher:
-    """Whose text has ended, known a step late: what a step gave is read while the next one runs."""
-
-    def __init__(self, stop_tokens: Sequence[int], generated: Tensor) -> None:
-        self.stop_tokens, self.generated = frozenset(stop_tokens), generated
-        self.late: deque[tuple[list[int], Tensor, torch.cuda.Event | None]] = deque()
-        self.over: set[int] = set()
-
-    def note(self, numbers: list[int], places: list[int]) -> None:
-        """Read the tokens in ``places`` of sequences ``numbers`` later."""
-        if not self.stop_tokens or not numbers:
-            return
-        device = self.generated.device
-        tokens = _to_host(self.generated[_uploaded(numbers, device), _uploaded(places, device)])
-        event = None
-        if device.type == "cuda":
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record()
-        self.late.append((numbers, tokens, event))
-
-    def ended(self) -> set[int]:
-        """Of all steps but the last one."""
-        while len(self.late) > 1:
-            numbers, tokens, event = self.late.popleft()
-            if event is not None:
-                event.synchronize()
-            self.over |= {n for n, token in zip(numbers, tokens.tolist(), strict=True) if token in self.stop_tokens}
-        return self.over
-
-
-def _pinned(array: npt.NDArray[np.int32], device: torch.device) -> Tensor:
-    """Memory that a queued copy reads is lent again by torch only after that copy."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory() if device.type == "cuda" else tensor
-
-
-def _uploaded(numbers: list[int] | list[list[int]], device: torch.device) -> Tensor:
-    """As a tensor of ``device``, without waiting for it."""
-    tensor = torch.tensor(numbers, dtype=torch.int64)
-    if device.type != "cuda" or not tensor.numel():
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
-def _to_host(rows: Tensor) -> Tensor:
-    if rows.device.type != "cuda":
-        return rows.clone()
-    return torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True).copy_(rows, non_blocking=True)
+        return swapped.size_bytes

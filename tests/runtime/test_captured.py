@@ -14,8 +14,9 @@ import torch
 
 from runtime.execute import Options, Run, execute
 from runtime.graph.execute import Captures, captures
+from runtime.graph.paged_run import rules_of
 from runtime.graph.quantised_dense import fetched_bytes
-from runtime.graph.run import GraphWave
+from runtime.graph.step import CapturedStep
 from runtime.graph.window import WindowSlots
 from runtime.job import run_job
 from runtime.models import Decoder
@@ -23,15 +24,21 @@ from runtime.prompts import Text, read_prompts
 from runtime.recorder import Record
 from runtime.sampling import Sampling
 from runtime.tally import Tally
+from runtime.wave import BudgetExceeded
+from sim.admission import Scheduler
 from sim.attention import Selector
+from sim.cost import CostModel
+from sim.engine import simulate
 from sim.flows import Column, home_columns, occupancy_of
 from sim.kv import KvFormat, KvFormats, inputs_layer_bytes, kv_layer_bytes
-from sim.plan import Mechanism, Placement, Plan, Recompute, WriteBack
+from sim.plan import Admission, Mechanism, Placement, Plan, Preemption, Recompute, WriteBack
+from sim.profile import Profile
 from sim.recording import RecordedSelection, replayed_flows
 from sim.spec import DType
 from sim.trace import Resource, Tier
 from tests.runtime.graphs import ON_GPU, decoder, draw_prompts, kernels, newest_in_hbm, resident
-from tests.runtime.plans import Choice, all_in_hbm, draw_plan, make_setting
+from tests.runtime.plans import Choice, all_in_hbm, draw_plan, make_setting, with_budget
+from tests.runtime.test_graph_paged import left
 
 CAPTURED, EAGER = Options(captured=True, stop=False), Options(captured=False, stop=False)
 STEPS = 40 if ON_GPU else 8
@@ -192,23 +199,24 @@ def test_a_window_moves_no_more_than_eagerly_and_counts_each_move(monkeypatch: p
 
 
 @kernels
-def test_one_capture_serves_all_waves_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, captured = decoder("opt", DType.FP32, seed=3), list[int]()
-    plan = all_in_hbm(made.spec, Choice(batch=2, concurrency=2, prompt=9, output=4, dtype=DType.FP32))
+@pytest.mark.parametrize("admission", Admission)
+def test_one_capture_serves_all_of_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, admission: Admission) -> None:
+    made, captured, capture = decoder("llama", DType.FP32, seed=3), list[int](), CapturedStep.capture
+    choice = Choice(batch=2, concurrency=2, prompt=9, output=4, dtype=DType.FP32, admission=admission)
+    plan = all_in_hbm(made.spec, choice)
     prompts = draw_prompts([9, 3, 5, 8, 1], seed=4)
     lines = [f'{{"id": {number}, "tokens": {tokens}}}\n' for number, tokens in enumerate(prompts)]
     (tmp_path / "in.jsonl").write_text("".join(lines))
-    texts = dict[int, tuple[int, ...]]()
-    wanted, made_before = read_prompts(tmp_path / "in.jsonl", Text(None)), GraphWave.__init__
+    texts, wanted = dict[int, tuple[int, ...]](), read_prompts(tmp_path / "in.jsonl", Text(None))
 
-    def spy(wave: GraphWave, plan: Plan, decoder: Decoder, padding: Sequence[int]) -> None:
-        captured.append(len(padding))
-        made_before(wave, plan, decoder, padding)
+    def spy(step: CapturedStep) -> None:
+        captured.append(step.attended.shape[0])
+        capture(step)
 
     def keep(done: int, run: Run) -> None:
         texts.update(enumerate(run.completions, start=done - len(run.completions)))
 
-    monkeypatch.setattr(GraphWave, "__init__", spy)
+    monkeypatch.setattr(CapturedStep, "capture", spy)
     run_job(plan, made, wanted, tmp_path / "out.jsonl", Text(None), options=CAPTURED, on_wave=keep)
 
     assert captured == [2]
@@ -230,6 +238,10 @@ def test_a_larger_wave_another_plan_or_decoder_is_captured_anew() -> None:
     third = kept.wave(longer, made, 3)
     assert third.plan is longer
     assert kept.wave(longer, other, 3).decoder is other
+    continuous = replace(plan, setting=replace(plan.setting, admission=Admission.CONTINUOUS))
+    paged = kept.paged(continuous, made, 2)
+    assert kept.paged(continuous, made, 3) is paged
+    assert kept.paged(continuous, made, 4) is not paged
 
 
 @kernels
@@ -250,6 +262,112 @@ def test_texts_end_at_stop_tokens_and_the_wave_some_steps_after_the_last() -> No
     assert len(execute(plan, stopping, prompts, options=CAPTURED).completions[0]) == 60
 
 
+def tight(made: Decoder, kv_format: KvFormat, preemption: Preemption, *, output: int = STEPS) -> Plan:
+    """Four sequences, three at once, pages for less than two whole ones."""
+    formats = KvFormats(gpu=kv_format, host=kv_format)
+    choice = Choice(batch=4, concurrency=3, prompt=13, output=output, dtype=DType.FP32, kv_format=formats)
+    plan = all_in_hbm(made.spec, replace(choice, admission=Admission.CONTINUOUS, preemption=preemption))
+    return with_budget(plan, round(1.99 * max(rules_of(plan).held_bytes)))
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("kv_format", "preemption"),
+    [
+        (KvFormat.NATIVE, Preemption.RECOMPUTE),
+        (KvFormat.NATIVE, Preemption.SWAP),
+        (KvFormat.FP8, Preemption.RECOMPUTE),
+    ],
+)
+def test_continuous_admission_is_equal_to_the_byte(kv_format: KvFormat, preemption: Preemption) -> None:
+    made = decoder("llama", DType.FP32, seed=4)
+    plan, told = tight(made, kv_format, preemption), list[int]()
+    prompts = draw_prompts([13, 4, 13, 9], seed=6)
+    cost = CostModel(machine=plan.setting.machine, profile=Profile.nominal(plan.setting.machine))
+    eager, simulated = execute(plan, made, prompts, options=EAGER), simulate(plan, cost)
+
+    run = execute(plan, made, prompts, options=CAPTURED, on_tokens=told.append)
+
+    (wave,), (expected,) = run.trace.waves, eager.trace.waves
+    assert run.completions == eager.completions
+    assert moved(run) == moved(eager)
+    assert left(plan) > 0
+    assert bool(moved(run)) == (preemption is Preemption.SWAP)
+    assert held(run, Tier.HBM) == held(eager, Tier.HBM)
+    assert held(run, Tier.HOST) == held(eager, Tier.HOST)
+    assert wave.served == expected.served == simulated.waves[0].served
+    assert run.trace.outcome.h2d_bytes == simulated.outcome.h2d_bytes
+    assert run.trace.outcome.peak_hbm_bytes == simulated.outcome.peak_hbm_bytes
+    assert [span[:4] for span in wave.spans] == [span[:4] for span in expected.spans]
+    assert [level[:2] for level in wave.levels] == [level[:2] for level in expected.levels]
+    assert max(held(run, Tier.HBM)) <= run.kv_allocated_bytes <= plan.setting.kv_budget_bytes
+    assert (len(told), told[-1]) == (len(wave.step_end_s), 4 * STEPS)
+    assert told == sorted(told)
+
+
+@kernels
+def test_pages_are_used_again_by_more_sequences_and_by_fewer() -> None:
+    made, captured = decoder("llama", DType.FP32, seed=4), Captures()
+    plan = tight(made, KvFormat.NATIVE, Preemption.SWAP, output=5)
+    for lengths in ([13, 2, 6, 11, 8], [5, 13]):
+        prompts = draw_prompts(lengths, seed=6)
+        run = execute(plan, made, prompts, options=CAPTURED, captured=captured)
+        assert run.completions == execute(plan, made, prompts, options=EAGER).completions
+        assert run.trace.waves[0].sequences == len(prompts)
+
+
+@kernels
+def test_eight_bit_pages_give_the_same_texts() -> None:
+    """Past the end of a group; copied out and in as levels, with the open group's keys."""
+    made, levels = decoder("llama", DType.FP32, seed=4), KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+    choice = Choice(batch=2, concurrency=2, prompt=61, output=6, dtype=DType.FP32, kv_format=levels)
+    plan = all_in_hbm(made.spec, replace(choice, admission=Admission.CONTINUOUS, preemption=Preemption.SWAP))
+    plan = with_budget(plan, 2 * round(rules_of(plan).held_bytes[2]))
+
+    eager, run = both(plan, made, [61, 50])
+
+    assert run.completions == eager.completions
+    assert run.trace.outcome.d2h_bytes == run.trace.outcome.h2d_bytes > 0
+    assert max(held(run, Tier.HBM)) <= run.kv_allocated_bytes <= plan.setting.kv_budget_bytes
+
+
+@kernels
+@pytest.mark.parametrize("preemption", Preemption)
+def test_texts_that_end_make_room_some_steps_later(preemption: Preemption, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the two that end one has stepped back before that is known: it does not return."""
+    made, told, waited = decoder("llama", DType.FP32, seed=4), list[int](), list[int]()
+    plan, prompts = tight(made, KvFormat.NATIVE, preemption, output=8), draw_prompts([13, 4, 13, 9], seed=6)
+    whole, retire = execute(plan, made, prompts, options=EAGER), Scheduler.retire
+    stops = whole.completions[0][5], whole.completions[1][3]
+    stopping = Decoder(replace(made.config, stop_tokens=stops), made.weights)
+    eager = execute(plan, stopping, prompts, options=Options(captured=False))
+
+    def spy(scheduler: Scheduler, number: int) -> None:
+        waited.extend(one.number for one in scheduler.waiting if one.number == number)
+        retire(scheduler, number)
+
+    monkeypatch.setattr(Scheduler, "retire", spy)
+    run = execute(plan, stopping, prompts, options=Options(captured=True), on_tokens=told.append)
+
+    steps = [len(one.trace.waves[0].step_end_s) for one in (eager, run, whole)]
+    assert waited == [1]
+    assert run.completions == eager.completions
+    assert [len(text) for text in run.completions] == [6, 4, 8, 8]
+    assert steps[0] <= steps[1] < steps[2]
+    assert (len(told), told[-1]) == (steps[1], 6 + 4 + 8 + 8)
+    assert {served.last_step for served in run.trace.waves[0].served} >= {3, steps[1] - 1}
+    assert held(run, Tier.HOST)[-1] == 0.0
+
+
+@kernels
+def test_a_budget_below_one_sequence_is_refused() -> None:
+    made = decoder("opt", DType.FP32, seed=1)
+    plan = with_budget(tight(made, KvFormat.NATIVE, Preemption.RECOMPUTE), 1000)
+
+    with pytest.raises(BudgetExceeded, match="is planned for one sequence, the plan's budget is 1000 B"):
+        execute(plan, made, [[1, 2]], options=CAPTURED)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -258,13 +376,17 @@ def test_texts_end_at_stop_tokens_and_the_wave_some_steps_after_the_last() -> No
         (Options(captured=True, published_ranges=True), "published_ranges"),
         (Options(captured=True, overlap=False), "overlap=False"),
         (Options(captured=True, record=Record(picks=True)), r"record\.picks"),
+        (Options(captured=True, record=Record(logits=True)), r"record\.logits"),
         (Options(captured=True, record=Record(layers=True)), r"record\.layers"),
     ],
 )
 @kernels
-def test_what_a_captured_step_lacks_is_refused_where_it_is_asked_for(options: Options, says: str) -> None:
+@pytest.mark.parametrize("admission", Admission)
+def test_what_a_captured_step_lacks_is_refused_where_it_is_asked_for(
+    options: Options, says: str, admission: Admission
+) -> None:
     made = decoder("opt", DType.FP32, seed=5)
-    plan = all_in_hbm(made.spec, Choice(dtype=DType.FP32))
+    plan = all_in_hbm(made.spec, Choice(dtype=DType.FP32, admission=admission))
 
     with pytest.raises(ValueError, match=says):
         captures(plan, made, options)
@@ -280,6 +402,8 @@ def test_what_a_captured_step_lacks_is_refused_where_it_is_asked_for(options: Op
         (Choice(output=1), "output=1"),
         (Choice(selector=Selector.H2O, placement=Placement.RESIDENT), "attention.selector=h2o"),
         (Choice(selector=Selector.SWA, placement=Placement.RESIDENT, write_back=WriteBack.AT_BIRTH), "at_birth"),
+        (Choice(selector=Selector.SWA, admission=Admission.CONTINUOUS), "continuous admission needs dense"),
+        (Choice(kv_format=KvFormats(gpu=KvFormat.INT4), admission=Admission.CONTINUOUS), "kv_format=int4"),
     ],
 )
 def test_a_plan_beyond_captured_steps_runs_eagerly_or_says_why(choice: Choice, says: str) -> None:
@@ -292,9 +416,10 @@ def test_a_plan_beyond_captured_steps_runs_eagerly_or_says_why(choice: Choice, s
 
 
 @pytest.mark.skipif(not ON_GPU, reason="captures by itself on a GPU only")
-def test_a_gpu_captures_unasked() -> None:
+@pytest.mark.parametrize("admission", Admission)
+def test_a_gpu_captures_unasked(admission: Admission) -> None:
     made = decoder("opt", DType.FP32, seed=5)
-    assert captures(all_in_hbm(made.spec, Choice(dtype=DType.FP32)), made, Options())
+    assert captures(all_in_hbm(made.spec, Choice(dtype=DType.FP32, admission=admission)), made, Options())
 
 
 def test_on_a_cpu_nothing_is_captured_unasked() -> None:
