@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runtime.admitted import StepLog, admission_rules
 from runtime.models import Decoder
-from runtime.options import Options, Run
+from runtime.options import Options, Run, Stretch
 from runtime.recorder import Record, Recorder
 from runtime.sampling import Sampler
 from runtime.wave import Wave, WaveOptions, decode, padded, until_stop
@@ -41,7 +41,10 @@ def run_continuously(
 
 @dataclass(slots=True)
 class _Sequence:
-    """``wave`` is there while it runs or is swapped out; its prefill gave the token numbered ``base``."""
+    """``wave`` is there while it runs or is swapped out; its prefill gave the token numbered ``base``.
+
+    ``recorders`` are those of all its prefills, each with its ``base``.
+    """
 
     number: int
     prompt: tuple[int, ...]
@@ -49,6 +52,7 @@ class _Sequence:
     tokens: list[int] = field(default_factory=list)
     logits: list[Tensor] = field(default_factory=list)
     base: int = 0
+    recorders: list[tuple[int, Recorder]] = field(default_factory=list)
     wave: Wave | None = None
     swapped_bytes: float = 0.0
     steps: list[int] = field(default_factory=list)  # machine steps that gave a token
@@ -95,13 +99,14 @@ class _Machine:
     def _enter(self, sequence: _Sequence) -> None:
         """Prefill the prompt and the tokens there are."""
         sequence.base = len(sequence.tokens)
-        resumed, record = plan_from(self.plan, sequence.base), Record(selections=False)
+        resumed = plan_from(self.plan, sequence.base)
         length = resumed.setting.workload.prompt_tokens
+        recorder = Recorder(resumed, self.log.clock, Record(selections=False, picks=self.options.record.picks))
         sequence.wave = Wave(
             resumed,
             self.decoder,
             padded([[*sequence.prompt, *sequence.tokens]], length, self.decoder.device),
-            Recorder(resumed, self.log.clock, record),
+            recorder,
             options=WaveOptions(
                 per_head=self.options.per_head,
                 published_ranges=self.options.published_ranges,
@@ -109,6 +114,8 @@ class _Machine:
                 by_page=True,
             ),
         )
+        recorder.tally = sequence.wave.cache.tally
+        sequence.recorders.append((sequence.base, recorder))
         self._append([sequence], sequence.wave.prefill())
 
     def _decode(self, sequences: list[_Sequence]) -> None:
@@ -171,6 +178,13 @@ class _Machine:
             stats=(),
             picks=None,
             logits=torch.stack([torch.stack(sequence.logits) for sequence in self.sequences]) if complete else None,
+            stretches=tuple(self._stretches(sequence) for sequence in self.sequences),
+        )
+
+    def _stretches(self, sequence: _Sequence) -> tuple[Stretch, ...]:
+        wanted = self.options.record.picks
+        return tuple(
+            Stretch(first=base, picks=recorder.picks() if wanted else None) for base, recorder in sequence.recorders
         )
 
 

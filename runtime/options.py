@@ -31,8 +31,23 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Stretch:
+    """What a sequence generated from one prefill to the next: its token ``first``, which the prefill gave, and those after.
+
+    ``picks`` [decode step, layer, lane] are the selection that this prefill began, None unless they were asked for. A
+    token is named by its place in the sequence: the prompt, filled up at the front to the plan's length, and what followed.
+    """
+
+    first: int
+    picks: LanePicks | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """``picks`` [decode step, layer, sequence] and ``logits`` [sequence, step, vocab] are there where they were asked for.
+
+    Under continuous admission sequences keep no step with each other: ``picks`` is None, and ``stretches`` holds those of
+    each sequence, one stretch for each of its prefills; of waves it is empty.
 
     ``kv_allocated_bytes`` is what the largest wave's pools took in HBM: every part at its own peak, and, unless steps were
     captured, a spare slot a lane.
@@ -44,3 +59,4 @@ class Run:
     stats: tuple[tuple[SelectionStats, ...], ...]
     picks: LanePicks | None
     logits: Tensor | None
+    stretches: tuple[tuple[Stretch, ...], ...] = ()

@@ -1,6 +1,6 @@
 """Records a wave into the simulator's ``WaveTrace``: when steps (and layers) ended, what moved, what each tier held."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -59,15 +59,13 @@ class Recorder:
         self.marks: list[tuple[int, int | None, int, int]] = []  # step, layer, first mark, last mark
         self.tally: Tally | None = None
         self.logits: list[Tensor] = []
-        self._picks: list[list[tuple[Tensor, Tensor]]] = []
+        self._picks = defaultdict[int, list[tuple[Tensor, Tensor]]](list)  # by row
         self._before: dict[int, Tensor] = {}
         self._step_mark = self._layer_mark = 0
         self._streamed = Counter[int]()  # layers whose weights were streamed for each step
 
-    def begin_step(self, row: int) -> None:
+    def begin_step(self, row: int) -> None:  # noqa: ARG002
         self._step_mark = self.clock.mark()
-        if row:
-            self._picks.append([])
 
     def streamed(self, row: int) -> None:
         """A layer's weights were copied for ``row``."""
@@ -98,11 +96,11 @@ class Recorder:
         self.tally.add(row, layer, picked=picks, new=new, age=ages * picks)
         self._before[layer] = picks
         if self.record.picks:
-            self._picks[-1].append(listed(picks, counts.selected[row]))
+            self._picks[row].append(listed(picks, counts.selected[row]))
 
     def picks(self) -> LanePicks:
-        """The picked tokens as numbers."""
-        return [[_numbers(*layer) for layer in step] for step in self._picks]
+        """The picked tokens as numbers, of the decode steps that have run; none under dense attention."""
+        return [[_numbers(*layer) for layer in step] for step in self._picks.values()]
 
     def stats(self, lanes: int) -> tuple[SelectionStats, ...]:
         """Of every decode step; none where they were not taken."""

@@ -40,7 +40,8 @@ class Sampler:
         """[sequence, vocab] to [sequence]."""
         if not self.sampling.temperature:
             return logits.argmax(-1)
-        shares, tokens = (logits / self.sampling.temperature).softmax(-1).sort(-1, descending=True)
+        ordered, tokens = logits.sort(dim=-1, descending=True, stable=True)  # of equals the first, as argmax has it
+        shares = (ordered / self.sampling.temperature).softmax(-1)
         reached = shares.cumsum(-1)
         kept = shares * (reached - shares < self.sampling.top_p)  # the first one always
         kept[:, 0] = shares[:, 0]

@@ -11,7 +11,8 @@ from sim.plan import Setting
 class Masked:
     """One sequence, all its keys and values kept; ``pad`` positions before its prompt count as tokens and are none.
 
-    With ``forced`` tokens and picks [decode step, layer, group] it goes the way of another run, whose rounding differs.
+    With ``forced`` tokens and picks [decode step, layer, group] it goes the way of another run, whose rounding differs;
+    picks are not looked at under dense attention. It goes ``steps`` steps, None: all of the plan's.
     """
 
     def __init__(
@@ -22,10 +23,12 @@ class Masked:
         *,
         per_head: bool = False,
         forced: tuple[tuple[int, ...], list[list[list[tuple[int, ...]]]]] | None = None,
+        steps: int | None = None,
     ) -> None:
         self.forced = forced
         self.setting, self.decoder, self.prompt = setting, decoder, prompt
         self.counts, self.spec = setting.token_counts, decoder.spec
+        self.steps = len(self.counts.cached) if steps is None else steps
         self.pad = self.counts.cached[0] - len(prompt)
         self.groups = [[head] for head in range(self.spec.kv_heads)] if per_head else [[*range(self.spec.kv_heads)]]
         self.picks: list[list[list[tuple[int, ...]]]] = []  # [decode step, layer, group]
@@ -47,7 +50,7 @@ class Masked:
             self.values.append(v)
             x = self.decoder.finish(layer, x, self._mix(weights, v))
         logits = [self.decoder.logits(x)[0, -1]]
-        for row in range(1, len(self.counts.cached)):
+        for row in range(1, self.steps):
             token = self.forced[0][row - 1] if self.forced else int(logits[-1].argmax())
             logits.append(self._step(row, token))
         return [int(row.argmax()) for row in logits], torch.stack(logits)
@@ -65,7 +68,7 @@ class Masked:
             share = spec.heads // spec.kv_heads
             for place, lane in enumerate(self.lanes[layer]):
                 attended = lane.attended(row, q, self.keys[layer])
-                if self.forced:
+                if self.forced and not self.setting.attention.is_dense:
                     attended = set(self.forced[1][row - 1][layer][place]) | lane.local(row)
                 for head in lane.heads:
                     allowed[head * share : (head + 1) * share, sorted(attended)] = True

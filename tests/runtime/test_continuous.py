@@ -58,23 +58,26 @@ def check_schedule(plan: Plan, run: Run) -> None:
 def check_against_masks(plan: Plan, decoder: Decoder, rng: random.Random, where: Where) -> Run:
     """From one prefill to the next a sequence goes on as its prompt and tokens so far, prefilled, would."""
     prompts = random_prompts(rng, plan)
-    run = execute(plan, decoder, prompts, options=Options(record=Record(logits=True)))
+    run = execute(plan, decoder, prompts, options=Options(record=Record(logits=True, picks=True)))
     assert run.logits is not None
     reference = decoder
     if plan.setting.weight_format is not WeightFormat.NATIVE:
         reference = widened_once(decoder, plan.setting.weight_format)
-    for prompt, tokens, logits, had in zip(prompts, run.completions, run.logits, starts(plan), strict=True):
-        for first, last in zip(had, [*had[1:], len(tokens)], strict=True):
+    assert [[stretch.first for stretch in stretches] for stretches in run.stretches] == starts(plan)
+    for prompt, tokens, logits, stretches in zip(prompts, run.completions, run.logits, run.stretches, strict=True):
+        ends = [*(stretch.first for stretch in stretches[1:]), len(tokens)]
+        for stretch, last in zip(stretches, ends, strict=True):
+            first, steps = stretch.first, slice(stretch.first, last)
+            assert stretch.picks is not None
+            forced = None if where.exact else (tokens[steps], stretch.picks)
             with torch.inference_mode():
-                setting = plan_from(plan, first).setting
-                expected_tokens, expected = Masked(setting, reference, [*prompt, *tokens[:first]]).run()
-            same = last - first
-            if not where.exact:  # near ties may have turned
-                pairs = zip(tokens[first:last], expected_tokens, strict=False)
-                same = next((step for step, (a, b) in enumerate(pairs) if a != b), last - first)
-            got = logits[first : first + same]
-            torch.testing.assert_close(got, expected[:same], atol=where.logit_tolerance, rtol=0)
-            assert list(tokens[first : first + same]) == expected_tokens[:same]
+                setting, so_far = plan_from(plan, first).setting, [*prompt, *tokens[:first]]
+                masked = Masked(setting, reference, so_far, forced=forced, steps=last - first)
+                expected_tokens, expected = masked.run()
+            torch.testing.assert_close(logits[steps], expected, atol=where.logit_tolerance, rtol=0)
+            if where.exact:
+                assert list(tokens[steps]) == expected_tokens
+                assert plan.setting.attention.is_dense or stretch.picks == masked.picks
     return run
 
 
@@ -97,7 +100,8 @@ def test_sequences_that_step_back_lose_nothing(preemption: Preemption, where: Wh
     tight = with_budget(roomy, round(2.5 * max(scheduler(roomy).rules.held_bytes)))
     prompts = random_prompts(random.Random(3), roomy)
     everyone, some = execute(roomy, decoder, prompts), execute(tight, decoder, prompts)
-    assert sum(len(had) for had in starts(tight)) == (3 if preemption is Preemption.SWAP else 4)
+    assert all(stretch.picks is None for stretches in some.stretches for stretch in stretches)
+    assert sum(len(stretches) for stretches in some.stretches) == (3 if preemption is Preemption.SWAP else 4)
     assert (some.trace.outcome.h2d_bytes > 0) == (preemption is Preemption.SWAP)
     if where.exact:
         assert some.completions == everyone.completions

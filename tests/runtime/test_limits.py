@@ -15,7 +15,7 @@ from runtime.execute import execute
 from runtime.options import Options
 from runtime.pool import SlotPool
 from runtime.recorder import Record
-from runtime.sampling import Sampling
+from runtime.sampling import Sampler, Sampling
 from runtime.wave import BudgetExceeded
 from sim.attention import Selector
 from sim.flows import flows_of, home_columns, occupancy_of
@@ -26,6 +26,7 @@ from tests.runtime.test_dense import checkpoint, random_prompts
 from tests.runtime.where import DRAWN, Where
 
 PROMPTS = [[1, 2, 3], [4, 5], [6]]
+EAGER = Options(captured=False)  # what is compared in every bit must not be replayed here and launched there
 
 
 @pytest.mark.parametrize("selector", Selector)
@@ -49,7 +50,7 @@ def test_no_row_holds_more_slots_than_the_plan_gives_it(selector: Selector, wher
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TieredCache, "bear", spy_bear)
         patch.setattr(TieredCache, "parts", spy_parts)
-        execute(plan, decoder, random_prompts(rng, plan), options=Options(captured=False))
+        execute(plan, decoder, random_prompts(rng, plan), options=EAGER)
     for row, slots in held:
         assert slots <= plan.homes.hbm[row] + plan.homes.copies[row]
         if selector is Selector.DENSE:
@@ -133,21 +134,27 @@ def test_draws_depend_on_seed_and_place_alone(where: Where) -> None:
 def test_a_small_top_p_is_greedy(where: Where) -> None:
     _, decoder = checkpoint("llama", where)
     plan = all_in_hbm(decoder.spec, Choice())
-    greedy = execute(plan, decoder, PROMPTS).completions
+    greedy = execute(plan, decoder, PROMPTS, options=EAGER).completions
     nucleus = Options(sampling=Sampling(temperature=1.0, top_p=0.0))
     assert execute(plan, decoder, PROMPTS, options=nucleus).completions == greedy
+
+
+def test_a_small_top_p_takes_the_first_of_the_likeliest_however_flat_the_shares(where: Where) -> None:
+    sampler = Sampler(Sampling(temperature=1000.0, top_p=0.0), (0,), 1, where.device)
+    logits = torch.tensor([[0.0, 1.0, 1.0 + 2**-20, 1.0 + 2**-20]], device=where.device)
+    assert sampler.choose(logits, 0).tolist() == [2]
 
 
 def test_a_text_ends_at_a_stop_token_and_the_wave_with_the_last_text(where: Where) -> None:
     _, decoder = checkpoint("opt", where)
     plan = all_in_hbm(decoder.spec, Choice(concurrency=1, batch=1))
-    tokens = execute(plan, decoder, PROMPTS[:1]).completions[0]
+    tokens = execute(plan, decoder, PROMPTS[:1], options=EAGER).completions[0]
     stopping = type(decoder)(replace(decoder.config, stop_tokens=(tokens[2],)), decoder.weights)
-    run = execute(plan, stopping, PROMPTS[:1], options=Options(captured=False))
+    run = execute(plan, stopping, PROMPTS[:1], options=EAGER)
     first = tokens.index(tokens[2])
     assert run.completions[0] == tokens[: first + 1]
     assert len(run.trace.waves[0].step_end_s) == first + 1
-    assert execute(plan, stopping, PROMPTS[:1], options=Options(stop=False)).completions[0] == tokens
+    assert execute(plan, stopping, PROMPTS[:1], options=replace(EAGER, stop=False)).completions[0] == tokens
 
 
 def test_layers_are_recorded_on_request_and_do_not_overlap(where: Where) -> None:
