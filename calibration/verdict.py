@@ -1,5 +1,7 @@
 """Simulated beside measured: errors, what explains each, and what a roofline would have said."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from calibration.campaign import Campaign, Results
@@ -22,6 +24,7 @@ def judge(campaign: Campaign, results: Results, profile: Profile, machine: Machi
     cost = CostModel(machine=machine, profile=profile)
     strata = {one.recipe: one.stratum for one in campaign.plans}
     ran = [(one.recipe, one.figures) for one in results.results if one.figures is not None]
+    again = {one.recipe: one.replayed for one in results.results}
     if not ran:
         why = next((one.reason for one in results.results), "none was started")
         raise ValueError(f"campaign of {len(campaign.plans)} plans, none has run: {why}")
@@ -30,10 +33,14 @@ def judge(campaign: Campaign, results: Results, profile: Profile, machine: Machi
         [roofline_s(plans[recipe], cost) for recipe, _ in ran], [figures.makespan_s for _, figures in ran]
     )
     judged = [
-        _judged(recipe, strata[recipe], plans[recipe], cost, figures, error, on_gpu=on_gpu)
+        replace(
+            _judged(recipe, strata[recipe], plans[recipe], cost, figures, error, on_gpu=on_gpu),
+            replayed=again[recipe],
+        )
         for (recipe, figures), error in zip(ran, rival, strict=True)
     ]
     failed = tuple((one.recipe, one.reason) for one in results.results if one.figures is None)
+    not_replayed = tuple((one.recipe, one.reason) for one in results.results if one.figures and one.reason)
     return Verdict(
         gpu=campaign.gpu,
         profile=profile.name,
@@ -42,6 +49,7 @@ def judge(campaign: Campaign, results: Results, profile: Profile, machine: Machi
         waiting=len(strata.keys() - {one.recipe for one in results.results}),
         plans=tuple(sorted(judged, key=lambda one: -abs(one.makespan))),
         failed=failed,
+        not_replayed=not_replayed,
     )
 
 
