@@ -129,7 +129,7 @@ def prepare(profile: Profile, machine: MachineSpec, *, seed: int, plans: int) ->
     drawn += spare[: plans - len(drawn)]
     if len(drawn) < plans:
         raise ValueError(f"plans={plans}, only {len(drawn)} fit this machine: ask for fewer")
-    drawn.sort(key=lambda one: (Recipe.of(one.recipe).model, one.recipe))
+    drawn.sort(key=_by_weights)
     return Campaign(
         profile=profile.name,
         profile_hash=content_hash(profile),
@@ -138,6 +138,11 @@ def prepare(profile: Profile, machine: MachineSpec, *, seed: int, plans: int) ->
         prepared=datetime.date.today().isoformat(),
         plans=tuple(drawn),
     )
+
+
+def _by_weights(one: Drawn) -> tuple[str, str, int, str]:
+    recipe = Recipe.of(one.recipe)
+    return recipe.model, recipe.weights, recipe.streamed, one.recipe
 
 
 def _judged(recipe: Recipe, profile: Profile, cost: CostModel, on_gpu: bool) -> Drawn | None:
