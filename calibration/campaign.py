@@ -15,6 +15,7 @@ import torch
 from calibration.draw import draw_recipe
 from calibration.families.steps import steady
 from calibration.machine import is_cpu, name_at
+from calibration.replay import replayed
 from calibration.runner import Runner
 from runtime.wave import BudgetExceeded
 from sim import catalogue
@@ -29,7 +30,7 @@ from sim.profile_files import content_hash
 from sim.recipe import Recipe, plan_of
 from sim.spec import MachineSpec
 from sim.units import GIB
-from sim.verdict import Figures, Stratum
+from sim.verdict import Figures, Replayed, Stratum
 
 SCHEMA_VERSION = 1
 LONGEST_S = {"gpu": 20.0, "cpu": 4.0}  # of a run, as predicted
@@ -63,13 +64,17 @@ class Campaign:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A plan of a campaign, run; None where it could not be, with the reason."""
+    """A plan of a campaign, run; None where it could not be, with the reason.
+
+    ``replayed`` is of a short run whose picks were recorded; where that failed ``reason`` is its.
+    """
 
     recipe: str
     figures: Figures | None
     reason: str
     date: str
     device: str
+    replayed: Replayed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +129,7 @@ def prepare(profile: Profile, machine: MachineSpec, *, seed: int, plans: int) ->
     drawn += spare[: plans - len(drawn)]
     if len(drawn) < plans:
         raise ValueError(f"plans={plans}, only {len(drawn)} fit this machine: ask for fewer")
-    drawn.sort(key=lambda one: (Recipe.of(one.recipe).model, one.recipe))
+    drawn.sort(key=_by_weights)
     return Campaign(
         profile=profile.name,
         profile_hash=content_hash(profile),
@@ -133,6 +138,11 @@ def prepare(profile: Profile, machine: MachineSpec, *, seed: int, plans: int) ->
         prepared=datetime.date.today().isoformat(),
         plans=tuple(drawn),
     )
+
+
+def _by_weights(one: Drawn) -> tuple[str, str, int, str]:
+    recipe = Recipe.of(one.recipe)
+    return recipe.model, recipe.weights, recipe.streamed, one.recipe
 
 
 def _judged(recipe: Recipe, profile: Profile, cost: CostModel, on_gpu: bool) -> Drawn | None:
@@ -205,11 +215,13 @@ def drift(profile: Profile, machine: MachineSpec, device: torch.device) -> float
 
 
 def _run(drawn: Drawn, plan: Plan, runner: Runner, device: str) -> Result:
-    stamp = {"recipe": drawn.recipe, "date": datetime.date.today().isoformat(), "device": device}
+    date = datetime.date.today().isoformat()
+    result = Result(recipe=drawn.recipe, figures=None, reason="", date=date, device=device)
     try:
-        return Result(figures=measured_figures(plan, runner, drawn.predicted_s), reason="", **stamp)
+        result = replace(result, figures=measured_figures(plan, runner, drawn.predicted_s))
+        return replace(result, replayed=replayed(Recipe.of(drawn.recipe), plan.setting.machine, runner))
     except (RuntimeError, MemoryError, ValueError, BudgetExceeded) as error:
-        return Result(figures=None, reason=str(error).splitlines()[0], **stamp)
+        return replace(result, reason=str(error).splitlines()[0])
 
 
 def measured_figures(plan: Plan, runner: Runner, predicted_s: float) -> Figures:

@@ -94,7 +94,9 @@ def validate(
     show(
         *verdict_tables(verdict),
         *(f"not run: {recipe}: {reason}" for recipe, reason in verdict.failed),
+        *(f"not replayed: {recipe}: {reason}" for recipe, reason in verdict.not_replayed),
         "",
         verdict.summary,
+        *([verdict.replays] if verdict.replays else []),
         *([today] if today else []),
     )

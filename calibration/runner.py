@@ -3,18 +3,21 @@
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 
 from runtime.execute import DTYPES, execute
-from runtime.models import Decoder, random_decoder
+from runtime.models import Decoder, as_planned, random_decoder
 from runtime.models.config import config_from_spec
 from runtime.options import Options
 from runtime.recorder import LanePicks, Record, SelectionStats
-from sim.plan import Plan
+from sim.plan import Plan, Setting
 from sim.recipe import shortened
-from sim.spec import DType, ModelSpec
+from sim.spec import DType, ModelSpec, WeightFormat
 from sim.trace import Trace
+
+Weights: TypeAlias = tuple[ModelSpec, DType, WeightFormat, float]  # the last: the share on the host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +35,7 @@ class Runner:
     """Keeps the last model's weights."""
 
     device: torch.device
-    _held: tuple[ModelSpec, DType] | None = None
+    _held: Weights | None = None
     _decoder: Decoder | None = field(default=None, repr=False)
 
     def warm(self, plan: Plan) -> None:
@@ -41,7 +44,7 @@ class Runner:
 
     def run(self, plan: Plan, *, record: Record | None = None) -> Ran:
         """Random prompts of the full length through ``plan``."""
-        decoder, work = self.decoder(plan.setting.model, plan.setting.dtype), plan.setting.workload
+        decoder, work = self.decoder(plan.setting), plan.setting.workload
         generator = torch.Generator().manual_seed(0)
         shape = (work.batch, work.prompt_tokens)
         prompts = torch.randint(0, plan.setting.model.vocab, shape, generator=generator).tolist()
@@ -50,13 +53,15 @@ class Runner:
         ran = execute(plan, decoder, prompts, options=options)
         return Ran(trace=ran.trace, peak_bytes=self._peak_bytes(), picks=ran.picks, stats=ran.stats)
 
-    def decoder(self, model: ModelSpec, dtype: DType) -> Decoder:
-        if self._held != (model, dtype) or self._decoder is None:
+    def decoder(self, setting: Setting) -> Decoder:
+        """With its weights stored as ``setting`` says, and no other copy of them: it would count as the plan's memory."""
+        wanted = (setting.model, setting.dtype, setting.weight_format, setting.weights_on_host)
+        if self._held != wanted or self._decoder is None:
             self._decoder = None
             self._forget()
-            config = replace(config_from_spec(model), stop_tokens=())
-            self._decoder = random_decoder(config, device=self.device, dtype=DTYPES[dtype])
-            self._held = (model, dtype)
+            config = replace(config_from_spec(setting.model), stop_tokens=())
+            drawn = random_decoder(config, device=self.device, dtype=DTYPES[setting.dtype])
+            self._decoder, self._held = as_planned(drawn, setting), wanted
         return self._decoder
 
     def _forget(self) -> None:

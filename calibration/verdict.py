@@ -1,15 +1,19 @@
 """Simulated beside measured: errors, what explains each, and what a roofline would have said."""
 
+from dataclasses import replace
+
 import numpy as np
+from numpy.typing import NDArray
 
 from calibration.campaign import Campaign, Results
 from calibration.roofline import roofline_s, with_hindsight
 from sim.cost import CostModel
 from sim.engine import simulate
-from sim.flows import flows_of, home_columns
-from sim.plan import Plan
+from sim.flows import Column, flows_of, home_columns, occupancy_of
+from sim.plan import Admission, Plan
 from sim.profile import Profile
 from sim.recipe import Recipe, plan_of
+from sim.scheduled import admit
 from sim.spec import MachineSpec
 from sim.verdict import Figures, Judged, Stratum, Verdict
 
@@ -22,6 +26,7 @@ def judge(campaign: Campaign, results: Results, profile: Profile, machine: Machi
     cost = CostModel(machine=machine, profile=profile)
     strata = {one.recipe: one.stratum for one in campaign.plans}
     ran = [(one.recipe, one.figures) for one in results.results if one.figures is not None]
+    again = {one.recipe: one.replayed for one in results.results}
     if not ran:
         why = next((one.reason for one in results.results), "none was started")
         raise ValueError(f"campaign of {len(campaign.plans)} plans, none has run: {why}")
@@ -30,10 +35,14 @@ def judge(campaign: Campaign, results: Results, profile: Profile, machine: Machi
         [roofline_s(plans[recipe], cost) for recipe, _ in ran], [figures.makespan_s for _, figures in ran]
     )
     judged = [
-        _judged(recipe, strata[recipe], plans[recipe], cost, figures, error, on_gpu=on_gpu)
+        replace(
+            _judged(recipe, strata[recipe], plans[recipe], cost, figures, error, on_gpu=on_gpu),
+            replayed=again[recipe],
+        )
         for (recipe, figures), error in zip(ran, rival, strict=True)
     ]
     failed = tuple((one.recipe, one.reason) for one in results.results if one.figures is None)
+    not_replayed = tuple((one.recipe, one.reason) for one in results.results if one.figures and one.reason)
     return Verdict(
         gpu=campaign.gpu,
         profile=profile.name,
@@ -42,6 +51,7 @@ def judge(campaign: Campaign, results: Results, profile: Profile, machine: Machi
         waiting=len(strata.keys() - {one.recipe for one in results.results}),
         plans=tuple(sorted(judged, key=lambda one: -abs(one.makespan))),
         failed=failed,
+        not_replayed=not_replayed,
     )
 
 
@@ -75,17 +85,28 @@ def explained_by(plan: Plan, simulated: Figures, measured: Figures) -> str:
     """Where most of the difference lies: the prefill, what every decode step has, or what grows with its tokens."""
     said, took = np.array(simulated.step_s), np.array(measured.step_s[: len(simulated.step_s)])
     gap = took - said[: len(took)]
-    parts = {"prefill": float(gap[0])}
-    if len(gap) > 2:
-        flows = flows_of(plan, home_columns(plan.homes))
-        moved = flows.fetched_kv + flows.fetched_inputs + flows.forwarded
-        grows, name = (moved, "link or recomputation") if moved[1:].any() else (flows.kept, "attention")
-        driver = grows[1 : len(gap)] - grows[1 : len(gap)].mean()
-        slope = float(driver @ (gap[1:] - gap[1:].mean()) / (driver @ driver)) if driver.any() else 0.0
-        # what grows weighs by all of its tokens, not by their growth alone, but never by more than there is to explain
-        growing = np.clip(slope * grows[1 : len(gap)], -np.abs(gap[1:]), np.abs(gap[1:]))
-        parts[name] = float(growing.sum())
-        parts["products, launches"] = float((gap[1:] - growing).sum())
-    elif len(gap) == 2:
-        parts["products, launches"] = float(gap[1])
+    prefills, grows, name = _drivers(plan)
+    prefills, grows = prefills[: len(gap)], grows[: len(gap)]
+    decode, tokens = gap[~prefills], grows[~prefills]
+    driver = tokens - tokens.mean() if len(tokens) else tokens
+    slope = float(driver @ (decode - decode.mean()) / (driver @ driver)) if driver.any() else 0.0
+    # what grows weighs by all of its tokens, not by their growth alone, but never by more than there is to explain
+    growing = np.clip(slope * tokens, -np.abs(decode), np.abs(decode))
+    parts = {
+        "prefill": float(gap[prefills].sum()),
+        "products, launches": float((decode - growing).sum()),
+        name: float(growing.sum()),
+    }
     return max(parts, key=lambda part: abs(parts[part]))
+
+
+def _drivers(plan: Plan) -> tuple[NDArray[np.bool_], Column, str]:
+    """By steps: which ones prefill; tokens that time grows with, and what that time is spent on."""
+    homes = home_columns(plan.homes)
+    flows = flows_of(plan, homes)
+    if plan.setting.admission is Admission.CONTINUOUS:
+        planned = admit(plan.setting, occupancy_of(plan, homes, flows))
+        return planned.prefilled > 0, planned.decoding(flows.kept), "attention"
+    moved = flows.fetched_kv + flows.fetched_inputs + flows.forwarded
+    first = np.arange(len(moved)) == 0
+    return (first, moved, "link or recomputation") if moved[1:].any() else (first, flows.kept, "attention")

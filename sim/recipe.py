@@ -10,9 +10,10 @@ from sim.checks import require_one_of, require_whole
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.homes import TokenHomes
 from sim.kv import KvFormat, KvFormats
-from sim.plan import Mechanism, Placement, Plan, Recompute, Setting
+from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, Setting
 from sim.profile import Profile
-from sim.spec import DType, MachineSpec, ModelSpec
+from sim.scheduled import paged_bytes
+from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat
 from sim.workload import Workload
 
 _AMPLE_BYTES = 2**62
@@ -24,7 +25,9 @@ class Recipe:
     """A plan of the runtime's. ``model`` is a name of the catalogue, with ``/layers`` and ``/hidden`` cut down if it says so.
 
     ``keep`` is the percentage of cached tokens attended to, ``hbm`` that of the living ones that HBM has slots for (those
-    that a step needs are there in any case).
+    that a step needs are there in any case). Under continuous admission ``hbm`` is the percentage of the sequences that may
+    run at once whose pages the budget holds, one at least. ``streamed`` is the percentage of each layer's weights on the
+    host.
     """
 
     model: str
@@ -39,11 +42,14 @@ class Recipe:
     kv: KvFormat = KvFormat.NATIVE
     hbm: int = 100
     recompute: Recompute = Recompute.NONE
+    admission: Admission = Admission.WAVES
+    weights: WeightFormat = WeightFormat.NATIVE
+    streamed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("batch", "prompt", "output", "keep"):
             require_whole(f"recipe.{name}", getattr(self, name))
-        for name in ("keep", "hbm"):
+        for name in ("keep", "hbm", "streamed"):
             require_one_of(f"recipe.{name}", getattr(self, name), range(101))
 
     @property
@@ -109,11 +115,22 @@ def plan_for(model: ModelSpec, recipe: Recipe, machine: MachineSpec) -> Plan:
 
 
 def _plan(setting: Setting, hbm_percent: int) -> Plan:
+    if setting.admission is Admission.CONTINUOUS:
+        return _paged(setting, hbm_percent)
     plan = Plan(setting=setting, homes=_homes(setting, hbm_percent))
     homes = home_columns(plan.homes)
     needed = ceil(setting.concurrency * float(occupancy_of(plan, homes, flows_of(plan, homes)).hbm.max()))
     spare = needed // (50 if setting.attention.is_dense else 4)  # picks differ from lane to lane
     return replace(plan, setting=replace(setting, kv_budget_bytes=needed + spare))
+
+
+def _paged(setting: Setting, budget_percent: int) -> Plan:
+    """All living tokens in HBM, of as many sequences at a time as the pages do for."""
+    plan = Plan(setting=setting, homes=_homes(setting, 100))
+    homes = home_columns(plan.homes)
+    held_bytes = float(paged_bytes(setting, occupancy_of(plan, homes, flows_of(plan, homes)).hbm).max())
+    budget_bytes = ceil(held_bytes * max(1.0, setting.concurrency * budget_percent / 100))
+    return replace(plan, setting=replace(setting, kv_budget_bytes=budget_bytes))
 
 
 def _setting(recipe: Recipe, model: ModelSpec, machine: MachineSpec, profile: Profile | None) -> Setting:
@@ -123,7 +140,10 @@ def _setting(recipe: Recipe, model: ModelSpec, machine: MachineSpec, profile: Pr
         model=model,
         workload=Workload(batch=recipe.batch, prompt_tokens=recipe.prompt, output_tokens=recipe.output),
         dtype=recipe.dtype,
+        weight_format=recipe.weights,
+        weights_on_host=recipe.streamed / 100,
         concurrency=recipe.concurrency or recipe.batch,
+        admission=recipe.admission,
         attention=Attention(selector=recipe.selector, sparsity=1 - recipe.keep / 100 if sparse else 0.0),
         access=_access(recipe, profile),
         kv_format=KvFormats(gpu=recipe.kv, host=recipe.kv),

@@ -63,8 +63,33 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """Bytes that a short run of a sparse plan moved, and those that the simulator says of what that run picked."""
+
+    measured_h2d_bytes: int
+    measured_d2h_bytes: int
+    simulated_h2d_bytes: int
+    simulated_d2h_bytes: int
+
+    @property
+    def measured(self) -> tuple[int, int]:
+        return self.measured_h2d_bytes, self.measured_d2h_bytes
+
+    @property
+    def simulated(self) -> tuple[int, int]:
+        return self.simulated_h2d_bytes, self.simulated_d2h_bytes
+
+    @property
+    def is_exact(self) -> bool:
+        return self.measured == self.simulated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """One plan. Errors are predicted over measured less one; None where there is nothing to compare."""
+    """One plan. Errors are predicted over measured less one; None where there is nothing to compare.
+
+    ``moved`` is of the traffic that the access profile expects, ``replayed`` of the very picks of a short run.
+    """
 
     recipe: str
     stratum: Stratum
@@ -78,13 +103,14 @@ class Judged:
     peak_hbm: float | None
     roofline: float
     explained_by: str
+    replayed: Replayed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """A campaign held against its profile: all plans, the worst makespan first, and those that could not be run.
 
-    ``waiting`` plans have not been tried yet.
+    ``waiting`` plans have not been tried yet; ``not_replayed`` are those that ran, but not once more with their picks.
     """
 
     gpu: str
@@ -94,6 +120,7 @@ class Verdict:
     waiting: int
     plans: tuple[Judged, ...]
     failed: tuple[tuple[str, str], ...]
+    not_replayed: tuple[tuple[str, str], ...] = ()
 
     @property
     def median_error(self) -> float:
@@ -113,10 +140,28 @@ class Verdict:
         whole = len(self.plans) + len(self.failed) + self.waiting
         return f"{said}; {self.waiting} of {whole} plans have not been run" if self.waiting else said
 
+    @property
+    def replays(self) -> str | None:
+        """Whether the bytes of recorded selections are exact, and the first of those that are not; None if there are none."""
+        found = [(one.recipe, one.replayed) for one in self.plans if one.replayed is not None]
+        if not found:
+            return None
+        wrong = [(recipe, one) for recipe, one in found if not one.is_exact]
+        said = f"replayed selections: bytes of {len(found) - len(wrong)} of {len(found)} plans exact"
+        if not wrong:
+            return said
+        recipe, one = wrong[0]
+        there, back = (
+            f"{measured} bytes measured, {simulated} simulated"
+            for measured, simulated in zip(one.measured, one.simulated, strict=True)
+        )
+        return f"{said}; not {recipe}: to the GPU {there}, to the host {back}"
+
 
 def verdict_to_json(verdict: Verdict, drift: float | None) -> dict[str, Any]:
     """``drift`` is how many times as long the profile's reference step took on the day, if it was asked."""
-    return {"schema_version": SCHEMA_VERSION, "summary": verdict.summary, "drift": drift, **to_plain(verdict)}
+    told = {"summary": verdict.summary, "replays": verdict.replays, "drift": drift}
+    return {"schema_version": SCHEMA_VERSION, **told, **to_plain(verdict)}
 
 
 def load_verdict(path: Path) -> Verdict:
@@ -130,7 +175,7 @@ def load_verdict(path: Path) -> Verdict:
         raise ValueError(
             f"{path}: schema_version={version!r}, must be {SCHEMA_VERSION}: give what `planner validate --json` prints"
         )
-    for told in ("summary", "drift"):
+    for told in ("summary", "replays", "drift"):
         data.pop(told, None)
     verdict = from_plain(Verdict, data, str(path))
     if not verdict.plans:

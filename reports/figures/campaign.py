@@ -33,6 +33,9 @@ def short(recipe: str) -> tuple[str, str]:
         "kv": "{} KV",
         "hbm": "{} % in HBM",
         "recompute": "recomputes {}",
+        "admission": "{} admission",
+        "weights": "{} weights",
+        "streamed": "{} % of the weights streamed",
     }
     rest = [text.format(words[word].replace("_", " ")) for word, text in said.items() if word in words]
     waves = [f"{concurrency} at once"] if concurrency not in ("", batch) else []

@@ -90,8 +90,12 @@ def test_measured_fitted_run_and_compared(file: Path) -> None:
     assert all(one.simulated.makespan_s > 0 < one.measured.makespan_s for one in verdict.plans)
     assert [name for name, _ in by_stratum(verdict.plans)] == ["all", "launch"]
     assert all(one.peak_hbm is None for one in verdict.plans)
-    dense = next(one for one in verdict.plans if "swa" not in one.recipe)
+    dense, sparse = sorted(verdict.plans, key=lambda one: "swa" in one.recipe)
     assert dense.moved is None
+    assert dense.replayed is None
+    assert sparse.replayed is not None
+    assert sparse.replayed.measured_d2h_bytes > 0
+    assert verdict.replays == "replayed selections: bytes of 1 of 1 plans exact"
 
 
 def test_every_family_that_a_cpu_has_was_measured(file: Path) -> None:

@@ -61,6 +61,24 @@ def test_a_whole_number_counts_as_it_is_read(tmp_path: Path) -> None:
     assert load_profile(tmp_path / "p.json").prefill_passes == 3.0
 
 
+def test_a_key_that_came_later_leaves_the_hash_of_what_lacks_it(tmp_path: Path) -> None:
+    """A measurement without peak_bytes, as files of before have it, is one of which nobody asked that."""
+    asked = Measurement(family="decode", case="x", seconds=1.0, low_s=1.0, high_s=1.0, samples=1, peak_bytes=5)
+    profile = measured()
+    assert profile.evidence
+    with_peak, without = (
+        replace(profile, evidence=replace(profile.evidence, reference=replace(asked, peak_bytes=peak_bytes)))
+        for peak_bytes in (5, 0)
+    )
+    save_profile(tmp_path / "p.json", without)
+    older = json.loads((tmp_path / "p.json").read_text())
+    del older["evidence"]["reference"]["peak_bytes"]
+    (tmp_path / "p.json").write_text(json.dumps(older))
+
+    assert load_profile(tmp_path / "p.json") == without
+    assert content_hash(with_peak) != content_hash(without)
+
+
 def test_an_older_schema_is_refused(file: Path) -> None:
     rewrite(file, schema_version=1)
 
