@@ -20,24 +20,33 @@ def prompt_layer(
     if padding is None and x.shape[1] > PREFILL_CHUNK_TOKENS:
         return _long_prompt_layer(decoder, layer, x, positions)
     size, scale = prefill_rows(x.shape[0], x.shape[1]) // x.shape[1], decoder.spec.head_dim**-0.5
-    passes = []
+    if size >= x.shape[0]:
+        q, k, v = decoder.project(layer, x, positions)
+        return q, k, v, decoder.finish(layer, x, attend_prompt(q, k, v, padding, scale))
+    q, k, v, after = _rows_of(decoder, x)
     for at in range(0, x.shape[0], size):
-        rows, where = x[at : at + size], positions[at : at + size]
-        q, k, v = decoder.project(layer, rows, where)
-        attended = attend_prompt(q, k, v, None if padding is None else padding[at : at + size], scale)
-        passes.append((q, k, v, decoder.finish(layer, rows, attended)))
-    q, k, v, after = (torch.cat(parts) if len(passes) > 1 else parts[0] for parts in zip(*passes, strict=True))
+        some = slice(at, at + size)
+        q[some], k[some], v[some] = decoder.project(layer, x[some], positions[some])
+        here = None if padding is None else padding[some]
+        attended = attend_prompt(q[some], k[some], v[some], here, scale)
+        after[some] = decoder.finish(layer, x[some], attended)
     return q, k, v, after
+
+
+def _rows_of(decoder: Decoder, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Room for query, key, value and output of all tokens."""
+    spec, tokens = decoder.spec, x.shape[:2]
+    q = x.new_empty((*tokens, spec.heads, spec.head_dim))
+    k, v = (x.new_empty((*tokens, spec.kv_heads, spec.head_dim)) for _ in range(2))
+    return q, k, v, torch.empty_like(x)
 
 
 def _long_prompt_layer(
     decoder: Decoder, layer: int, x: Tensor, positions: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The same chunk by chunk of tokens, each attending to those before it: no more than a chunk's activations are held."""
-    spec, scale = decoder.spec, decoder.spec.head_dim**-0.5
-    after, tokens = torch.empty_like(x), x.shape[:2]
-    q = x.new_empty((*tokens, spec.heads, spec.head_dim))
-    k, v = (x.new_empty((*tokens, spec.kv_heads, spec.head_dim)) for _ in range(2))
+    scale = decoder.spec.head_dim**-0.5
+    q, k, v, after = _rows_of(decoder, x)
     for at in range(0, x.shape[1], PREFILL_CHUNK_TOKENS):
         chunk = slice(at, min(at + PREFILL_CHUNK_TOKENS, x.shape[1]))
         q[:, chunk], k[:, chunk], v[:, chunk] = decoder.project(layer, x[:, chunk], positions[:, chunk])

@@ -88,11 +88,16 @@ class GraphWave:
         positions = (torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]).clamp(min=0)
         x = decoder.embed(tokens, positions)
         for layer in range(decoder.spec.layers):
-            if isinstance(self.slots, StreamedSlots):
-                self.slots.keep_prompt(layer, first, x)
-            q, k, v, x = prompt_layer(decoder, layer, x, positions, padding if self.padded else None)
-            self.slots.start(layer, first, q, k, v)
+            x = self._prefill_layer(layer, first, x, positions, padding)
         self.step.tokens[first : first + len(tokens)] = decoder.logits(x[:, -1:])[:, 0].argmax(-1)
+
+    def _prefill_layer(self, layer: int, first: int, x: Tensor, positions: Tensor, padding: Tensor) -> Tensor:
+        """The layer's output; what it was made from goes before the next layer comes."""
+        if isinstance(self.slots, StreamedSlots):
+            self.slots.keep_prompt(layer, first, x)
+        q, k, v, after = prompt_layer(self.decoder, layer, x, positions, padding if self.padded else None)
+        self.slots.start(layer, first, q, k, v)
+        return after
 
     @torch.inference_mode()
     def decode(self, first: int, last: int, on_step: Callable[[int], None] | None = None) -> float:

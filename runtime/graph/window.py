@@ -216,7 +216,7 @@ class WindowSlots:
         state.slots[at][:, : attended + 1] = state.rank[at][:, : attended + 1].where(real, -1)
         state.counts[at] = attended + 1
         self._remember(at, entry, tokens, selector)
-        self._store(at, entry, tokens, k, v)
+        self._store(at, entry, tokens, k, v, attended)
 
     def _remember(self, at: "_At", entry: Tensor, tokens: Tensor, selector: SparseWindow) -> None:
         """Weights of the prompt's last queries."""
@@ -226,13 +226,14 @@ class WindowSlots:
         rows = paid.gather(-1, tokens[:, None].expand(-1, paid.shape[1], -1))
         ring[:, (queries % ring.shape[1])[:, None], entry[None]] = rows
 
-    def _store(self, at: "_At", entry: Tensor, tokens: Tensor, k: Tensor, v: Tensor) -> None:
-        lane, near = torch.arange(k.shape[0], device=k.device)[:, None], entry < self.near
+    def _store(self, at: "_At", entry: Tensor, tokens: Tensor, k: Tensor, v: Tensor, attended: int) -> None:
+        """Counted here, not asked of the device: the first entries, but for the newborn's, have slots in HBM."""
+        lane, near = torch.arange(k.shape[0], device=k.device)[:, None], self.near - (self.near > attended)
         for rows, here, there in ((k, self.keys, self.host_keys), (v, self.values, self.host_values)):
             kept = rows[lane, tokens]  # [lane, token, head, channel]
-            here[at][:, :, entry[near]] = kept[:, near].transpose(1, 2)
+            here[at][:, :, entry[:near]] = kept[:, :near].transpose(1, 2)
             if self.far:
-                there[at][:, entry[~near] - self.near] = kept[:, ~near]
+                there[at][:, entry[near:] - self.near] = kept[:, near:]
 
     def _scope(self, lanes: slice) -> Scope:
         return Scope.of(self.plan.setting, self.padding[lanes], self.decoder.dtype)
