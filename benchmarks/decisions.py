@@ -3,9 +3,9 @@
     python benchmarks/decisions.py h200.json --table benchmarks/results/decisions_h200.json [--seconds 240]
 
 A workload fixes model, sequences, tokens and bytes of HBM for KV; its candidates are plans within them that differ in
-concurrency, placement, what lies on the host and how it comes back. It counts if at least two of them are within 15 % of
-the best in simulation, and if all that are tried can be run in its share of --seconds. The table is written before anything
-runs (--prepare: nothing does), and the same command goes on where it stopped; without a profile it is only shown.
+concurrency, admission, placement, what lies on the host and how it comes back. It counts if at least two of them are within
+15 % of the best in simulation, and if all that are tried can be run in its share of --seconds. The table is written before
+anything runs (--prepare: nothing does), and the same command goes on where it stopped; without a profile it is only shown.
 On a CPU set GOMP_SPINCOUNT=10000: threads that spin for long while they wait cost a factor of ten on busy cores.
 """
 
@@ -29,7 +29,7 @@ from sim.cost import CostModel
 from sim.files import write_atomically
 from sim.forecast import forecast
 from sim.kv import KvFormat
-from sim.plan import Placement, Plan, Recompute
+from sim.plan import Admission, Placement, Plan, Recompute
 from sim.profile import Profile
 from sim.profile_files import content_hash, load_profile
 from sim.recipe import Recipe, plan_of
@@ -46,7 +46,9 @@ CHOOSERS = ("measured", "nominal")
 
 
 def candidates(drawn: Recipe, budget_bytes: float, machine: MachineSpec) -> Iterator[Recipe]:
-    """Plans of the drawn workload that keep to the budget: in waves, spilling, recomputing; sparse ones if it is sparse."""
+    """Plans of the drawn workload that keep to the budget: in waves, spilling, recomputing, admitted as pages fall free;
+    sparse ones if it is sparse.
+    """
     base = replace(drawn, recompute=Recompute.NONE, kv=KvFormat.NATIVE, hbm=100)
     sizes = sorted({-(-base.batch // waves) for waves in (1, 2, 3, 4, 6)}, reverse=True)
     sparse = base.selector is not Selector.DENSE
@@ -59,6 +61,9 @@ def candidates(drawn: Recipe, budget_bytes: float, machine: MachineSpec) -> Iter
                 first = placement is not Placement.RECENT or not sparse
                 if fitting is not None and (not alike or (first and source is Recompute.NONE)):
                     yield fitting
+    paged = None if sparse else largest_share(replace(base, admission=Admission.CONTINUOUS), budget_bytes, machine)
+    if paged is not None:
+        yield paged
 
 
 def largest_share(recipe: Recipe, budget_bytes: float, machine: MachineSpec) -> Recipe | None:

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from sim.attention import Selector
 from sim.cost import CostModel
 from sim.forecast import forecast
-from sim.plan import Plan
+from sim.plan import Admission, Placement, Plan, Recompute
 from sim.profile import Evidence, Profile
 from sim.profile_files import save_profile
 from sim.recipe import Recipe, plan_of
@@ -81,6 +82,19 @@ def test_the_choices_are_those_of_the_two_profiles(
         assert sum(seconds <= 1.15 * min(took.values()) for seconds in took.values()) >= 2
         budget = int(one["workload"].rpartition("=")[2])
         assert all(plan.setting.kv_budget_bytes <= budget for plan in plans.values())
+
+
+def test_candidates_keep_to_the_budget_and_differ(decisions: ModuleType) -> None:
+    whole = plan_of(TINY, machine()).setting.kv_budget_bytes
+
+    found = list(decisions.candidates(TINY, 0.6 * whole, machine()))
+
+    assert len({*found}) == len(found)
+    assert all(plan_of(one, machine()).setting.kv_budget_bytes <= 0.6 * whole for one in found)
+    assert {one.admission for one in found} == {*Admission}
+    assert {one.recompute for one in found} == {Recompute.NONE, Recompute.ACTIVATIONS_HOST}
+    sparse = replace(TINY, selector=Selector.SWA, keep=40, placement=Placement.RESIDENT)
+    assert {one.admission for one in decisions.candidates(sparse, 0.6 * whole, machine())} == {Admission.WAVES}
 
 
 def test_what_stopped_goes_on_and_failures_are_told(
