@@ -227,10 +227,15 @@ def _run(drawn: Drawn, plan: Plan, runner: Runner, device: str) -> Result:
 def measured_figures(plan: Plan, runner: Runner, predicted_s: float) -> Figures:
     """The run with the median makespan, after a few steps that load and compile what is needed."""
     runner.warm(plan)
-    repeats = next((times for below_s, times in _REPEATS if predicted_s < below_s), 1)
+    repeats = repeats_of(predicted_s)
     runs = [runner.run(plan) for _ in range(repeats)]
     figures = sorted((Figures.of(ran.trace, ran.peak_bytes) for ran in runs), key=lambda one: one.makespan_s)
     return figures[(repeats - 1) // 2]
+
+
+def repeats_of(predicted_s: float) -> int:
+    """How often a run is made; short ones more than once."""
+    return next((times for below_s, times in _REPEATS if predicted_s < below_s), 1)
 
 
 def campaign_hash(campaign: Campaign) -> str:

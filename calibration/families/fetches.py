@@ -1,7 +1,7 @@
 """Tokens fetched from pinned memory by recall's kernel: by the size of a token and by programs, alone and beside products.
 
 What the runtime's own number of programs takes is ``fetch`` and ``fetch_beside``; other numbers, ``fetch_blocks`` and
-``fetch_blocks_beside``, are for the reader: whether that number is the right one.
+``fetch_blocks_beside``, are for the reader: whether that number is the right one. With 0 programs products run alone.
 """
 
 from collections.abc import Iterator
@@ -37,6 +37,8 @@ def cases(scope: Scope) -> Iterator[Case]:
             yield timed(scope, family, f"{words} bytes={half}", halves, size_bytes=half)
             both = partial(_products_beside, scope, channels, programs)
             yield timed(scope, f"{family}_beside", f"{words} {beside}", both, captured=False)
+    alone = partial(_products_beside, scope, 0, 0)
+    yield timed(scope, "fetch_blocks_beside", f"channels=0 programs=0 {beside}", alone, captured=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,10 +72,10 @@ def _alone(scope: Scope, channels: int, programs: int) -> list[Call]:
 
 
 def _products_beside(scope: Scope, channels: int, programs: int) -> list[Call]:
-    """Products while another stream fetches for longer than they take."""
+    """Products while another stream fetches for longer than they take, or nothing."""
     side = torch.cuda.Stream(scope.device)  # type: ignore[no-untyped-call]
-    tokens = _Tokens.of(scope, channels)
-    brought = tokens.fetched(tokens.order, programs)
+    tokens = _Tokens.of(scope, channels) if programs else None
+    brought = list[Call]() if tokens is None else [tokens.fetched(tokens.order, programs)]
     rows, inputs, outputs = _SHAPE
     x = scope.normal(rows, inputs)
     products = each(
@@ -84,7 +86,8 @@ def _products_beside(scope: Scope, channels: int, programs: int) -> list[Call]:
         main = torch.cuda.current_stream()
         side.wait_stream(main)
         with torch.cuda.stream(side):
-            brought()
+            for fetched in brought:
+                fetched()
         for product in products:
             product()
 
