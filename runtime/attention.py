@@ -72,26 +72,26 @@ def attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Tens
     return reduce(torch.add, mixed).to(q.dtype), weights
 
 
-def _to_float(entries: Tensor) -> Tensor:
-    return entries.float()
-
-
 def widened_product(
-    left: Tensor, stored: Tensor, *, by_token: bool, widen: Callable[[Tensor], Tensor] = _to_float
+    left: Tensor, stored: Tensor, *, by_token: bool, unpack: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
     """``left`` [lane, head, row, channel or token] in float32 times ``stored`` [lane, token, head, channel], on the CPU.
 
-    ``widen`` makes float32 of what is stored, of as many heads at a time as the caches hold. ``by_token``: the result is
-    [lane, head, row, token], else [lane, head, row, channel].
+    What is stored becomes float32, after ``unpack`` where entries share a byte, for as many heads at a time as the caches
+    hold. ``by_token``: the result is [lane, head, row, token], else [lane, head, row, channel].
     """
     heads, rows = stored.transpose(1, 2).flatten(0, 1), left.flatten(0, 1)
-    at_once = torch.get_num_threads() * _ENTRIES_AT_ONCE // max(1, heads[0].numel())
-    size = heads.shape[0] if stored.dtype is torch.float32 else max(1, at_once)
-    products = []
-    for at in range(0, heads.shape[0], size):
-        wide = widen(heads[at : at + size])
-        products.append(torch.bmm(rows[at : at + size], wide.transpose(1, 2) if by_token else wide))
-    product = torch.cat(products) if len(products) > 1 else products[0]
+    if heads.dtype is torch.float32:
+        product = torch.bmm(rows, heads.transpose(1, 2) if by_token else heads)
+        return product.view(*left.shape[:3], product.shape[-1])
+    count, tokens, width = heads.shape[0], heads.shape[1], heads.shape[2] * (2 if unpack else 1)
+    size = min(count, max(1, torch.get_num_threads() * _ENTRIES_AT_ONCE // max(1, tokens * width)))
+    wide, product = left.new_empty(size, tokens, width), left.new_empty(*rows.shape[:2], tokens if by_token else width)
+    right = wide.transpose(1, 2) if by_token else wide
+    for at in range(0, count, size):
+        some, last = heads[at : at + size], min(size, count - at)
+        wide[:last].copy_(unpack(some) if unpack else some)
+        torch.bmm(rows[at : at + size], right[:last], out=product[at : at + size])
     return product.view(*left.shape[:3], product.shape[-1])
 
 

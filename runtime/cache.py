@@ -126,11 +126,11 @@ class TieredCache:
         position = self.counts.cached[row] - 1
         at = torch.full((self.lanes.count, 1), position, device=k.device)
         valid = torch.ones_like(at, dtype=torch.bool)
-        self.hbm.put(layer, at, valid, k, v)
+        self.hbm.bear(layer, at, valid, k, v)
         self.ledgers[layer].bear(row)
         if self.plan.setting.write_back is WriteBack.AT_BIRTH:
             with self.write_back.work(at, valid, k, v):
-                self.host.put(layer, at, valid, k, v)
+                self.host.bear(layer, at, valid, k, v)
             self.written[layer] = self.write_back.last
             self.tally.add(row, layer, written=valid)
         if self.freezer.closes(position):
@@ -197,13 +197,15 @@ class TieredCache:
             self.written[layer] = self.write_back.last
 
     def _move_out(self, layer: int, moves: Moves, leaving: int) -> None:
+        if not self.host.pool.slots:
+            self.hbm.pool.drop(layer, moves.hbm_freed)
+            return
         at, valid = listed(moves.written, leaving)
         k, v = self.hbm.take(layer, at)
         self.hbm.pool.drop(layer, moves.hbm_freed)
         with self.write_back.work(at, valid, k, v, moves.host_freed):
             self.host.pool.drop(layer, moves.host_freed)
-            if leaving and self.host.pool.slots:
-                self.host.put(layer, at, valid, k, v)
+            self.host.put(layer, at, valid, k, v)
         self.written[layer] = self.write_back.last
 
     def _adopt(self, row: int, layer: int, moved: list[_Moved]) -> None:

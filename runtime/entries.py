@@ -27,7 +27,7 @@ class IntegerKeys:
         low, step = self.ranges.float().unbind(-2)
         wide = q.float()[:, :, :, None]  # [lane, head, member, 1, channel]
         by_group = (wide * step[:, :, None]).flatten(2, 3)
-        scores = widened_product(by_group, self.levels, by_token=True, widen=_widen(self.kv_format))
+        scores = widened_product(by_group, self.levels, by_token=True, unpack=_unpack(self.kv_format))
         scores = scores.view(*wide.shape[:3], step.shape[2], -1).add_((wide * low[:, :, None]).sum(-1, keepdim=True))
         groups = self.groups[:, None, None, None].expand(*scores.shape[:3], 1, -1)
         return scores.gather(3, groups).squeeze(3)
@@ -43,10 +43,10 @@ class IntegerValues:
 
     def mixed(self, weights: Tensor) -> Tensor:
         low, step = self.ranges.float().transpose(1, 2)[:, :, None].unbind(-1)  # [lane, head, 1, token]
-        mixed = widened_product(weights * step, self.levels, by_token=False, widen=_widen(self.kv_format))
+        mixed = widened_product(weights * step, self.levels, by_token=False, unpack=_unpack(self.kv_format))
         return mixed.add_((weights * low).sum(-1, keepdim=True))
 
 
-def _widen(kv_format: KvFormat) -> Callable[[Tensor], Tensor]:
+def _unpack(kv_format: KvFormat) -> Callable[[Tensor], Tensor] | None:
     bits = bits_of(kv_format)
-    return lambda stored: levels_of(stored, bits).float()
+    return None if bits == 8 else lambda stored: levels_of(stored, bits)

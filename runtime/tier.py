@@ -101,6 +101,13 @@ class Tier:
         keys = encode_keys(k, self.kv_format, self._ranges(layer, positions))
         self.pool.put(layer, positions, valid, {"k": keys, **encode_values(v, self.kv_format)})
 
+    def bear(self, layer: int, positions: Tensor, valid: Tensor, k: Tensor, v: Tensor) -> None:
+        """The same for newborn tokens: their keys wait in the open group, if there is one, and are stored with it."""
+        if self.kv_format.is_grouped and self.open_keys.group_tokens is not None:
+            self.pool.put(layer, positions, valid, encode_values(v, self.kv_format))
+        else:
+            self.put(layer, positions, valid, k, v)
+
     def take(self, layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         return self._decode(layer, positions, self.pool.take(layer, positions))
 
@@ -117,7 +124,7 @@ class Tier:
     def waiting(self, layer: int, positions: Tensor, attended: Tensor) -> Part:
         """The first tokens of the open group, whose keys are there as they are; ``positions`` [lane, token] are theirs."""
         keys = self.open_keys.keys[layer, :, :, : positions.shape[1]].transpose(1, 2)
-        values = self._values(self.pool.take(layer, positions))
+        values = self._values(self.pool.take(layer, positions, without="k"))
         return Part(positions=positions, attended=attended, keys=Plain(entries=keys), values=values)
 
     def freeze(self, layer: int, group: int, positions: Tensor, keys: Tensor) -> None:
