@@ -2,33 +2,61 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as fn
 from torch.nn.attention.bias import causal_lower_right
 
-Read = Callable[[slice], tuple[Tensor, Tensor]]
-_ENTRIES_AT_ONCE = 2**19  # of keys that are widened for a product on the CPU: what its caches hold
+_ENTRIES_AT_ONCE = 2**18  # that a thread widens before it multiplies them: in float32 what its core's cache holds
+
+
+class Keys(Protocol):
+    """Keys of some tokens, however they are stored."""
+
+    def scores(self, q: Tensor) -> Tensor:
+        """Products with q [lane, kv_head, group, channel]: [lane, kv_head, group, token] in float32."""
+
+
+class Values(Protocol):
+    """Values of some tokens, however they are stored."""
+
+    def mixed(self, weights: Tensor) -> Tensor:
+        """Sums by ``weights`` [lane, kv_head, group, token] in float32: [lane, kv_head, group, channel]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plain:
+    """Entries [lane, token, kv_head, channel] as floating-point numbers. Where they lie on the CPU, the CPU computes."""
+
+    entries: Tensor
+
+    def scores(self, q: Tensor) -> Tensor:
+        if self.entries.device.type != "cpu":
+            return torch.einsum("lhgc,lthc->lhgt", q, self.entries).float()
+        return widened_product(q.cpu().float(), self.entries, by_token=True).to(q.device)
+
+    def mixed(self, weights: Tensor) -> Tensor:
+        if self.entries.device.type != "cpu":
+            return torch.einsum("lhgt,lthc->lhgc", weights.to(self.entries.dtype), self.entries)
+        return widened_product(weights.cpu(), self.entries, by_token=False).to(weights.device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Tokens in one place: positions and ``attended`` [lane, token].
-
-    ``read`` gives some lanes' keys and values [lane, token, kv_head, channel]; ``at_once`` says of how many lanes it
-    should, None: all.
-    """
+    """Tokens in one place: positions and ``attended`` [lane, token], keys and values."""
 
     positions: Tensor
     attended: Tensor
-    read: Read
-    at_once: int | None = None
+    keys: Keys
+    values: Values
 
     @classmethod
     def of(cls, k: Tensor, v: Tensor, positions: Tensor, attended: Tensor) -> "Part":
         """Keys and values that are there as they are."""
-        return cls(positions=positions, attended=attended, read=lambda lanes: (k[lanes], v[lanes]))
+        return cls(positions=positions, attended=attended, keys=Plain(entries=k), values=Plain(entries=v))
 
 
 def attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Tensor]:
@@ -36,17 +64,35 @@ def attend(q: Tensor, parts: Sequence[Part], scale: float) -> tuple[Tensor, Tens
 
     Gives the result, and the weights [lane, kv_head, group, token] over the parts' tokens in order, in float32.
     """
-    size = min((part.at_once for part in parts if part.at_once), default=q.shape[0])
-    some = [_attend(q, parts, slice(at, at + size), scale) for at in range(0, q.shape[0], size)]
-    if len(some) == 1:
-        return some[0]
-    attended, weights = zip(*some, strict=True)
-    return torch.cat(attended), torch.cat(weights)
+    hidden = torch.cat([~part.attended for part in parts], dim=-1)
+    scores = torch.cat([part.keys.scores(q) for part in parts], dim=-1).mul_(scale)
+    weights = scores.masked_fill_(hidden[:, None, None], -torch.inf).softmax(-1)
+    shares = torch.split(weights, [part.positions.shape[1] for part in parts], dim=-1)
+    mixed = [part.values.mixed(share) for share, part in zip(shares, parts, strict=True)]
+    return reduce(torch.add, mixed).to(q.dtype), weights
 
 
-def lanes_at_once(device: torch.device, entries: int) -> int | None:
-    """Of how many lanes the keys of ``entries`` each should be widened together: all of them on a GPU."""
-    return max(1, _ENTRIES_AT_ONCE // max(1, entries)) if device.type == "cpu" else None
+def widened_product(
+    left: Tensor, stored: Tensor, *, by_token: bool, unpack: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """``left`` [lane, head, row, channel or token] in float32 times ``stored`` [lane, token, head, channel], on the CPU.
+
+    What is stored becomes float32, after ``unpack`` where entries share a byte, for as many heads at a time as the caches
+    hold. ``by_token``: the result is [lane, head, row, token], else [lane, head, row, channel].
+    """
+    heads, rows = stored.transpose(1, 2).flatten(0, 1), left.flatten(0, 1)
+    if heads.dtype is torch.float32:
+        product = torch.bmm(rows, heads.transpose(1, 2) if by_token else heads)
+        return product.view(*left.shape[:3], product.shape[-1])
+    count, tokens, width = heads.shape[0], heads.shape[1], heads.shape[2] * (2 if unpack else 1)
+    size = min(count, max(1, torch.get_num_threads() * _ENTRIES_AT_ONCE // max(1, tokens * width)))
+    wide, product = left.new_empty(size, tokens, width), left.new_empty(*rows.shape[:2], tokens if by_token else width)
+    right = wide.transpose(1, 2) if by_token else wide
+    for at in range(0, count, size):
+        some, last = heads[at : at + size], min(size, count - at)
+        wide[:last].copy_(unpack(some) if unpack else some)
+        torch.bmm(rows[at : at + size], right[:last], out=product[at : at + size])
+    return product.view(*left.shape[:3], product.shape[-1])
 
 
 def attend_prompt(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale: float) -> Tensor:
@@ -81,22 +127,3 @@ def prompt_mask(tokens: int, padding: Tensor) -> Tensor:
     causal = at[:, None] >= at
     real = at >= padding[:, None]
     return (causal & real[:, None, :]) | (at[:, None] == at)
-
-
-def _attend(q: Tensor, parts: Sequence[Part], lanes: slice, scale: float) -> tuple[Tensor, Tensor]:
-    kv = [part.read(lanes) for part in parts]
-    hidden = torch.cat([~part.attended[lanes] for part in parts], dim=-1)
-    scores = torch.cat([_scores(q[lanes], k) for k, _ in kv], dim=-1).float() * scale
-    weights = scores.masked_fill_(hidden[:, None, None], -torch.inf).softmax(-1)
-    shares = torch.split(weights, [k.shape[1] for k, _ in kv], dim=-1)
-    mixed = [_mixed(share, v, q) for share, (_, v) in zip(shares, kv, strict=True)]
-    return torch.stack(mixed).sum(0) if len(mixed) > 1 else mixed[0], weights
-
-
-def _scores(q: Tensor, k: Tensor) -> Tensor:
-    """Where keys lie on the CPU and the query does not, the CPU computes."""
-    return torch.einsum("lhgc,lthc->lhgt", q.to(k.device), k).to(q.device)
-
-
-def _mixed(weights: Tensor, v: Tensor, q: Tensor) -> Tensor:
-    return torch.einsum("lhgt,lthc->lhgc", weights.to(v.device, v.dtype), v).to(q.device)

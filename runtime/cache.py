@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from runtime.memory import device_zeros, host_zeros
 from runtime.models import Decoder
 from runtime.streams import Done, SideStream
 from runtime.tally import Tally
-from runtime.tier import ALL, KeyFreezer, KvShape, OpenKeys, Tier
+from runtime.tier import KeyFreezer, KvShape, OpenKeys, Tier
 from sim.attention import PAGE_TOKENS
-from sim.kv import GROUP_TOKENS, KvFormat
+from sim.kv import GROUP_TOKENS
 from sim.plan import Placement, Plan, Recompute, WriteBack
+
+_Moved: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]  # keys and values, positions, and which of them count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +100,7 @@ class TieredCache:
         """Bring what ``row`` attends to and HBM lacks; copies of it stay where the placement says so."""
         self.written[layer].wait()
         ledger, parts = self.ledgers[layer], list[Part]()
+        moved = list[_Moved]()
         most, dense = self.counts.selected[row], self.plan.setting.attention.is_dense
         if length := self.homes.host_kv[row] if dense else min(most, self.host.pool.slots):
             from_host = ledger.missing & ~ledger.inputs
@@ -104,14 +108,14 @@ class TieredCache:
             if self.plan.setting.host_attention:
                 parts.append(self._on_host(row, layer, from_host))
             else:
-                parts.append(self._fetched(layer, *listed(from_host, length)))
+                moved.append(self._fetched(layer, *listed(from_host, length)))
         if length := self.homes.activations[row] if dense else min(most, self.inputs.shape[2]):
             from_inputs = ledger.missing & ledger.inputs
             self.tally.add(row, layer, reprojected=from_inputs)
-            parts.append(self._reprojected(layer, *listed(from_inputs, length)))
+            moved.append(self._reprojected(layer, *listed(from_inputs, length)))
         if self.plan.setting.placement is Placement.RESIDENT:
-            self._adopt(row, layer, parts)
-        return Staged(parts=tuple(parts))
+            self._adopt(row, layer, moved)
+        return Staged(parts=(*parts, *(Part.of(*tokens) for tokens in moved)))
 
     def release(self, row: int, layer: int) -> None:
         """Free the slots of copies that ``row`` does not attend to, as soon as that is known."""
@@ -122,11 +126,11 @@ class TieredCache:
         position = self.counts.cached[row] - 1
         at = torch.full((self.lanes.count, 1), position, device=k.device)
         valid = torch.ones_like(at, dtype=torch.bool)
-        self.hbm.put(layer, at, valid, k, v)
+        self.hbm.bear(layer, at, valid, k, v)
         self.ledgers[layer].bear(row)
         if self.plan.setting.write_back is WriteBack.AT_BIRTH:
             with self.write_back.work(at, valid, k, v):
-                self.host.put(layer, at, valid, k, v)
+                self.host.bear(layer, at, valid, k, v)
             self.written[layer] = self.write_back.last
             self.tally.add(row, layer, written=valid)
         if self.freezer.closes(position):
@@ -146,8 +150,8 @@ class TieredCache:
 
     def _in_hbm(self, row: int, layer: int) -> list[Part]:
         """What is attended to in HBM: in place, or gathered where that is the lesser work; keys of an open group apart."""
-        ledger, native = self.ledgers[layer], self.hbm.kv_format is KvFormat.NATIVE
-        wanted, parts = ledger.wanted & ledger.in_hbm, list[Part]()
+        ledger, parts = self.ledgers[layer], list[Part]()
+        wanted = ledger.wanted & ledger.in_hbm
         most = self.counts.local[row] + self.counts.selected[row]
         start, cached = self.freezer.open_keys.start[layer], self.counts.cached[row]
         if self.hbm.kv_format.is_grouped and start < cached:
@@ -155,7 +159,7 @@ class TieredCache:
             parts.append(self.hbm.waiting(layer, at, wanted[:, start:cached] & self._real(at)))
             wanted = wanted & (ledger.position < start)
             most -= min(self.counts.local[row], cached - start)
-        if most * (2 if native else 1) < self.slots_by[row]:
+        if most * (1 if self.hbm.widens else 2) < self.slots_by[row]:
             at, valid = listed(wanted, most)
             return [self.hbm.list(layer, at, valid & self._real(at)), *parts]
         slots = self.slots_by[row]
@@ -193,37 +197,38 @@ class TieredCache:
             self.written[layer] = self.write_back.last
 
     def _move_out(self, layer: int, moves: Moves, leaving: int) -> None:
+        if not self.host.pool.slots:
+            self.hbm.pool.drop(layer, moves.hbm_freed)
+            return
         at, valid = listed(moves.written, leaving)
         k, v = self.hbm.take(layer, at)
         self.hbm.pool.drop(layer, moves.hbm_freed)
         with self.write_back.work(at, valid, k, v, moves.host_freed):
             self.host.pool.drop(layer, moves.host_freed)
-            if leaving and self.host.pool.slots:
-                self.host.put(layer, at, valid, k, v)
+            self.host.put(layer, at, valid, k, v)
         self.written[layer] = self.write_back.last
 
-    def _adopt(self, row: int, layer: int, parts: list[Part]) -> None:
+    def _adopt(self, row: int, layer: int, moved: list[_Moved]) -> None:
         kept = self.ledgers[layer].adopt(row)
-        for part in parts:
-            keep = part.attended & kept.gather(-1, part.positions)
-            self.hbm.put(layer, part.positions, keep, *part.read(ALL))
+        for k, v, positions, attended in moved:
+            self.hbm.put(layer, positions, attended & kept.gather(-1, positions), k, v)
 
-    def _fetched(self, layer: int, positions: Tensor, valid: Tensor) -> Part:
+    def _fetched(self, layer: int, positions: Tensor, valid: Tensor) -> _Moved:
         k, v = self.host.take(layer, positions)
-        return Part.of(k, v, positions, valid)
+        return k, v, positions, valid
 
     def _on_host(self, row: int, layer: int, mask: Tensor) -> Part:
         """Tokens that the CPU attends to where they lie."""
         part = self.host.all(layer, self.host_slots_by[row], lambda positions: self._held(mask, positions), frozen=True)
         return replace(part, positions=part.positions.clamp(max=self.hbm.pool.positions - 1))
 
-    def _reprojected(self, layer: int, positions: Tensor, valid: Tensor) -> Part:
+    def _reprojected(self, layer: int, positions: Tensor, valid: Tensor) -> _Moved:
         """Project saved inputs again; position encoding and key norm included."""
         inside = positions.clamp(max=self.inputs.shape[2] - 1)
         sequence = torch.arange(self.lanes.sequences, device=positions.device)[:, None]
         x = self.inputs[layer][sequence, inside]
         k, v = self.decoder.reproject(layer, x, (inside - self.padding[:, None]).clamp(min=0))
-        return Part.of(self.lanes.keys(k), self.lanes.keys(v), positions, valid)
+        return self.lanes.keys(k), self.lanes.keys(v), positions, valid
 
     def _put(self, tier: Tier, layer: int, mask: Tensor, length: int, k: Tensor, v: Tensor) -> None:
         """Store the prompt tokens in ``mask``, of which there are at most ``length``."""

@@ -35,8 +35,11 @@ def lowest(scores: Tensor, mask: Tensor, count: int) -> Tensor:
 
 def listed(mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """Each set as ``length`` positions [lane, length] in order, and which of them count; the others are arbitrary."""
+    if length == 1:
+        first = mask.max(-1, keepdim=True)
+        return first.indices, first.values
     rank = mask.cumsum(-1)  # 1 at a set's first member
-    place = (rank - 1).masked_fill_(~mask, length).clamp_(max=length)  # the last place is no one's
+    place = (rank * mask).clamp_(max=length + 1)  # the first and the last place are no one's
     position = torch.arange(mask.shape[-1], device=mask.device).expand_as(rank)
-    order = rank.new_zeros(mask.shape[0], length + 1).scatter_(-1, place, position)
-    return order[:, :length], torch.arange(length, device=mask.device) < rank[:, -1:]
+    order = rank.new_zeros(mask.shape[0], length + 2).scatter_(-1, place, position)
+    return order[:, 1:-1], torch.arange(length, device=mask.device) < rank[:, -1:]

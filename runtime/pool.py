@@ -40,7 +40,6 @@ class SlotPool:
         self.holds = torch.full((layers, lanes, slots + 1), positions, device=device)
         self.slot_of = torch.full((layers, lanes, positions + 1), slots, device=device)
         self.overflowed = torch.zeros(layers, dtype=torch.bool, device=device)
-        self._lane = torch.arange(lanes, device=device)[:, None]
 
     def put(self, layer: int, positions: Tensor, valid: Tensor, rows: Rows) -> None:
         """Store ``rows`` of ``positions`` [lane, token] in free slots, where ``valid``."""
@@ -50,11 +49,14 @@ class SlotPool:
         self.overflowed[layer] |= (valid.sum(-1) > free.sum(-1)).any()
         if self.slots == 0:
             return
-        places, there = listed(free, positions.shape[1])
-        slots = places.masked_fill(~there, self.slots).gather(-1, (valid.cumsum(-1) - 1).clamp(min=0))
-        slots = slots.masked_fill(~valid, self.slots)
-        holds.scatter_(-1, slots, torch.where(valid, positions, self.positions))
-        slot_of.scatter_(-1, torch.where(valid, positions, self.positions), slots)
+        slots, there = listed(free, positions.shape[1])
+        if positions.shape[1] > 1:
+            nth = (valid.cumsum(-1) - 1).clamp_(min=0)
+            slots, there = slots.gather(-1, nth), there.gather(-1, nth)
+        slots = slots.masked_fill(~(valid & there), self.slots)
+        at = positions.masked_fill(~valid, self.positions)
+        holds.scatter_(-1, slots, at)
+        slot_of.scatter_(-1, at, slots)
         holds[:, self.slots] = self.positions
         slot_of[:, self.positions] = self.slots
         self._write(layer, slots, rows)
@@ -63,10 +65,10 @@ class SlotPool:
         """Replace planes of ``positions`` that are held; those that are not stay absent."""
         self._write(layer, self.slot_of[layer].gather(-1, positions.to(self.device)), rows)
 
-    def take(self, layer: int, positions: Tensor) -> Rows:
-        """Rows of ``positions`` [lane, token]; arbitrary ones for those not held."""
+    def take(self, layer: int, positions: Tensor, *, without: str | None = None) -> Rows:
+        """Rows of ``positions`` [lane, token], of all planes but one; arbitrary ones for those not held."""
         slots = self.slot_of[layer].gather(-1, positions.to(self.device))
-        return {name: take_rows(plane[layer], slots) for name, plane in self.planes.items()}
+        return {name: take_rows(plane[layer], slots) for name, plane in self.planes.items() if name != without}
 
     def rows(self, layer: int, slots: int) -> tuple[Tensor, Rows]:
         """What the first ``slots`` slots hold, [lane, slot] positions and their rows, without copying."""
@@ -76,6 +78,8 @@ class SlotPool:
 
     def drop(self, layer: int, mask: Tensor) -> None:
         """Free the slots of the tokens in ``mask`` [lane, position]."""
+        if self.slots == 0:
+            return
         holds, slot_of, mask = self.holds[layer], self.slot_of[layer], mask.to(self.device)
         gone = torch.nn.functional.pad(mask, (0, 1)).gather(-1, holds)
         holds.masked_fill_(gone, self.positions)
@@ -98,12 +102,19 @@ class SlotPool:
 
     def _write(self, layer: int, slots: Tensor, rows: Rows) -> None:
         for name, row in rows.items():
-            self.planes[name][layer][self._lane, :, slots] = row.to(self.device)
+            plane = self.planes[name][layer]
+            given = row.to(self.device).transpose(1, 2)  # [lane, head, token, width]
+            plane.flatten(0, 2).index_copy_(0, row_numbers(plane, slots), given.reshape(-1, plane.shape[-1]))
 
 
 def take_rows(plane: Tensor, places: Tensor) -> Tensor:
     """Rows of ``plane`` [lane, head, place, ...] at ``places`` [lane, token], as [lane, token, head, ...]."""
+    rows = plane.flatten(0, 2).index_select(0, row_numbers(plane, places))
+    return rows.view(*plane.shape[:2], places.shape[1], *plane.shape[3:]).transpose(1, 2)
+
+
+def row_numbers(plane: Tensor, places: Tensor) -> Tensor:
+    """Numbers of the rows at ``places`` [lane, token] of all heads, in ``plane`` [lane, head, place, ...] end to end."""
     lanes, heads, count = plane.shape[:3]
     first = torch.arange(0, lanes * heads * count, count, device=plane.device).view(lanes, heads, 1)
-    rows = plane.flatten(0, 2).index_select(0, (first + places[:, None]).flatten())
-    return rows.view(lanes, heads, places.shape[1], *plane.shape[3:]).transpose(1, 2)
+    return (first + places[:, None]).flatten()

@@ -106,10 +106,20 @@ def to_integer(x: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:
 
 def from_integer(stored: Tensor, low: Tensor, step: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     """What ``to_integer`` stored."""
-    levels = stored if bits == 8 else torch.stack((stored & 15, stored >> 4), dim=-1).flatten(-2)
+    levels = levels_of(stored, bits)
     if low.dtype == dtype:  # the sum is rounded once all the same: it is taken in float32, which holds the product
         return torch.addcmul(low, levels.float().to(dtype), step)
     return torch.addcmul(low.float(), levels.float(), step.float()).to(dtype)
+
+
+def levels_of(stored: Tensor, bits: int) -> Tensor:
+    """Levels one by one."""
+    return stored if bits == 8 else torch.stack((stored & 15, stored >> 4), dim=-1).flatten(-2)
+
+
+def fp8_of(stored: Tensor) -> Tensor:
+    """The stored bytes as what they are."""
+    return stored.view(torch.float8_e4m3fn)
 
 
 def _to_fp8(x: Tensor) -> Tensor:
@@ -117,4 +127,4 @@ def _to_fp8(x: Tensor) -> Tensor:
 
 
 def _from_fp8(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    return stored.view(torch.float8_e4m3fn).to(dtype)
+    return fp8_of(stored).to(dtype)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from runtime.attention import Part, lanes_at_once
+from runtime.attention import Keys, Part, Plain, Values
+from runtime.entries import IntegerKeys, IntegerValues
 from runtime.pool import Allocate, Rows, SlotPool, take_rows
 from runtime.quantise import (
     bits_of,
@@ -14,12 +15,11 @@ from runtime.quantise import (
     decode_values,
     encode_keys,
     encode_values,
+    fp8_of,
     key_range,
     plane_shapes,
 )
 from sim.kv import KvFormat
-
-ALL = slice(None)  # every lane
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,11 +53,11 @@ class OpenKeys:
     def group_of(self, positions: Tensor) -> Tensor:
         return torch.zeros_like(positions) if self.group_tokens is None else positions // self.group_tokens
 
-    def read(self, layer: int, lanes: slice, positions: Tensor, stored: Tensor) -> Tensor:
-        """``stored`` keys of some lanes, those of the open group replaced by what they were."""
+    def read(self, layer: int, positions: Tensor, stored: Tensor) -> Tensor:
+        """``stored`` keys, those of the open group replaced by what they were."""
         if self.group_tokens is None:
             return stored
-        keys = take_rows(self.keys[layer, lanes], positions % self.group_tokens)
+        keys = take_rows(self.keys[layer], positions % self.group_tokens)
         return torch.where((positions >= self.start[layer])[..., None, None], keys, stored)
 
 
@@ -92,12 +92,24 @@ class Tier:
         ranges = (shape.layers, shape.lanes, shape.heads, groups, 2, shape.head_dim)
         self.ranges = torch.zeros(ranges, dtype=torch.float16, device=device)
 
+    @property
+    def widens(self) -> bool:
+        """Whether an attended token is made wide in memory, so that those beside it should not be."""
+        return self.kv_format is not KvFormat.NATIVE and self.pool.device.type != "cpu"
+
     def put(self, layer: int, positions: Tensor, valid: Tensor, k: Tensor, v: Tensor) -> None:
-        keys = encode_keys(k, self.kv_format, self._ranges(layer, ALL, positions))
+        keys = encode_keys(k, self.kv_format, self._ranges(layer, positions))
         self.pool.put(layer, positions, valid, {"k": keys, **encode_values(v, self.kv_format)})
 
+    def bear(self, layer: int, positions: Tensor, valid: Tensor, k: Tensor, v: Tensor) -> None:
+        """The same for newborn tokens: their keys wait in the open group, if there is one, and are stored with it."""
+        if self.kv_format.is_grouped and self.open_keys.group_tokens is not None:
+            self.pool.put(layer, positions, valid, encode_values(v, self.kv_format))
+        else:
+            self.put(layer, positions, valid, k, v)
+
     def take(self, layer: int, positions: Tensor) -> tuple[Tensor, Tensor]:
-        return self._decode(layer, ALL, positions, self.pool.take(layer, positions))
+        return self._decode(layer, positions, self.pool.take(layer, positions))
 
     def list(self, layer: int, positions: Tensor, attended: Tensor) -> Part:
         """The tokens at ``positions`` [lane, token], of which none waits in the open group."""
@@ -112,8 +124,8 @@ class Tier:
     def waiting(self, layer: int, positions: Tensor, attended: Tensor) -> Part:
         """The first tokens of the open group, whose keys are there as they are; ``positions`` [lane, token] are theirs."""
         keys = self.open_keys.keys[layer, :, :, : positions.shape[1]].transpose(1, 2)
-        values = decode_values(self.pool.take(layer, positions), self.kv_format, self.shape.dtype)
-        return Part.of(keys, values, positions, attended)
+        values = self._values(self.pool.take(layer, positions, without="k"))
+        return Part(positions=positions, attended=attended, keys=Plain(entries=keys), values=values)
 
     def freeze(self, layer: int, group: int, positions: Tensor, keys: Tensor) -> None:
         """Fix a group's ranges from all its keys, and store those keys of it that are held."""
@@ -121,34 +133,46 @@ class Tier:
             return
         self.ranges[layer, :, :, group] = key_range(keys, bits_of(self.kv_format)).transpose(1, 2)
         if self.open_keys.group_tokens is not None:
-            stored = encode_keys(keys, self.kv_format, self._ranges(layer, ALL, positions))
+            stored = encode_keys(keys, self.kv_format, self._ranges(layer, positions))
             self.pool.rewrite(layer, positions, {"k": stored})
 
     def _part(self, layer: int, positions: Tensor, attended: Tensor, rows: Rows, *, frozen: bool) -> Part:
-        if self.kv_format is KvFormat.NATIVE:
-            return Part.of(rows["k"], rows["v"], positions, attended)
+        if not frozen:
+            return Part.of(*self._decode(layer, positions, rows), positions, attended)
+        keys = self._keys(layer, positions, rows["k"])
+        return Part(positions=positions, attended=attended, keys=keys, values=self._values(rows))
 
-        def read(lanes: slice) -> tuple[Tensor, Tensor]:
-            some = {name: row[lanes] for name, row in rows.items()}
-            return self._decode(layer, lanes, positions[lanes], some, frozen=frozen)
+    def _keys(self, layer: int, positions: Tensor, stored: Tensor) -> Keys:
+        """Keys of which none waits in the open group; the CPU takes them as they are stored."""
+        if self.kv_format.is_grouped and not self.widens:
+            frozen = max(1, self.open_keys.groups(self.open_keys.start[layer]))
+            groups = self.open_keys.group_of(positions).clamp(max=frozen - 1)
+            ranges = self.ranges[layer, :, :, :frozen]
+            return IntegerKeys(levels=stored, ranges=ranges, groups=groups, kv_format=self.kv_format)
+        if self.kv_format is KvFormat.FP8 and not self.widens:
+            return Plain(entries=fp8_of(stored))
+        by_channel = self._ranges(layer, positions)
+        return Plain(entries=decode_keys(stored, self.kv_format, by_channel, self.shape.dtype))
 
-        size = lanes_at_once(positions.device, positions.shape[1] * self.shape.heads * self.shape.head_dim)
-        return Part(positions=positions, attended=attended, read=read, at_once=size)
+    def _values(self, rows: Rows) -> Values:
+        if self.kv_format.is_grouped and not self.widens:
+            return IntegerValues(levels=rows["v"], ranges=rows["v_range"], kv_format=self.kv_format)
+        if self.kv_format is KvFormat.FP8 and not self.widens:
+            return Plain(entries=fp8_of(rows["v"]))
+        return Plain(entries=decode_values(rows, self.kv_format, self.shape.dtype))
 
-    def _decode(
-        self, layer: int, lanes: slice, positions: Tensor, rows: Rows, *, frozen: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        keys = decode_keys(rows["k"], self.kv_format, self._ranges(layer, lanes, positions), self.shape.dtype)
-        if self.kv_format.is_grouped and not frozen:
-            keys = self.open_keys.read(layer, lanes, positions, keys)
+    def _decode(self, layer: int, positions: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
+        keys = decode_keys(rows["k"], self.kv_format, self._ranges(layer, positions), self.shape.dtype)
+        if self.kv_format.is_grouped:
+            keys = self.open_keys.read(layer, positions, keys)
         return keys, decode_values(rows, self.kv_format, self.shape.dtype)
 
-    def _ranges(self, layer: int, lanes: slice, positions: Tensor) -> Tensor | None:
+    def _ranges(self, layer: int, positions: Tensor) -> Tensor | None:
         """Of each token, [lane, token, head, 2, channel]."""
         if not self.kv_format.is_grouped:
             return None
         groups = self.open_keys.group_of(positions).clamp(max=self.ranges.shape[3] - 1)
-        return take_rows(self.ranges[layer, lanes], groups)
+        return take_rows(self.ranges[layer], groups)
 
 
 class KeyFreezer:
