@@ -19,7 +19,7 @@ from calibration.replay import replayed
 from calibration.runner import Runner
 from runtime.wave import BudgetExceeded
 from sim import catalogue
-from sim.breakdown import CPU_WAIT, FETCH_WAIT, OUTPUT_LAYER, WRITE_WAIT, totals
+from sim.breakdown import CPU_WAIT, FETCH_WAIT, LAUNCH_WAIT, OUTPUT_LAYER, WRITE_WAIT, totals
 from sim.codec import from_plain, to_plain
 from sim.cost import CostModel
 from sim.files import read_json_object, write_atomically
@@ -169,7 +169,7 @@ def stratum_of(priced: Forecast) -> Stratum:
         Stratum.WEIGHTS: spent["matrix products"] + spent[OUTPUT_LAYER],
         Stratum.KV_READS: spent["attention"] + spent["quantisation"],
         Stratum.LINK: spent[FETCH_WAIT] + spent[WRITE_WAIT] + spent[CPU_WAIT] + spent["SMs lent to transfers"],
-        Stratum.LAUNCH: spent["kernel launches"] + spent["selection"],
+        Stratum.LAUNCH: spent["kernel launches"] + spent["selection"] + spent[LAUNCH_WAIT],
         Stratum.RECOMPUTE: spent["recomputation"],
     }
     return max(shares, key=lambda stratum: shares[stratum])

@@ -9,10 +9,13 @@ from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
 from calibration.machine import is_cpu
+from sim.allocated import peak_allocated_bytes
+from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.measured import Measured
 from sim.predict import Prediction, predictable
 from sim.profile import Estimate, Evidence, FamilyError, Measurement, Profile
+from sim.recipe import Recipe, plan_of
 from sim.spec import MachineSpec
 
 # What one unit of an amount is while fitting, where its nominal value is nothing.
@@ -20,22 +23,25 @@ _TYPICAL = {
     "product_setup_s": 5e-6,
     "attention_setup_s": 5e-6,
     "attention_token_s": 1e-6,
-    "prefill_passes": 3.0,
-    "prefill_layer_s": 2e-4,
-    "prefill_selection_s": 1e-3,
-    "prefill_selection_passes": 5.0,
+    "prefill_layer_s": 7e-4,
+    "selection_token_s": 1e-7,
+    "streamed_layer_s": 5e-4,
+    "eager_layer_s": 5e-3,
+    "prefill_selection_s": 3e-3,
 }
 _LEAST, _MOST = 1e-4, 1e4  # of the typical value: as good as nothing, and a bound that only keeps the numbers finite
 _NOT_FITTED = (
     "reserve_bytes",  # bytes, not seconds
-    "elementwise_efficiency",  # ``prefill_passes`` says the same
+    "library_bytes",
 )
-# A CPU does one thing after the other: what it fetches, all of it waits for.
-_ALONE_ON_CPU = ("gather_sm_share", "dense_gather_sm_share", "selection_exposed_share")
-# On a CPU nothing is captured, so both mean the same there.
-_SAME_ON_CPU = {
-    "kernels_per_layer": "kernels_per_eager_layer",
-    "kernels_per_selection": "kernels_per_eager_selection",
+# A CPU does one thing after the other: what it fetches, all of it waits for, and what it launches, it runs.
+_ON_CPU = {
+    "gather_sm_share": 1.0,
+    "selection_exposed_share": 1.0,
+    "prefill_layer_s": 0.0,
+    "prefill_selection_s": 0.0,
+    "streamed_layer_s": 0.0,
+    "eager_layer_s": 0.0,
 }
 # Steps would give these whatever value makes up for something else.
 _TOLD_BY = {
@@ -57,9 +63,8 @@ _WIDEST = 0.7  # a factor of two each way: where an interval is wider, the nomin
 _SHOWS = {
     "gemm_half_rows": 0.1,
     "copy_setup_s": 0.5,
-    "kernels_per_eager_layer": 20.0,
-    "kernels_per_eager_selection": 20.0,
 }
+_FLOORS = ("prefill_layer_s", "prefill_selection_s", "streamed_layer_s", "eager_layer_s")  # seen only if they bind
 _PULL, _LOW = 0.003, float(np.log(0.01))
 _SILENT = "no measurement depends on it"
 _WORSE = 0.1  # of a family's cost, below which a fit counts as no worse
@@ -83,8 +88,6 @@ class _Problem:
 
     def profile(self, x: NDArray[np.float64]) -> Profile:
         values = {name: float(value) for name, value in zip(self.names, np.exp(x) * self.scales, strict=True)}
-        if is_cpu(self.machine):
-            values |= {name: values[other] for name, other in _SAME_ON_CPU.items() if other in values}
         return replace(self.start, **values)  # type: ignore[arg-type]
 
     def log_ratios(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -111,14 +114,14 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
         raise ValueError("measurements, there are none that a constant prices: measure first")
     start = replace(Profile.nominal(machine), name=name, basis=basis)
     if is_cpu(machine):
-        start = replace(start, **dict.fromkeys(_ALONE_ON_CPU, 1.0))  # type: ignore[arg-type]
+        start = replace(start, **_ON_CPU)  # type: ignore[arg-type]
     problem = _problem(machine, start, rows, _fitted_names(machine, {took.family for took, _ in rows}))
     silent = {name for name in problem.names if _is_silent(problem, _begin(problem), name)}
     problem = _problem(machine, start, rows, tuple(name for name in problem.names if name not in silent))
     found, scale = _solved_twice(problem)
     problem, found, kept = _without_the_unknown(problem, found, scale)
     kept |= dict.fromkeys(silent, _SILENT)
-    fitted = problem.profile(found.x)
+    fitted = _with_library_bytes(problem.profile(found.x), measured)
     evidence = Evidence(
         fingerprint=measured.fingerprint,
         machine=machine if is_cpu(machine) else None,
@@ -129,6 +132,18 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
         reference=_reference(measured.measurements),
     )
     return replace(fitted, evidence=evidence)
+
+
+def _with_library_bytes(profile: Profile, measured: Measured) -> Profile:
+    """What allocators have given out besides what plans account for: the median over prefills of captured steps."""
+    cost = CostModel(machine=measured.machine, profile=replace(profile, library_bytes=0.0))
+    plans = [
+        (took.peak_bytes, plan_of(Recipe.of(took.case), measured.machine))
+        for took in measured.measurements
+        if took.peak_bytes
+    ]
+    besides = [took - peak_allocated_bytes(plan, cost) for took, plan in plans if is_captured(plan.setting)]
+    return replace(profile, library_bytes=max(0.0, median(besides))) if besides else profile
 
 
 def _reference(measurements: Sequence[Measurement]) -> Measurement | None:
@@ -150,10 +165,9 @@ def family_errors(rows: Sequence[tuple[Measurement, Prediction]], cost: CostMode
 
 def _fitted_names(machine: MachineSpec, families: set[str]) -> tuple[str, ...]:
     """All constants but those that are the same as another here, or that nothing but what was not measured can tell."""
-    tied = _SAME_ON_CPU if is_cpu(machine) else {}
     untold = {name for name, family in _TOLD_BY.items() if family not in families}
-    alone = _ALONE_ON_CPU if is_cpu(machine) else ()
-    return tuple(name for name in Profile.constants() if name not in {*_NOT_FITTED, *tied, *untold, *alone})
+    fixed = _ON_CPU if is_cpu(machine) else {}
+    return tuple(name for name in Profile.constants() if name not in {*_NOT_FITTED, *untold, *fixed})
 
 
 def _problem(
@@ -186,7 +200,8 @@ def _begin(problem: _Problem) -> NDArray[np.float64]:
     """Nominal values; where those are nothing, or hide another constant behind a maximum, a place from which both show."""
     shown = np.array([np.log(_SHOWS.get(name, 1.0)) for name in problem.names])
     begin = _nominal(problem) + shown
-    vanished: NDArray[np.float64] = np.where(begin <= np.log(_LEAST), np.log(0.1), begin)
+    first = np.array([0.0 if name in _FLOORS else np.log(0.1) for name in problem.names])
+    vanished: NDArray[np.float64] = np.where(begin <= np.log(_LEAST), first, begin)
     return vanished
 
 
@@ -324,15 +339,12 @@ def _estimates(problem: _Problem, found: OptimizeResult, scale: float) -> list[E
 
 def _left(kept: dict[str, str], problem: _Problem) -> list[Estimate]:
     """Every other constant, and why it is as it is."""
-    tied = _SAME_ON_CPU if is_cpu(problem.machine) else {}
     estimates = list[Estimate]()
     for name in Profile.constants():
         if name in problem.names:
             continue
         reason = f"nominal: {kept.get(name, 'nothing measured here tells it')}"
-        if name in _ALONE_ON_CPU and is_cpu(problem.machine):
-            reason = "1: a CPU does one thing after the other"
-        if name in tied:
-            reason = f"as {tied[name]}: nothing is captured on a CPU"
+        if name in _ON_CPU and is_cpu(problem.machine):
+            reason = f"{_ON_CPU[name]:g}: a CPU does one thing after the other"
         estimates.append(Estimate(parameter=name, low=None, high=None, evidence=reason))
     return estimates

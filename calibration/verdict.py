@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from calibration.campaign import Campaign, Results
 from calibration.roofline import roofline_s, with_hindsight
+from sim.allocated import peak_allocated_bytes
 from sim.cost import CostModel
 from sim.engine import simulate
 from sim.flows import Column, flows_of, home_columns, occupancy_of
@@ -58,7 +59,7 @@ def judge(campaign: Campaign, results: Results, profile: Profile, machine: Machi
 def _judged(
     recipe: str, stratum: Stratum, plan: Plan, cost: CostModel, measured: Figures, roofline: float, *, on_gpu: bool
 ) -> Judged:
-    simulated = Figures.of(simulate(plan, cost))
+    simulated = Figures.of(simulate(plan, cost), peak_allocated_bytes(plan, cost))
     return Judged(
         recipe=recipe,
         stratum=stratum,

@@ -93,7 +93,8 @@ def _step_bound(problem: Coefficients, timing: Timing, spill: Spill) -> Column:
             step_s[steps[decoding]] = np.maximum(step_s[steps], _spilled_s(problem, timing, spill))[decoding]
     if len(steps) and steps[0] == 0:
         step_s[0] = max(step_s[0], _prefill_write_s(problem, timing, spill))
-    return step_s
+    launched: Column = np.maximum(step_s, problem.setting.model.layers * timing.still.launched_s)
+    return launched
 
 
 def _spilled_s(problem: Coefficients, timing: Timing, spill: Spill) -> Column:

@@ -113,7 +113,8 @@ class Neighbourhood:
         led = Flows(**{column.name: np.append(0.0, getattr(flows, column.name)) for column in fields(flows)})
         times = layer_times(prices, led, self.cost)
         gpu: dict[str, Any] = {
-            name: np.where(step, getattr(times, name)[1:], getattr(times, name)[0]) for name in ("layer_s", "query_s")
+            name: np.where(step, getattr(times, name)[1:], getattr(times, name)[0])
+            for name in ("layer_s", "query_s", "launched_s")
         }
         link: dict[str, Any] = {
             name: getattr(times, name)[1:] for name in ("prefetch_s", "correct_s", "write_s", "head_s")
@@ -166,7 +167,7 @@ class Pairs:
 
 def _cut(times: LayerTimes, start: int, end: int) -> LayerTimes:
     """What ``sim.pipeline`` reads, of some rows."""
-    names = ("layer_s", "query_s", "prefetch_s", "correct_s", "write_s", "head_s")
+    names = ("layer_s", "query_s", "prefetch_s", "correct_s", "write_s", "head_s", "launched_s")
     return replace(times, **{name: getattr(times, name)[start:end] for name in names})
 
 

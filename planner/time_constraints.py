@@ -102,6 +102,8 @@ def _paths(program: Program, wave: int, timing: Timing, place: int) -> list[tupl
     layers, depth, head_s = setting.model.layers, setting.prefetch_layers, timing.prices.head_s
     fetch, layer, write = program.fetch_s[wave][place], program.layer_s[wave][place], program.write_s[wave][place]
     query_s = float(timing.still.query_s[program.knots[place]])
+    launched: tuple[str, list[Term], float]
+    launched = ("launched", [], layers * float(timing.still.launched_s[program.knots[place]]))
     if timing.prices.recalls:
         computed = [(layer, float(layers)), (fetch, float(layers))]
         first = [(layer, 1.0), (fetch, 1.0)]
@@ -109,6 +111,7 @@ def _paths(program: Program, wave: int, timing: Timing, place: int) -> list[tupl
             ("computed", computed, head_s),
             ("computed_written", [*computed, (write, 1.0)], 0.0),
             ("written", [*first, (write, float(layers))], 0.0),
+            launched,
         ]
     fetched = [(fetch, float(layers - depth)), (layer, 1.0)]
     ahead = program.following(program.fetch_s[wave], place, float(depth))
@@ -120,6 +123,7 @@ def _paths(program: Program, wave: int, timing: Timing, place: int) -> list[tupl
         ("written", [(layer, 1.0), (write, float(layers))], 0.0),
         ("computed_ahead", [(layer, float(layers - depth)), *ahead], 0.0),
         ("fetched_ahead", [(fetch, float(layers - depth)), *ahead], 0.0),
+        launched,
     ]
 
 

@@ -9,7 +9,7 @@ at most 2^-11 of (|low| + high - low), whatever earlier groups held.
 import torch
 from torch import Tensor
 
-from sim.kv import KvFormat
+from sim.kv import GROUP_TOKENS, KvFormat
 
 Planes = dict[str, tuple[tuple[int, int], torch.dtype]]  # name: (heads, width), type
 _SCALE = torch.float16
@@ -73,6 +73,16 @@ def encode_keys(keys: Tensor, kv_format: KvFormat, ranges: Tensor | None) -> Ten
         return _to_fp8(keys)
     assert ranges is not None
     return to_integer(keys, ranges[..., 0, :], ranges[..., 1, :], bits_of(kv_format))
+
+
+def frozen_groups(keys: Tensor, kv_format: KvFormat) -> tuple[Tensor, Tensor]:
+    """All whole groups of prompts' keys [lane, token, head, channel]: levels [group, token, head, channel], lane by lane,
+    and their ranges [group, 2, head, channel].
+    """
+    groups = keys[:, : keys.shape[1] // GROUP_TOKENS * GROUP_TOKENS].reshape(-1, GROUP_TOKENS, *keys.shape[2:])
+    ranges = key_range(groups, bits_of(kv_format))
+    spread = ranges.transpose(1, 2)[:, None].expand(-1, GROUP_TOKENS, -1, -1, -1)
+    return encode_keys(groups, kv_format, spread), ranges
 
 
 def decode_keys(stored: Tensor, kv_format: KvFormat, ranges: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -112,11 +112,15 @@ class Wave:
         self.recorder.begin_step(0)
         for layer in range(self.decoder.spec.layers):
             self.come(0, layer)
-            q, k, v, after = prompt_layer(self.decoder, layer, x, positions, padding)
-            self._place_prompt(layer, x, self.lanes.queries(q), self.lanes.keys(k), self.lanes.keys(v))
-            x = after
+            x = self._prefill_layer(layer, x, positions, padding)
             self.recorder.end_layer(0, layer)
         return self.decoder.logits(x[:, -1:])[:, 0]
+
+    def _prefill_layer(self, layer: int, x: Tensor, positions: Tensor, padding: Tensor) -> Tensor:
+        """The layer's output; what it was made from goes before the next layer comes."""
+        q, k, v, after = prompt_layer(self.decoder, layer, x, positions, padding)
+        self._place_prompt(layer, x, self.lanes.queries(q), self.lanes.keys(k), self.lanes.keys(v))
+        return after
 
     def come(self, row: int, layer: int) -> None:
         """A layer's turn begins: what is fetched ahead of others starts."""

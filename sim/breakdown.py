@@ -20,6 +20,7 @@ GPU_WORK = {
 }
 OUTPUT_LAYER = "output layer"
 CPU_WAIT, FETCH_WAIT, WRITE_WAIT = "waiting for the CPU", "waiting for fetch", "waiting for write-back"
+LAUNCH_WAIT = "waiting for launches"
 
 
 def breakdown(setting: Setting, wave: Wave) -> dict[str, Column]:
@@ -30,10 +31,14 @@ def breakdown(setting: Setting, wave: Wave) -> dict[str, Column]:
     spent[OUTPUT_LAYER] = times.head_s
     computed_s = layers * times.layer_s + times.head_s
     spent[CPU_WAIT] = computed_s - layers * (times.query_s + times.attend_s + times.rest_s) - times.head_s
-    nothing_written = replace(times, write_s=np.zeros_like(times.write_s))
-    fetched_s = step_seconds(nothing_written, layers, setting.prefetch_layers)
+    none = np.zeros_like(times.write_s)
+    fetched_s, written_s = (
+        step_seconds(replace(times, launched_s=none, write_s=write_s), layers, setting.prefetch_layers)
+        for write_s in (none, times.write_s)
+    )
     spent[FETCH_WAIT] = fetched_s - computed_s
-    spent[WRITE_WAIT] = wave.step_s - fetched_s
+    spent[WRITE_WAIT] = written_s - fetched_s
+    spent[LAUNCH_WAIT] = wave.step_s - written_s
     return {kind: _without_dust(seconds, wave.step_s) for kind, seconds in spent.items()}
 
 

@@ -4,8 +4,8 @@
 """
 
 from sim.attention import PAGE_TOKENS, Selector
-from sim.kv import GROUP_TOKENS, KvFormat
-from sim.plan import Admission, Placement, Recompute, Setting
+from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
+from sim.plan import Admission, Mechanism, Placement, Recompute, Setting, WriteBack
 from sim.spec import WeightFormat
 
 _PROGRAMS = 512  # that fill a large GPU, a few on each multiprocessor
@@ -31,6 +31,19 @@ def is_captured(setting: Setting) -> bool:
     """
     plain_weights = not setting.weights_on_host and setting.weight_format is WeightFormat.NATIVE
     return plain_weights and not setting.host_attention and _keeps(setting) and _attends(setting)
+
+
+def streams(setting: Setting) -> bool:
+    """Whether a captured step's kernels are launched layer by layer, because dense tokens come by the copy engine.
+
+    They do where not all fit the budget, and where all are written at birth.
+    """
+    plainly = setting.attention.is_dense and setting.kv_format.are_native and setting.admission is Admission.WAVES
+    token_bytes = setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, KvFormat.NATIVE)
+    all_bytes = setting.concurrency * setting.workload.cached_tokens * token_bytes
+    copied = setting.fetch_by is Mechanism.COPY_ENGINE or setting.recompute is Recompute.ACTIVATIONS_HOST
+    at_birth = setting.write_back is WriteBack.AT_BIRTH
+    return plainly and (at_birth or (copied and all_bytes > setting.kv_budget_bytes))
 
 
 def _keeps(setting: Setting) -> bool:

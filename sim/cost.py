@@ -76,8 +76,12 @@ class CostModel:
         return size_bytes / (self.hbm_bytes_per_s * self.profile.elementwise_efficiency)
 
     def conversion_s(self, size_bytes: float) -> float:
-        """KV rounded or widened, ``size_bytes`` read and written."""
+        """KV rounded, ``size_bytes`` read and written."""
         return size_bytes / (self.hbm_bytes_per_s * self.profile.conversion_efficiency)
+
+    def widening_s(self, size_bytes: float) -> float:
+        """KV widened, ``size_bytes`` read and written."""
+        return size_bytes / (self.hbm_bytes_per_s * self.profile.widening_efficiency)
 
     def selection_s(self, size_bytes: float) -> float:
         """Passes of a selection that read or write ``size_bytes`` of HBM."""

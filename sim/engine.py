@@ -98,6 +98,8 @@ class _WaveRun:
             arrived.reached = self.layers
         if self.times["write_s"][step]:
             drivers.append(self._write_step(step, ended))
+        if self.times["launched_s"][step]:
+            drivers.append(self.cpu.run("launch", step, None, self.layers * self.times["launched_s"][step]))
         return drivers
 
     def _gpu_step(self, step: int, asked: Progress, arrived: Progress, ended: Progress) -> Process:

@@ -13,9 +13,14 @@ def prefill_rows(sequences: int, prompt_tokens: int) -> int:
 
 
 def workspace_bytes(model: ModelSpec, dtype: DType, sequences: int, prompt_tokens: int) -> int:
-    """Activations of the widest moment: a prefill pass (its feed-forward in chunks) and float32 logits of each sequence."""
+    """Activations of the widest moment: the feed-forward of a prefill pass (in chunks), and float32 logits of each sequence.
+
+    The layer's input, its output so far, its norm and what it adds are there then, query, key and value, rotated ones
+    besides them, and what attention gave.
+    """
     rows = max(sequences, prefill_rows(sequences, prompt_tokens))
-    attention_row = 2 * model.hidden + 2 * model.query_dim + 2 * model.kv_dim
+    rotated = 0 if model.positions and not model.qk_norm else model.query_dim + model.kv_dim
+    attention_row = 4 * model.hidden + 2 * model.query_dim + 2 * model.kv_dim + rotated
     mlp_row = model.intermediate * (2 if model.gated_mlp else 1)
     activations = rows * attention_row + min(rows, PREFILL_CHUNK_TOKENS) * mlp_row
     return activations * dtype.size_bytes + sequences * model.vocab * 4

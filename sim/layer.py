@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil
+from math import ceil, hypot
 
 import numpy as np
 
 from sim.attention import Selector
-from sim.capture import attention_parts, is_captured
+from sim.capture import attention_parts, is_captured, streams
 from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows
 from sim.footprint import layer_weight_bytes, prefill_rows
@@ -18,6 +18,8 @@ from sim.spec import DType, ModelSpec, WeightFormat
 # A layer's GPU operations in order: until its queries are known, attention and what must precede it, the rest.
 QUERY_OPS = ("qkv", "score")
 ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
+_TURN_PASSES = 9  # of an entry by an unfused rotation: halves exchanged, two products, their sum
+_CHOICE_PASSES = 9  # of float32 weights until heads are summed: scores widened, scaled, masked, their softmax, the sum
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
 
 
@@ -25,7 +27,8 @@ REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
 class LayerPrices:
     """Seconds (and link bytes) of one layer for ``sequences`` at once. ``per_*`` are for each token of one sequence.
 
-    The integer program and the engine read these same numbers.
+    The integer program and the engine read these same numbers. ``launched_s`` is what the host takes to launch a layer,
+    beside what the GPU does; nothing where it replays a captured step.
     """
 
     sequences: int
@@ -57,6 +60,8 @@ class LayerPrices:
     recalls: bool
     head_s: float
     prefill: dict[str, float]
+    launched_s: float
+    prefill_launched_s: float
 
     @property
     def fixed_s(self) -> float:
@@ -71,7 +76,7 @@ class LayerTimes:
 
     ``layer_s`` is from start to end of a layer that waits for no transfer; the CPU attends beside the GPU.
     ``prefetch_s`` may run ahead of the layer, ``correct_s`` is fetched between its query and its attention.
-    ``head_s`` ends the step.
+    ``head_s`` ends the step. ``launched_s`` is how long the host takes to launch the layer.
     """
 
     decode_ops: dict[str, Column | float]
@@ -85,6 +90,7 @@ class LayerTimes:
     correct_s: Column
     write_s: Column
     head_s: Column
+    launched_s: Column
     prefetch_bytes: Column
     correct_bytes: Column
     write_bytes: Column
@@ -114,25 +120,18 @@ def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         qkv_s=gemms.qkv.at_one(sequences),
         out_s=gemms.out.at_one(sequences),
         mlp_s=gemms.mlp.at_one(sequences),
-        launch_s=cost.launch_s(layer_kernels(cost, setting)),
+        launch_s=cost.launch_s(profile.kernels_per_layer),
         score_s=score_s,
         score_s_per_cached=score_s_per_cached,
         select_s=select_s,
         select_s_per_kept=select_s_per_kept,
         gather_s_per_selected=cost.gather_s(sequences * gpu_kv) if gathers else 0.0,
         convert_s=cost.conversion_s(3 * sequences * gpu_kv) + cost.launch_s(1) if quantises else 0.0,
-        convert_s_per_moved=cost.conversion_s(sequences * (gpu_kv + host_kv))
-        if formats.gpu is not formats.host
-        else 0.0,
+        convert_s_per_moved=cost.widening_s(sequences * (gpu_kv + host_kv)) if formats.gpu is not formats.host else 0.0,
         attention_s=profile.attention_setup_s,
-        attention_s_per_kept=max(
-            sequences * attention_s_per_token(cost, setting),
-            profile.attention_token_s / attention_parts(sequences, model.kv_heads, model.heads),
-        ),
-        reproject=_more(gemms.kv, 0.0, _passes_s(cost, _input_widths(model), dtype)).scaled(sequences),
-        forward=_more(gemms.layer, profile.prefill_layer_s, _passes_s(cost, _layer_widths(model), dtype)).scaled(
-            sequences
-        ),
+        attention_s_per_kept=_attention_s_per_kept(cost, setting, sequences),
+        reproject=_more(gemms.kv, _passes_s(cost, _input_widths(model), dtype)).scaled(sequences),
+        forward=_more(gemms.layer, _passes_s(cost, _layer_widths(model), dtype)).scaled(sequences),
         forward_s_per_token_squared=kv_flops / 2 / cost.attention_flop_per_s(dtype),
         host_attention=cost.host_attention(sequences * host_kv, kv_flops),
         fetch=cost.transfer(setting.fetch_by),
@@ -146,6 +145,8 @@ def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         recalls=setting.attention.selector.recalls,
         head_s=gemms.head.at_one(sequences) + profile.step_overhead_s,
         prefill=_prefill(cost, setting, sequences, gemms),
+        launched_s=_launched_s(cost, setting),
+        prefill_launched_s=prefill_launched_s(cost, setting, prefill_passes(sequences, setting.workload.prompt_tokens)),
     )
 
 
@@ -161,25 +162,37 @@ def attention_s_per_token(cost: CostModel, setting: Setting) -> float:
     return cost.attention_s(kv_bytes, attention_flops(setting.model, 1), setting.dtype, kv_format)
 
 
-def layer_kernels(cost: CostModel, setting: Setting) -> float:
-    """Kernels of a decode layer, in launches of a graph's length."""
-    profile = cost.profile
-    return profile.kernels_per_layer if is_captured(setting) else profile.kernels_per_eager_layer
+def _attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int) -> float:
+    """A token of each of ``sequences``: what HBM takes for all, and what a head's program takes for one after the other.
+
+    Few sequences wait for the programs, many for HBM; in between both are felt, less than one after the other.
+    """
+    model = setting.model
+    parts = attention_parts(sequences, model.kv_heads, model.heads)
+    in_turn_s = cost.profile.attention_token_s * model.head_dim / 128 / parts
+    return hypot(sequences * attention_s_per_token(cost, setting), in_turn_s)
 
 
-def _selection_s(cost: CostModel, setting: Setting) -> float:
-    """Launches of a choice."""
+def _launched_s(cost: CostModel, setting: Setting) -> float:
+    """Host seconds of a decode layer."""
+    if not is_captured(setting):
+        return cost.profile.eager_layer_s
+    return cost.profile.streamed_layer_s if streams(setting) else 0.0
+
+
+def prefill_launched_s(cost: CostModel, setting: Setting, passes: float) -> float:
+    """Host seconds of one layer of a prefill in ``passes``; an eager one keeps its books besides, once."""
     profile = cost.profile
-    captured = is_captured(setting)
-    return cost.launch_s(profile.kernels_per_selection if captured else profile.kernels_per_eager_selection)
+    chooses_s = profile.prefill_selection_s if _chooses_ahead(setting) else 0.0
+    books_s = 0.0 if is_captured(setting) else profile.eager_layer_s
+    return passes * (profile.prefill_layer_s + chooses_s) + books_s
 
 
 def _sm_share(cost: CostModel, setting: Setting) -> float:
     """Share of a fetch that the GPU stream loses to it."""
     if setting.fetch_by is not Mechanism.GATHER_KERNEL:
         return 0.0
-    profile = cost.profile
-    return profile.dense_gather_sm_share if setting.attention.is_dense else profile.gather_sm_share
+    return cost.profile.gather_sm_share
 
 
 def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTimes:
@@ -208,11 +221,19 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTime
         correct_s=exposed_s + exposed_delay_s,
         write_s=prices.stream.at(written) + delay_s,
         head_s=np.full(len(written), prices.head_s),
+        launched_s=_launched(prices, len(written)),
         prefetch_bytes=prefetch_bytes,
         correct_bytes=exposed,
         write_bytes=written,
         recalls=prices.recalls,
     )
+
+
+def _launched(prices: LayerPrices, steps: int) -> Column:
+    """Host seconds of a layer in each step."""
+    seconds = np.full(steps, prices.launched_s)
+    seconds[0] = prices.prefill_launched_s
+    return seconds
 
 
 def _decode_ops(prices: LayerPrices, flows: Flows, gather_sms_s: Column | float) -> dict[str, Column | float]:
@@ -293,65 +314,83 @@ def _score(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, fl
         return 0.0, 0.0
     read = setting.attention.state_bytes_per_token(model, dtype) or model.kv_dim * dtype.size_bytes
     top_k = 16.0  # four passes over float32 scores
-    return _selection_s(cost, setting), cost.selection_s(sequences * (read + top_k))
+    return cost.launch_s(cost.profile.kernels_per_selection), cost.selection_s(sequences * (read + top_k))
 
 
 def choice_prices(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
     """Constant and per kept token: choosing the next step's tokens from this step's attention weights, with nothing beside."""
     selector = setting.attention.selector
-    if selector not in (Selector.SWA, Selector.H2O):
+    if not _chooses_ahead(setting):
         return 0.0, 0.0
     weights = 2 * setting.model.heads * setting.dtype.size_bytes  # written by attention, read to be summed over heads
     history = (
         2 * setting.dtype.size_bytes if selector is Selector.SWA else 8
     )  # newest row in, oldest out; or a running sum
     top_k = 16.0
-    per_kept_s = cost.selection_s(sequences * (weights + history + top_k))
-    return _selection_s(cost, setting), per_kept_s
+    per_kept_s = cost.profile.selection_token_s + cost.selection_s(sequences * (weights + history + top_k))
+    return cost.launch_s(cost.profile.kernels_per_selection), per_kept_s
+
+
+def _chooses_ahead(setting: Setting) -> bool:
+    """Whether attention weights say what the next step attends to."""
+    return setting.attention.selector in (Selector.SWA, Selector.H2O)
 
 
 def _first_selection_s(cost: CostModel, setting: Setting, sequences: int) -> float:
     """A layer's first choice: from the weights of the prompt's last k queries (SWA) or of all (H2O), each head's."""
-    if setting.attention.is_dense:
+    if not _chooses_ahead(setting):
         return 0.0
     prompt, selector = setting.workload.prompt_tokens, setting.attention.selector
     queries = prompt if selector is Selector.H2O else setting.attention.history_steps(prompt)
     weights_bytes = 4.0 * sequences * setting.model.heads * queries * prompt
-    return cost.profile.prefill_selection_s + cost.elementwise_s(cost.profile.prefill_selection_passes * weights_bytes)
+    return cost.elementwise_s(_CHOICE_PASSES * weights_bytes)
+
+
+def _norm_passes(model: ModelSpec) -> int:
+    """Reads and writes of each entry: one kernel's, or a root mean square's in float32 (wide, normed, narrow, scaled)."""
+    return 2 if model.norm_bias else 12
 
 
 def _input_widths(model: ModelSpec) -> int:
-    """Entries of a row that passes between products go over before keys and values are there: norm and rotation."""
-    rotated = 0 if model.positions else model.kv_dim
-    return 2 * model.hidden + rotated
+    """Entries of a row that are read or written between products before keys and values are there: norm and rotation."""
+    rotated = 0 if model.positions else _TURN_PASSES * model.kv_dim
+    return _norm_passes(model) * model.hidden + rotated
 
 
 def _layer_widths(model: ModelSpec) -> int:
-    """The same of a whole layer: both norms with their residual sums, rotated queries and keys, the activations."""
-    rotated = 0 if model.positions else model.query_dim + model.kv_dim
-    return 4 * model.hidden + rotated + (3 if model.gated_mlp else 1) * model.intermediate
+    """The same of a whole layer: both norms, two residual sums, rotation, keys and values stored, what attention gave
+    copied, the activation in place (gated: with a product).
+    """
+    rotated = 0 if model.positions else _TURN_PASSES * (model.query_dim + model.kv_dim)
+    moved = 4 * model.kv_dim + 2 * model.query_dim
+    activated = (5 if model.gated_mlp else 2) * model.intermediate
+    return 2 * (_norm_passes(model) + 3) * model.hidden + rotated + moved + activated
 
 
 def _passes_s(cost: CostModel, widths: int, dtype: DType) -> float:
     """A row's passes between the products of layers that are not fused: a prefill's, and those of what is recomputed."""
-    return cost.elementwise_s(cost.profile.prefill_passes * widths * dtype.size_bytes)
+    return cost.elementwise_s(widths * dtype.size_bytes)
 
 
-def _more(pieces: Pieces, constant_s: float, per_count_s: float) -> Pieces:
-    """The same cost and something besides, where there is something to do."""
-    return replace(pieces, pieces=tuple((base + constant_s, slope + per_count_s) for base, slope in pieces.pieces))
+def _more(pieces: Pieces, per_count_s: float) -> Pieces:
+    """The same cost and something besides for each."""
+    return replace(pieces, pieces=tuple((base, slope + per_count_s) for base, slope in pieces.pieces))
+
+
+def prefill_passes(sequences: int, prompt_tokens: int) -> int:
+    """In which a prefill takes its prompts through a layer."""
+    return ceil(sequences * prompt_tokens / prefill_rows(sequences, prompt_tokens))
 
 
 def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemms) -> dict[str, float]:
     """One layer of the prefill, all its passes together; causal attention needs half the square."""
     model, dtype, prompt = setting.model, setting.dtype, setting.workload.prompt_tokens
-    rows = prefill_rows(sequences, prompt)
-    passes = ceil(sequences * prompt / rows)
+    passes = prefill_passes(sequences, prompt)
     mean_rows = sequences * prompt / passes
     flops = 2.0 * sequences * model.query_dim * prompt**2
     kv_bytes = sequences * prompt * kv_layer_bytes(model, dtype, setting.kv_format.gpu)
     quantises = not setting.kv_format.are_native
-    work = {
+    return {
         "qkv": passes * gemms.qkv.at_one(mean_rows),
         "attention": flops / cost.attention_flop_per_s(dtype),
         "convert": cost.conversion_s(3 * kv_bytes) if quantises else 0.0,
@@ -359,6 +398,5 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
         "mlp": passes * gemms.mlp.at_one(mean_rows),
         "select": _first_selection_s(cost, setting, sequences),
         "norms": sequences * prompt * _passes_s(cost, _layer_widths(model), dtype),
+        "launch": passes * cost.launch_s(cost.profile.kernels_per_layer),
     }
-    waits_s = max(0.0, passes * cost.profile.prefill_layer_s - sum(work.values()))  # for the host to launch the next
-    return work | {"launch": passes * cost.launch_s(cost.profile.kernels_per_layer) + waits_s}

@@ -21,6 +21,8 @@ def step_seconds(times: LayerTimes, layers: int, depth: int) -> Column:
 def seconds_before(times: LayerTimes, ahead_s: Column, layers: int, depth: int) -> Column:
     """Duration of steps, each followed by one that fetches for ``ahead_s`` a layer.
 
+    No step ends before the host has launched all its layers.
+
     With c GPU seconds of a layer, f of its fetch, f' of the next step's, w of its write-back, L layers and depth D,
     identical layers leave these paths through a step, the longest of which it takes:
 
@@ -31,10 +33,13 @@ def seconds_before(times: LayerTimes, ahead_s: Column, layers: int, depth: int) 
     """
     after_fetch_s = times.layer_s - times.query_s
     slower_s = np.maximum(times.layer_s, times.prefetch_s)
+    launched_s = layers * times.launched_s
     if times.recalls:
-        return _with_recall(times, layers, slower_s, ahead_s)
+        recalled_s: Column = np.maximum(_with_recall(times, layers, slower_s, ahead_s), launched_s)
+        return recalled_s
     computed_s: Column = np.maximum(layers * times.layer_s, (layers - depth) * times.prefetch_s + after_fetch_s)
     ended_s = np.maximum(computed_s + np.maximum(times.head_s, times.write_s), times.layer_s + layers * times.write_s)
+    ended_s = np.maximum(ended_s, launched_s)
     step_s: Column = np.maximum(ended_s, (layers - depth) * slower_s + depth * ahead_s)
     return step_s
 

@@ -15,6 +15,7 @@ from sim.recipe import Recipe, model_of, plan_of
 from sim.spec import DType, MachineSpec, WeightFormat
 
 FIRST_STEADY_STEP = 2
+_ROUNDING_KERNELS = 12  # ranges, scales, levels and their packing, one operation after the other
 Prediction = Callable[[CostModel], float]
 # For the reader, no constant prices them. Of fetching by other numbers of programs than the runtime's they say whether its
 # number is the right one: the constants are of that number alone.
@@ -45,8 +46,8 @@ def _operation(measurement: Measurement, machine: MachineSpec) -> Prediction:
         "gather_beside": _products_beside,  # the pool's reads, in files of before there was ``fetch_beside``
         "fetch": _fetch,
         "fetch_beside": _products_beside,
-        "quantise": _conversion,
-        "dequantise": _conversion,
+        "quantise": _rounding,
+        "dequantise": _widening,
         "host_attention": _host_attention,
     }
     if measurement.family not in simple:
@@ -123,8 +124,12 @@ def _products_beside(took: Measurement, cost: CostModel) -> float:
     return took.number("products") * one.at_one(took.number("rows")) * (1 + cost.profile.gather_sm_share)
 
 
-def _conversion(took: Measurement, cost: CostModel) -> float:
-    return cost.conversion_s(took.number("native") + took.number("stored")) + cost.launch_s(1)
+def _rounding(took: Measurement, cost: CostModel) -> float:
+    return cost.conversion_s(took.number("native") + took.number("stored")) + cost.launch_s(_ROUNDING_KERNELS)
+
+
+def _widening(took: Measurement, cost: CostModel) -> float:
+    return cost.widening_s(took.number("native") + took.number("stored")) + cost.launch_s(1)
 
 
 def _host_attention(took: Measurement, cost: CostModel) -> float:

@@ -133,32 +133,24 @@ class Profile:
         0.0, "ramp and tail of decode attention; nominally among the launches of kernels_per_layer"
     )
     attention_token_s: float = _amount(
-        0.0, "a head's attention goes over its tokens one block after the other: no token sooner, however few sequences"
+        0.0, "of 128 channels: a head's attention goes over its tokens one block after the other, however few sequences"
     )
     quantised_attention_efficiency: float = _share(0.60, "the same where keys and values are widened on the way")
     prefill_attention_efficiency: float = _share(0.50, "share of the matrix rate that causal attention reaches")
-    prefill_passes: float = _amount(
-        0.0,
-        "passes between the products of a layer that is not fused, over norms, rotation and activations; nominally fused",
-    )
     prefill_layer_s: float = _amount(
-        0.0,
-        "what one layer of one prefill pass takes at least, however few its rows: its kernels are launched one by one",
+        0.0, "the host's time to launch one layer of one prefill pass; nominally it keeps ahead of the GPU"
     )
     prefill_selection_s: float = _amount(
-        0.0, "a sparse selector's first choice from the prompt's attention, each layer; nominally as quick as a step's"
-    )
-    prefill_selection_passes: float = _amount(
-        0.0,
-        "passes over the float32 weights that the queries which count pay the prompt; nominally fused with attention",
+        0.0, "the same of a sparse selector's first choice, which follows each of them"
     )
     gather_efficiency: float = _share(
         0.60, "rows of 1 KiB and more gathered in HBM, bytes read plus written: 3.1 of 4.8 TB/s on an H200"
     )
     elementwise_efficiency: float = _share(0.60, "share of HBM bandwidth of a prefill's passes between its products")
     conversion_efficiency: float = _share(
-        0.60, "share of HBM bandwidth of rounding KV to fewer bits and widening it, bytes read plus written"
+        0.60, "share of HBM bandwidth of rounding KV to fewer bits, bytes read plus written"
     )
+    widening_efficiency: float = _share(0.60, "the same of widening it again")
     selection_efficiency: float = _share(0.60, "share of HBM bandwidth of the passes of a decode step's selection")
     selection_exposed_share: float = _share(
         1.0,
@@ -175,22 +167,25 @@ class Profile:
     copy_floor_s: float = _amount(10e-6, "no copy ends sooner, however small (16 to 18 us when launched eagerly)")
     gather_setup_s: float = _amount(5e-6, "start of a gather kernel and the first round trip over the link")
     gather_sm_share: float = _share(0.06, "8 of 132 SMs hold the persistent blocks that keep a PCIe 5 link busy")
-    dense_gather_sm_share: float = _share(
-        0.06, "the same under dense attention; 1 where attention itself reads host memory and all else waits"
-    )
     kernels_per_layer: float = _amount(
         10, "kernels of a fused decoder layer: norms, projections, rotation, attention, feed-forward"
     )
-    kernels_per_eager_layer: float = _amount(
-        10, "the same where the runtime cannot capture the step as a graph, counted in launches of a graph's length"
-    )
     kernels_per_selection: float = _amount(4, "score, reduce, top-k, update of the selection")
-    kernels_per_eager_selection: float = _amount(
-        4, "the same where the runtime cannot capture the step as a graph, counted in launches of a graph's length"
+    selection_token_s: float = _amount(
+        0.0, "a sequence's choice goes over its kept tokens one after the other, however few sequences"
+    )
+    streamed_layer_s: float = _amount(
+        0.0, "the host's time to launch a decode layer that tokens stream into; nominally it keeps ahead of the GPU"
+    )
+    eager_layer_s: float = _amount(
+        0.0, "the same where the runtime launches every operation by itself, because nothing captures the step"
     )
     step_overhead_s: float = _amount(60e-6, "graph launch, sampling and the read-back of a step's tokens")
     host_attention_efficiency: float = _share(0.50, "share of DRAM bandwidth that CPU attention reads KV with")
     host_round_trip_s: float = _amount(30e-6, "queries to the CPU and the result back, each layer")
+    library_bytes: float = _amount(
+        2**27, "HBM that libraries take from the allocator: 32 MiB for each stream that multiplies matrices"
+    )
     reserve_bytes: float = _amount(2**30, "CUDA context, libraries' workspaces and allocator slack")
 
     def __post_init__(self) -> None:

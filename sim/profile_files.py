@@ -11,25 +11,16 @@ from sim.files import read_json_object, write_atomically
 from sim.profile import Profile
 from sim.spec import MachineSpec
 
-PROFILE_SCHEMA_VERSION = 2
+PROFILE_SCHEMA_VERSION = 3
 SHIPPED = Path(__file__).parent.parent / "calibration" / "profiles"  # <gpu>.json, measured on that card
-_LATER = {"peak_bytes": 0}  # keys that files of this schema have not always had, and what their absence says
 _AGAIN = "run `planner calibrate -o FILE` on the machine"
 
 
 def content_hash(profile: Profile) -> str:
     """Of all that a profile says; a campaign names the profile that it tests by it."""
     as_read = from_plain(Profile, to_plain(profile), "profile")  # where a whole number may stand for a float
-    text = json.dumps(_as_if_older(to_plain(as_read)), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(to_plain(as_read), sort_keys=True, separators=(",", ":"), allow_nan=False)
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
-
-
-def _as_if_older(plain: Any) -> Any:
-    """Without keys that say no more than their absence does: what was written before there were such keeps its hash."""
-    if isinstance(plain, dict):
-        said = {name: value for name, value in plain.items() if name not in _LATER or value != _LATER[name]}
-        return {name: _as_if_older(value) for name, value in said.items()}
-    return [_as_if_older(item) for item in plain] if isinstance(plain, list) else plain
 
 
 def save_profile(path: Path, profile: Profile) -> None:

@@ -1,7 +1,8 @@
 """Tokens fetched from pinned memory by recall's kernel: by the size of a token and by programs, alone and beside products.
 
-What the runtime's own number of programs takes is ``fetch`` and ``fetch_beside``; other numbers, ``fetch_blocks`` and
-``fetch_blocks_beside``, are for the reader: whether that number is the right one. With 0 programs products run alone.
+What the runtime's own number of programs takes is ``fetch``: nothing runs beside it. ``fetch_beside`` is with as few as
+exchange tokens under a window, beside the products. Other numbers, ``fetch_blocks`` and ``fetch_blocks_beside``, are for the
+reader: whether those are the right ones. With 0 programs products run alone.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from runtime.graph.fetching import PROGRAMS, fetch
 from runtime.graph.pinned import registered
 from sim.units import MIB
 
-_PROGRAMS = (PROGRAMS, 128, 8, 32, 1024)
+_BESIDE = 32
+_PROGRAMS = (PROGRAMS, 128, _BESIDE, 8, 1024)
 _CHANNELS, _HEAD = (4096, 1024), 128  # of a token's keys, and of one head
 _BYTES = 128 * MIB  # keys and values; alone, one half is fetched after the other
 _PRODUCTS, _SHAPE = 20, (64, 4096, 16384)  # shorter than all of the bytes take
@@ -36,7 +38,8 @@ def cases(scope: Scope) -> Iterator[Case]:
             halves = partial(_alone, scope, channels, programs)
             yield timed(scope, family, f"{words} bytes={half}", halves, size_bytes=half)
             both = partial(_products_beside, scope, channels, programs)
-            yield timed(scope, f"{family}_beside", f"{words} {beside}", both, captured=False)
+            family = "fetch_beside" if programs == _BESIDE else "fetch_blocks_beside"
+            yield timed(scope, family, f"{words} {beside}", both, captured=False)
     alone = partial(_products_beside, scope, 0, 0)
     yield timed(scope, "fetch_blocks_beside", f"channels=0 programs=0 {beside}", alone, captured=False)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runtime.graph.launch import chains, power_of_two
 from runtime.models import Decoder
-from runtime.quantise import encode_keys, encode_values, key_range
+from runtime.quantise import encode_keys, encode_values, frozen_groups
 from sim.attention import PAGE_TOKENS
 from sim.kv import GROUP_TOKENS, KvFormat
 from sim.plan import Plan, Setting
@@ -109,11 +109,8 @@ class PagedSlots:
             return
         frozen = k.shape[1] // GROUP_TOKENS * GROUP_TOKENS
         if frozen:
-            keys = k[:, :frozen].reshape(-1, GROUP_TOKENS, *k.shape[2:])  # all groups of all sequences
             held = pages[:, : frozen // PAGE_TOKENS].reshape(-1, SHARES)
-            ranges = key_range(keys, 8)  # [group, 2, head, channel]
-            spread = ranges.transpose(1, 2)[:, None].expand(-1, GROUP_TOKENS, -1, -1, -1)
-            levels = encode_keys(keys, self.kv_format, spread)
+            levels, ranges = frozen_groups(k, self.kv_format)
             blocks[held, :, 0] = _paged(levels)
             shares = ranges.view(*ranges.shape[:3], SHARES, -1).permute(0, 3, 2, 1, 4)
             self.planes[1][layer, held] = shares  # [group, share, head, 2, channel]

@@ -15,7 +15,7 @@ from runtime.graph.launch import chains, power_of_two
 from runtime.graph.pinned import registered
 from runtime.lanes import Lanes
 from runtime.models import Decoder
-from runtime.quantise import encode_keys, encode_values, key_range
+from runtime.quantise import encode_values, frozen_groups
 from runtime.tally import Tally
 from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
 from sim.plan import Plan, Setting
@@ -57,12 +57,11 @@ class QuantisedSlots:
         lanes = slice(first, first + k.shape[0])
         frozen = k.shape[1] // GROUP_TOKENS * GROUP_TOKENS
         levels = torch.zeros_like(k, dtype=torch.uint8)
-        for group, at in enumerate(range(0, frozen, GROUP_TOKENS)):
-            keys = k[:, at : at + GROUP_TOKENS]
-            ranges = key_range(keys, 8)  # [lane, 2, head, channel]
-            spread = ranges.transpose(1, 2)[:, None].expand(-1, GROUP_TOKENS, -1, -1, -1)
-            levels[:, at : at + GROUP_TOKENS] = encode_keys(keys, KvFormat.INT8, spread)
-            self.key_ranges[layer, lanes, :, group] = ranges.transpose(1, 2)
+        if frozen:
+            whole, ranges = frozen_groups(k, KvFormat.INT8)
+            levels[:, :frozen] = whole.view(k.shape[0], frozen, *k.shape[2:])
+            by_lane = ranges.view(k.shape[0], -1, *ranges.shape[1:])  # [lane, group, 2, head, channel]
+            self.key_ranges[layer, lanes, :, : by_lane.shape[1]] = by_lane.permute(0, 3, 1, 2, 4)
         stored = encode_values(v, KvFormat.INT8)
         self._store(layer, lanes, levels, stored["v"], stored["v_range"])
         if frozen:

@@ -72,6 +72,7 @@ class Decoder:
         self.weights = weights
         self.activate = _ACTIVATIONS[config.activation]
         self.frequencies, self.magnitude = self._prepare_rope()
+        self._turned: tuple[Tensor, Tensor, Tensor] | None = None  # positions, their cosines and sines
 
     @property
     def device(self) -> torch.device:
@@ -146,10 +147,16 @@ class Decoder:
             heads = _rms_norm(heads, norm, self.config.norm_eps)
         if self.frequencies is None:
             return heads
-        angles = positions[..., None].float() * self.frequencies
-        angles = torch.cat((angles, angles), dim=-1)[..., None, :]  # [batch, token, 1, dims]
-        cos, sin = (angles.cos() * self.magnitude).to(heads.dtype), (angles.sin() * self.magnitude).to(heads.dtype)
-        return rotate(heads, cos, sin)
+        return rotate(heads, *self._turn(positions, self.frequencies, heads.dtype))
+
+    def _turn(self, positions: Tensor, frequencies: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosine and sine [batch, token, 1, dims]; of the same positions, layer after layer, the same tensors."""
+        if self._turned is None or self._turned[0] is not positions:
+            angles = positions[..., None].float() * frequencies
+            angles = torch.cat((angles, angles), dim=-1)[..., None, :]
+            cos, sin = ((turn(angles) * self.magnitude).to(dtype) for turn in (torch.cos, torch.sin))
+            self._turned = (positions, cos, sin)
+        return self._turned[1:]
 
     def _norm(self, x: Tensor, norm: Affine) -> Tensor:
         if self.spec.norm_bias:
@@ -182,9 +189,7 @@ def _linear(x: Tensor, affine: Affine, *, out: Tensor | None = None) -> Tensor:
 
 
 def _rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return scale * wide.to(x.dtype)
+    return scale * fn.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
 
 
 def _tanh_gelu(x: Tensor) -> Tensor:

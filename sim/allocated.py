@@ -1,0 +1,44 @@
+"""What an allocator will have given out at most, for comparison with a device's own count: plans reckon more carefully."""
+
+from dataclasses import replace
+from math import ceil
+
+import numpy as np
+
+from sim.capture import is_captured
+from sim.cost import CostModel
+from sim.flows import flows_of, home_columns, occupancy_of
+from sim.footprint import prefill_rows
+from sim.forecast import static_hbm_bytes
+from sim.plan import Admission, Plan, Setting
+
+
+def peak_allocated_bytes(plan: Plan, cost: CostModel) -> int:
+    """Weights, workspace, what libraries keep, and the KV pools, which are laid out once and for all.
+
+    A prefill pass holds its keys and values among its activations: the room that the plan sets aside for a prefill that
+    overflows is not taken besides.
+    """
+    static = static_hbm_bytes(plan.setting) + round(cost.profile.library_bytes)
+    return static + ceil(_pool_bytes(plan)) + _whole_wave_bytes(plan.setting)
+
+
+def _pool_bytes(plan: Plan) -> float:
+    setting, homes = plan.setting, home_columns(plan.homes)
+    if setting.admission is Admission.CONTINUOUS:
+        return setting.kv_budget_bytes
+    flows = flows_of(plan, homes)
+    if is_captured(setting) and not setting.kv_format.are_native:  # attention reads host memory where it lies
+        flows = replace(flows, fetched_kv=np.zeros_like(flows.fetched_kv))
+    held = occupancy_of(plan, homes, flows).hbm
+    return setting.concurrency * float(held[1:].max(initial=0.0) or held[0])
+
+
+def _whole_wave_bytes(setting: Setting) -> int:
+    """Where nothing is captured, all passes go through a layer before any goes on to the next: rows of all of them."""
+    model, prompt = setting.model, setting.workload.prompt_tokens
+    rows = setting.concurrency * prompt
+    if is_captured(setting) or rows == prefill_rows(setting.concurrency, prompt):
+        return 0
+    row = 2 * model.hidden + model.query_dim + 2 * model.kv_dim
+    return rows * row * setting.dtype.size_bytes
