@@ -20,6 +20,7 @@ from runtime.graph.step import CapturedStep
 from runtime.graph.window import WindowSlots
 from runtime.job import run_job
 from runtime.models import Decoder
+from runtime.options import Stretch
 from runtime.prompts import Text, read_prompts
 from runtime.recorder import Record
 from runtime.sampling import Sampling
@@ -298,6 +299,7 @@ def test_continuous_admission_is_equal_to_the_byte(kv_format: KvFormat, preempti
     assert wave.served == expected.served == simulated.waves[0].served
     assert run.trace.outcome.h2d_bytes == simulated.outcome.h2d_bytes
     assert run.trace.outcome.peak_hbm_bytes == simulated.outcome.peak_hbm_bytes
+    assert run.stretches == eager.stretches
     assert [span[:4] for span in wave.spans] == [span[:4] for span in expected.spans]
     assert [level[:2] for level in wave.levels] == [level[:2] for level in expected.levels]
     assert max(held(run, Tier.HBM)) <= run.kv_allocated_bytes <= plan.setting.kv_budget_bytes
@@ -353,6 +355,7 @@ def test_texts_that_end_make_room_some_steps_later(preemption: Preemption, monke
     assert waited == [1]
     assert run.completions == eager.completions
     assert [len(text) for text in run.completions] == [6, 4, 8, 8]
+    assert run.stretches[1] == (Stretch(first=0, picks=None),)
     assert steps[0] <= steps[1] < steps[2]
     assert (len(told), told[-1]) == (steps[1], 6 + 4 + 8 + 8)
     assert {served.last_step for served in run.trace.waves[0].served} >= {3, steps[1] - 1}
