@@ -273,15 +273,15 @@ def tight(made: Decoder, kv_format: KvFormat, preemption: Preemption, *, output:
 
 @kernels
 @pytest.mark.parametrize(
-    ("kv_format", "preemption"),
+    ("family", "kv_format", "preemption"),
     [
-        (KvFormat.NATIVE, Preemption.RECOMPUTE),
-        (KvFormat.NATIVE, Preemption.SWAP),
-        (KvFormat.FP8, Preemption.RECOMPUTE),
+        ("llama", KvFormat.NATIVE, Preemption.RECOMPUTE),
+        ("grouped llama", KvFormat.NATIVE, Preemption.SWAP),
+        ("grouped qwen3", KvFormat.FP8, Preemption.RECOMPUTE),
     ],
 )
-def test_continuous_admission_is_equal_to_the_byte(kv_format: KvFormat, preemption: Preemption) -> None:
-    made, steps = decoder("llama", DType.FP32, seed=4), STEPS if kv_format is KvFormat.NATIVE else 8
+def test_continuous_admission_is_equal_to_the_byte(family: str, kv_format: KvFormat, preemption: Preemption) -> None:
+    made, steps = decoder(family, DType.FP32, seed=4), STEPS if kv_format is KvFormat.NATIVE else 8
     plan, told = tight(made, kv_format, preemption, output=steps), list[int]()
     prompts = draw_prompts([13, 4, 13, 9], seed=6)
     cost = CostModel(machine=plan.setting.machine, profile=Profile.nominal(plan.setting.machine))
@@ -319,9 +319,10 @@ def test_pages_are_used_again_by_more_sequences_and_by_fewer() -> None:
 
 
 @kernels
-def test_eight_bit_pages_give_the_same_texts() -> None:
+@pytest.mark.parametrize("family", ["llama", "grouped llama"])
+def test_eight_bit_pages_give_the_same_texts(family: str) -> None:
     """Past the end of a group; copied out and in as levels, with the open group's keys."""
-    made, levels = decoder("llama", DType.FP32, seed=4), KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+    made, levels = decoder(family, DType.FP32, seed=4), KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
     choice = Choice(batch=2, concurrency=2, prompt=61, output=6, dtype=DType.FP32, kv_format=levels)
     plan = all_in_hbm(made.spec, replace(choice, admission=Admission.CONTINUOUS, preemption=Preemption.SWAP))
     plan = with_budget(plan, 2 * round(rules_of(plan).held_bytes[2]))
