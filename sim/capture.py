@@ -52,7 +52,7 @@ def _keeps(setting: Setting) -> bool:
     one_to_one = setting.model.heads == setting.model.kv_heads
     if setting.admission is Admission.CONTINUOUS:
         whole = not formats.gpu.is_grouped or setting.model.head_dim % _SHARES == 0
-        return one_to_one and whole and formats.gpu in (KvFormat.NATIVE, KvFormat.INT8, KvFormat.FP8)
+        return whole and formats.gpu in (KvFormat.NATIVE, KvFormat.INT8, KvFormat.FP8)
     if formats.are_native:
         return setting.recompute is Recompute.NONE or (dense and setting.recompute is Recompute.ACTIVATIONS_HOST)
     both = formats.gpu is KvFormat.INT8 and formats.host is KvFormat.INT8

@@ -12,7 +12,7 @@ from runtime.graph.paged_run import PagedWave
 from runtime.graph.run import GraphWave
 from runtime.graph.support import require_graphable
 from runtime.models import Decoder
-from runtime.options import Options, Run
+from runtime.options import Options, Run, Stretch
 from runtime.recorder import Record, Recorder
 from runtime.tally import Tally
 from runtime.wave import Prompts, padded
@@ -136,6 +136,7 @@ def run_admitted(
         stats=(),
         picks=None,
         logits=None,
+        stretches=tuple(tuple(Stretch(first=first, picks=None) for first in starts) for starts in ran.starts),
     )
 
 

@@ -80,13 +80,13 @@ class PagedSlots:
     def __init__(self, plan: Plan, decoder: Decoder, lanes: int, shape: Shape | None = None) -> None:
         spec, work, device = decoder.spec, plan.setting.workload, decoder.device
         self.kv_format, self.dtype, self.size = plan.setting.kv_format.gpu, decoder.dtype, PageSize.of(plan.setting)
-        self.heads, self.channels = spec.heads, spec.head_dim
+        self.heads, self.channels = spec.kv_heads, spec.head_dim
         self.shape, self.chained = shape or Shape(), chains(device, lanes)
         self.grouped = self.kv_format.is_grouped
         self.most_pages = -(-work.cached_tokens // PAGE_TOKENS)
         self.pages = self._affordable(plan.setting.kv_budget_bytes, lanes)
         native = self.kv_format is KvFormat.NATIVE
-        block = (spec.layers, self.pages, spec.heads, 2, PAGE_TOKENS, spec.head_dim)
+        block = (spec.layers, self.pages, spec.kv_heads, 2, PAGE_TOKENS, spec.head_dim)
         self.planes = [torch.zeros(block, dtype=decoder.dtype if native else torch.uint8, device=device)]
         if self.grouped:
             ranges = (*block[:3], 2)
@@ -126,18 +126,19 @@ class PagedSlots:
         """The state was set before."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
-        """Queries, newborn keys and values [lane, head, channel] (rows of one tensor) over each lane's pages."""
+        """Queries [lane, query head, channel], newborn keys and values [lane, head, channel] over each lane's pages."""
         common = {
             "TABLE": TABLE,
             "PAGE": PAGE_TOKENS,
+            "GROUPED": q.shape[1] // self.heads,
             "CHANNELS": self.channels,
             "PADDED": power_of_two(self.channels),
             "BLOCK": self.shape.block,
             "CHAINED": self.chained,
             "num_warps": self.shape.warps,
         }
-        grid, rows = (q.shape[0], self.heads), (q, k, v)
-        numbers = (self.channels**-0.5, q.stride(0), self.state.shape[1], self.heads)
+        grid, rows = q.shape[:2], (q, k, v)
+        numbers = (self.channels**-0.5, q.stride(0), k.stride(0), self.state.shape[1], self.heads)
         blocks = self.planes[0][layer]
         if not self.grouped:
             eight_bit = self.kv_format is KvFormat.FP8

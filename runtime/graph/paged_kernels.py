@@ -1,7 +1,8 @@
 """Triton kernels over pages. Imported only where a GPU runs them: machines without one may lack Triton.
 
 A (page, head) is a block [2, page token, channel]: keys, then values. A lane's row of ``state`` says what it does in this
-step: tokens with the newborn one (0: nothing), sequence, padding, then its pages in order.
+step: tokens with the newborn one (0: nothing), sequence, padding, then its pages in order. Where a group of query heads
+shares a key head, each of its programs reads the same pages; what more than one stores is the same.
 """
 
 import triton
@@ -12,18 +13,20 @@ from runtime.graph.quantised_kernels import fold_levels, fold_native, levels_of,
 
 @triton.jit
 def attend(
-    q_rows,  # [lane, head, channel], lanes ``row_stride`` apart; keys and values of the newborn token likewise
+    q_rows,  # [lane, query head, channel], lanes ``q_stride`` apart; [lane, head, channel] of the newborn token likewise
     k_rows,
     v_rows,
     blocks,  # [page, head, 2, page token, channel] in the compute type, or in FP8 where EIGHT_BIT
     state,  # [lane, columns]
-    attended,  # [lane, head, channel]
+    attended,  # [lane, query head, channel]
     scale,
-    row_stride,
+    q_stride,
+    kv_stride,
     columns,
     heads,
     TABLE: tl.constexpr,  # first column of the pages
     PAGE: tl.constexpr,
+    GROUPED: tl.constexpr,  # query heads of a key head
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -33,7 +36,8 @@ def attend(
     """One query head over its lane's pages: stores the newborn token's row, reads every other row once."""
     if CHAINED:
         tl.extra.cuda.gdc_launch_dependents()
-    lane, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    lane, query = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    head = query // GROUPED
     row = state + lane * columns
     items = tl.load(row) - 1
     if items < 0:
@@ -41,8 +45,8 @@ def attend(
     first_real, table = tl.load(row + 2), row + TABLE
     channel = tl.arange(0, PADDED)
     inside = channel < CHANNELS
-    own_row = lane * row_stride + head * CHANNELS + channel
-    q = tl.load(q_rows + own_row, mask=inside, other=0.0).to(tl.float32) * scale
+    own_row = lane * kv_stride + head * CHANNELS + channel
+    q = tl.load(q_rows + lane * q_stride + query * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32) * scale
     k_own = tl.load(k_rows + own_row, mask=inside, other=0.0).to(tl.float32)
     v_own = tl.load(v_rows + own_row, mask=inside, other=0.0).to(tl.float32)
     if EIGHT_BIT:
@@ -65,7 +69,7 @@ def attend(
         score = tl.where(there, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
         peak, total, mixed = fold_native(peak, total, mixed, score, v)
     out = (mixed / total).to(attended.dtype.element_ty)
-    tl.store(attended + (lane * heads + head) * CHANNELS + channel, out, mask=inside)
+    tl.store(attended + (lane * heads * GROUPED + query) * CHANNELS + channel, out, mask=inside)
 
 
 @triton.jit
@@ -80,12 +84,14 @@ def attend_int8(
     state,
     attended,
     scale,
-    row_stride,
+    q_stride,
+    kv_stride,
     columns,
     heads,
     open_column,  # of ``state``: first of the pages that hold the open group's keys
     TABLE: tl.constexpr,
     PAGE: tl.constexpr,
+    GROUPED: tl.constexpr,
     GROUP: tl.constexpr,
     QUARTER: tl.constexpr,
     PER: tl.constexpr,
@@ -98,7 +104,8 @@ def attend_int8(
     """As ``attend``. Keys wait in the compute type until the newborn token completes their group, which is then frozen."""
     if CHAINED:
         tl.extra.cuda.gdc_launch_dependents()
-    lane, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    lane, query = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    head = query // GROUPED
     row = state + lane * columns
     items = tl.load(row) - 1
     if items < 0:
@@ -109,8 +116,8 @@ def attend_int8(
     closes = waiting == GROUP - 1
     channel = tl.arange(0, PADDED)
     inside = channel < CHANNELS
-    own_row = lane * row_stride + head * CHANNELS + channel
-    q = tl.load(q_rows + own_row, mask=inside, other=0.0).to(tl.float32) * scale
+    own_row = lane * kv_stride + head * CHANNELS + channel
+    q = tl.load(q_rows + lane * q_stride + query * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32) * scale
     k_own = tl.load(k_rows + own_row, mask=inside, other=0.0)
     v_own = tl.load(v_rows + own_row, mask=inside, other=0.0)
     block: tl.constexpr = 2 * PAGE * CHANNELS
@@ -200,4 +207,4 @@ def attend_int8(
         score = tl.where(there, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
         peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
     out = (mixed / total).to(attended.dtype.element_ty)
-    tl.store(attended + (lane * heads + head) * CHANNELS + channel, out, mask=inside)
+    tl.store(attended + (lane * heads * GROUPED + query) * CHANNELS + channel, out, mask=inside)

@@ -31,10 +31,14 @@ _LAG_STEPS = 16  # that may be launched before one is known to have ended
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PagedRun:
-    """``tokens`` [sequence, step], of an ended text those after its stop token arbitrary; ``prefill_s`` is a part of all."""
+    """``tokens`` [sequence, step], of an ended text those after its stop token arbitrary; ``prefill_s`` is a part of all.
+
+    ``starts`` are the tokens of each sequence that a prefill gave.
+    """
 
     tokens: Tensor
     completions: tuple[tuple[int, ...], ...]
+    starts: tuple[tuple[int, ...], ...]
     trace: Trace
     prefill_s: float
 
@@ -92,7 +96,9 @@ class PagedWave:
         trace = run.log.trace(self.plan.setting, run.steps_of(completions))
         seconds = run.log.clock.seconds()
         prefill_s = sum(seconds[end] - seconds[begin] for begin, end in run.passes)
-        return PagedRun(tokens=tokens, completions=completions, trace=trace, prefill_s=prefill_s)
+        return PagedRun(
+            tokens=tokens, completions=completions, starts=run.starts_of(completions), trace=trace, prefill_s=prefill_s
+        )
 
 
 def _ignore(_: int) -> None:
@@ -128,6 +134,7 @@ class _Run:
         self.leaves: dict[int, Leaf] = {}
         self.lane_of: dict[int, int] = {}
         self.swapped: dict[int, _Swapped] = {}
+        self.starts: list[list[int]] = [[] for _ in self.done]
         self.stops = StopWatcher(stop_tokens, self.captured.generated)
         self.given: list[list[tuple[int, int]]] = []  # of each machine step: sequences, and the places of their tokens
         self.told_steps = self.told_tokens = 0
@@ -174,6 +181,11 @@ class _Run:
                     steps[number].append(step)
         return steps
 
+    def starts_of(self, completions: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+        """The tokens of each that a prefill gave."""
+        begun = zip(self.starts, completions, strict=True)
+        return tuple(tuple(first for first in starts if first < len(text)) for starts, text in begun)
+
     def _decode(self, turn: Turn) -> None:
         state = np.zeros(tuple(self.slots.state.shape), dtype=np.int32)
         state[:, SEQUENCE] = self.captured.sequences
@@ -195,6 +207,7 @@ class _Run:
         alike: dict[int, list[int]] = defaultdict(list)
         for change in changes:
             alike[change.done].append(change.number)
+            self.starts[change.number].append(change.done)
         for done, numbers in alike.items():
             size = max(1, PREFILL_CHUNK_TOKENS // (self.work.prompt_tokens + done))
             for first in range(0, len(numbers), size):

@@ -20,6 +20,7 @@ from runtime.graph.step import CapturedStep
 from runtime.graph.window import WindowSlots
 from runtime.job import run_job
 from runtime.models import Decoder
+from runtime.options import Stretch
 from runtime.prompts import Text, read_prompts
 from runtime.recorder import Record
 from runtime.sampling import Sampling
@@ -262,7 +263,7 @@ def test_texts_end_at_stop_tokens_and_the_wave_some_steps_after_the_last() -> No
     assert len(execute(plan, stopping, prompts, options=CAPTURED).completions[0]) == 60
 
 
-def tight(made: Decoder, kv_format: KvFormat, preemption: Preemption, *, output: int = STEPS) -> Plan:
+def tight(made: Decoder, kv_format: KvFormat, preemption: Preemption, *, output: int) -> Plan:
     """Four sequences, three at once, pages for less than two whole ones."""
     formats = KvFormats(gpu=kv_format, host=kv_format)
     choice = Choice(batch=4, concurrency=3, prompt=13, output=output, dtype=DType.FP32, kv_format=formats)
@@ -272,16 +273,16 @@ def tight(made: Decoder, kv_format: KvFormat, preemption: Preemption, *, output:
 
 @kernels
 @pytest.mark.parametrize(
-    ("kv_format", "preemption"),
+    ("family", "kv_format", "preemption"),
     [
-        (KvFormat.NATIVE, Preemption.RECOMPUTE),
-        (KvFormat.NATIVE, Preemption.SWAP),
-        (KvFormat.FP8, Preemption.RECOMPUTE),
+        ("llama", KvFormat.NATIVE, Preemption.RECOMPUTE),
+        ("grouped llama", KvFormat.NATIVE, Preemption.SWAP),
+        ("grouped qwen3", KvFormat.FP8, Preemption.RECOMPUTE),
     ],
 )
-def test_continuous_admission_is_equal_to_the_byte(kv_format: KvFormat, preemption: Preemption) -> None:
-    made = decoder("llama", DType.FP32, seed=4)
-    plan, told = tight(made, kv_format, preemption), list[int]()
+def test_continuous_admission_is_equal_to_the_byte(family: str, kv_format: KvFormat, preemption: Preemption) -> None:
+    made, steps = decoder(family, DType.FP32, seed=4), STEPS if kv_format is KvFormat.NATIVE else 8
+    plan, told = tight(made, kv_format, preemption, output=steps), list[int]()
     prompts = draw_prompts([13, 4, 13, 9], seed=6)
     cost = CostModel(machine=plan.setting.machine, profile=Profile.nominal(plan.setting.machine))
     eager, simulated = execute(plan, made, prompts, options=EAGER), simulate(plan, cost)
@@ -298,10 +299,11 @@ def test_continuous_admission_is_equal_to_the_byte(kv_format: KvFormat, preempti
     assert wave.served == expected.served == simulated.waves[0].served
     assert run.trace.outcome.h2d_bytes == simulated.outcome.h2d_bytes
     assert run.trace.outcome.peak_hbm_bytes == simulated.outcome.peak_hbm_bytes
+    assert run.stretches == eager.stretches
     assert [span[:4] for span in wave.spans] == [span[:4] for span in expected.spans]
     assert [level[:2] for level in wave.levels] == [level[:2] for level in expected.levels]
     assert max(held(run, Tier.HBM)) <= run.kv_allocated_bytes <= plan.setting.kv_budget_bytes
-    assert (len(told), told[-1]) == (len(wave.step_end_s), 4 * STEPS)
+    assert (len(told), told[-1]) == (len(wave.step_end_s), 4 * steps)
     assert told == sorted(told)
 
 
@@ -317,9 +319,10 @@ def test_pages_are_used_again_by_more_sequences_and_by_fewer() -> None:
 
 
 @kernels
-def test_eight_bit_pages_give_the_same_texts() -> None:
+@pytest.mark.parametrize("family", ["llama", "grouped llama"])
+def test_eight_bit_pages_give_the_same_texts(family: str) -> None:
     """Past the end of a group; copied out and in as levels, with the open group's keys."""
-    made, levels = decoder("llama", DType.FP32, seed=4), KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+    made, levels = decoder(family, DType.FP32, seed=4), KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
     choice = Choice(batch=2, concurrency=2, prompt=61, output=6, dtype=DType.FP32, kv_format=levels)
     plan = all_in_hbm(made.spec, replace(choice, admission=Admission.CONTINUOUS, preemption=Preemption.SWAP))
     plan = with_budget(plan, 2 * round(rules_of(plan).held_bytes[2]))
@@ -353,6 +356,7 @@ def test_texts_that_end_make_room_some_steps_later(preemption: Preemption, monke
     assert waited == [1]
     assert run.completions == eager.completions
     assert [len(text) for text in run.completions] == [6, 4, 8, 8]
+    assert run.stretches[1] == (Stretch(first=0, picks=None),)
     assert steps[0] <= steps[1] < steps[2]
     assert (len(told), told[-1]) == (steps[1], 6 + 4 + 8 + 8)
     assert {served.last_step for served in run.trace.waves[0].served} >= {3, steps[1] - 1}
@@ -362,7 +366,7 @@ def test_texts_that_end_make_room_some_steps_later(preemption: Preemption, monke
 @kernels
 def test_a_budget_below_one_sequence_is_refused() -> None:
     made = decoder("opt", DType.FP32, seed=1)
-    plan = with_budget(tight(made, KvFormat.NATIVE, Preemption.RECOMPUTE), 1000)
+    plan = with_budget(tight(made, KvFormat.NATIVE, Preemption.RECOMPUTE, output=8), 1000)
 
     with pytest.raises(BudgetExceeded, match="is planned for one sequence, the plan's budget is 1000 B"):
         execute(plan, made, [[1, 2]], options=CAPTURED)

@@ -53,8 +53,10 @@ def test_opt_125m_with_random_weights_prints_predicted_beside_measured(tmp_path:
     assert [event["args"]["step"] for event in steps] == list(range(1, 16))
 
 
-def test_a_continuous_plan_with_quantised_weights_runs(tmp_path: Path, where: Where) -> None:
-    choice = Choice(batch=3, prompt=8, output=4, admission=Admission.CONTINUOUS, weight_format=WeightFormat.INT8)
+@pytest.mark.parametrize("weights", [WeightFormat.NATIVE, WeightFormat.INT8])
+def test_a_continuous_plan_runs(weights: WeightFormat, tmp_path: Path, where: Where) -> None:
+    """By a captured step on a GPU, but not with quantised weights."""
+    choice = Choice(batch=3, prompt=8, output=4, admission=Admission.CONTINUOUS, weight_format=weights)
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan_to_json(all_in_hbm(catalogue.model("opt-125m"), choice))))
     result = planner_run(path, "--random-weights", "--device", where.device.type, "--json")
