@@ -23,11 +23,8 @@ _TYPICAL = {
     "product_setup_s": 5e-6,
     "attention_setup_s": 5e-6,
     "attention_token_s": 1e-6,
-    "prefill_layer_s": 7e-4,
+    "host_operation_s": 2e-5,
     "selection_token_s": 1e-7,
-    "streamed_layer_s": 5e-4,
-    "eager_layer_s": 5e-3,
-    "prefill_selection_s": 3e-3,
 }
 _LEAST, _MOST = 1e-4, 1e4  # of the typical value: as good as nothing, and a bound that only keeps the numbers finite
 _NOT_FITTED = (
@@ -38,10 +35,7 @@ _NOT_FITTED = (
 _ON_CPU = {
     "gather_sm_share": 1.0,
     "selection_exposed_share": 1.0,
-    "prefill_layer_s": 0.0,
-    "prefill_selection_s": 0.0,
-    "streamed_layer_s": 0.0,
-    "eager_layer_s": 0.0,
+    "host_operation_s": 0.0,
 }
 # Steps would give these whatever value makes up for something else.
 _TOLD_BY = {
@@ -64,7 +58,7 @@ _SHOWS = {
     "gemm_half_rows": 0.1,
     "copy_setup_s": 0.5,
 }
-_FLOORS = ("prefill_layer_s", "prefill_selection_s", "streamed_layer_s", "eager_layer_s")  # seen only if they bind
+_FLOORS = ("host_operation_s",)  # seen only where they bind
 _PULL, _LOW = 0.003, float(np.log(0.01))
 _SILENT = "no measurement depends on it"
 _WORSE = 0.1  # of a family's cost, below which a fit counts as no worse

@@ -39,11 +39,17 @@ def streams(setting: Setting) -> bool:
     They do where not all fit the budget, and where all are written at birth.
     """
     plainly = setting.attention.is_dense and setting.kv_format.are_native and setting.admission is Admission.WAVES
-    token_bytes = setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, KvFormat.NATIVE)
-    all_bytes = setting.concurrency * setting.workload.cached_tokens * token_bytes
     copied = setting.fetch_by is Mechanism.COPY_ENGINE or setting.recompute is Recompute.ACTIVATIONS_HOST
     at_birth = setting.write_back is WriteBack.AT_BIRTH
-    return plainly and (at_birth or (copied and all_bytes > setting.kv_budget_bytes))
+    return plainly and (at_birth or (copied and overflows(setting)))
+
+
+def overflows(setting: Setting) -> bool:
+    """Whether the budget does not hold all tokens that live on, at the last step."""
+    counts = setting.token_counts
+    token_bytes = setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu)
+    living = max(cached - dead for cached, dead in zip(counts.cached, counts.dead, strict=True))
+    return setting.concurrency * living * token_bytes > setting.kv_budget_bytes
 
 
 def _keeps(setting: Setting) -> bool:

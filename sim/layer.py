@@ -7,11 +7,12 @@ from math import ceil, hypot
 import numpy as np
 
 from sim.attention import Selector
-from sim.capture import attention_parts, is_captured, streams
+from sim.capture import attention_parts, is_captured
 from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows
 from sim.footprint import layer_weight_bytes, prefill_rows
 from sim.kv import inputs_layer_bytes, kv_layer_bytes
+from sim.launches import decode_operations, prefill_operations
 from sim.plan import Mechanism, Placement, Setting
 from sim.spec import DType, ModelSpec, WeightFormat
 
@@ -145,8 +146,9 @@ def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         recalls=setting.attention.selector.recalls,
         head_s=gemms.head.at_one(sequences) + profile.step_overhead_s,
         prefill=_prefill(cost, setting, sequences, gemms),
-        launched_s=_launched_s(cost, setting),
-        prefill_launched_s=prefill_launched_s(cost, setting, prefill_passes(sequences, setting.workload.prompt_tokens)),
+        launched_s=profile.host_operation_s * decode_operations(setting),
+        prefill_launched_s=profile.host_operation_s
+        * prefill_operations(setting, prefill_passes(sequences, setting.workload.prompt_tokens)),
     )
 
 
@@ -171,21 +173,6 @@ def _attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int) -> 
     parts = attention_parts(sequences, model.kv_heads, model.heads)
     in_turn_s = cost.profile.attention_token_s * model.head_dim / 128 / parts
     return hypot(sequences * attention_s_per_token(cost, setting), in_turn_s)
-
-
-def _launched_s(cost: CostModel, setting: Setting) -> float:
-    """Host seconds of a decode layer."""
-    if not is_captured(setting):
-        return cost.profile.eager_layer_s
-    return cost.profile.streamed_layer_s if streams(setting) else 0.0
-
-
-def prefill_launched_s(cost: CostModel, setting: Setting, passes: float) -> float:
-    """Host seconds of one layer of a prefill in ``passes``; an eager one keeps its books besides, once."""
-    profile = cost.profile
-    chooses_s = profile.prefill_selection_s if _chooses_ahead(setting) else 0.0
-    books_s = 0.0 if is_captured(setting) else profile.eager_layer_s
-    return passes * (profile.prefill_layer_s + chooses_s) + books_s
 
 
 def _sm_share(cost: CostModel, setting: Setting) -> float:

@@ -137,12 +137,6 @@ class Profile:
     )
     quantised_attention_efficiency: float = _share(0.60, "the same where keys and values are widened on the way")
     prefill_attention_efficiency: float = _share(0.50, "share of the matrix rate that causal attention reaches")
-    prefill_layer_s: float = _amount(
-        0.0, "the host's time to launch one layer of one prefill pass; nominally it keeps ahead of the GPU"
-    )
-    prefill_selection_s: float = _amount(
-        0.0, "the same of a sparse selector's first choice, which follows each of them"
-    )
     gather_efficiency: float = _share(
         0.60, "rows of 1 KiB and more gathered in HBM, bytes read plus written: 3.1 of 4.8 TB/s on an H200"
     )
@@ -174,11 +168,8 @@ class Profile:
     selection_token_s: float = _amount(
         0.0, "a sequence's choice goes over its kept tokens one after the other, however few sequences"
     )
-    streamed_layer_s: float = _amount(
-        0.0, "the host's time to launch a decode layer that tokens stream into; nominally it keeps ahead of the GPU"
-    )
-    eager_layer_s: float = _amount(
-        0.0, "the same where the runtime launches every operation by itself, because nothing captures the step"
+    host_operation_s: float = _amount(
+        0.0, "the host's time to launch one operation of a layer by itself; nominally it keeps ahead of the GPU"
     )
     step_overhead_s: float = _amount(60e-6, "graph launch, sampling and the read-back of a step's tokens")
     host_attention_efficiency: float = _share(0.50, "share of DRAM bandwidth that CPU attention reads KV with")

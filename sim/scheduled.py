@@ -16,7 +16,6 @@ from sim.layer import (
     LayerTimes,
     attention_s_per_token,
     layer_prices,
-    prefill_launched_s,
 )
 from sim.plan import Mechanism, Setting
 
@@ -95,7 +94,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         correct_s=none,
         write_s=link.at(swapped_out) + delay_s,
         head_s=gemms.head.at(decoding + planned.prefilled) + cost.profile.step_overhead_s,
-        launched_s=one.launched_s * some + prefill_launched_s(cost, setting, 1) * (planned.prefilled > 0),
+        launched_s=one.launched_s * some + one.prefill_launched_s * (planned.prefilled > 0),
         prefetch_bytes=swapped_in,
         correct_bytes=none,
         write_bytes=swapped_out,

@@ -242,6 +242,6 @@ def _profile(machine: MachineSpec, rng: random.Random) -> Profile:
     ramps = random.Random(machine.gpu.hbm_bytes)  # by itself: the other draws stay what they were
     fixed |= {
         name: scale * ramps.choice((0.0, 5e-6))
-        for name in ("product_setup_s", "attention_setup_s", "attention_token_s", "prefill_layer_s")
+        for name in ("product_setup_s", "attention_setup_s", "attention_token_s", "host_operation_s")
     }
     return replace(nominal, reserve_bytes=0.0, gemm_half_rows=rng.choice((0.0, 4.0, 128.0)), **fixed)
