@@ -20,10 +20,11 @@ from runtime.wave import padded as in_front
 from sim.homes import TokenHomes
 from sim.plan import Placement, Plan
 from sim.spec import DType
+from tests.runtime.where import device_asked_for, on_gpu
 
 kernels = pytest.mark.skipif(find_spec("triton") is None, reason="runs Triton's kernels")
-ON_GPU = torch.cuda.is_available()
-DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+ON_GPU = on_gpu()
+DEVICE = torch.device(device_asked_for())
 DTYPES_TRIED = [DType.FP32, DType.FP16] if ON_GPU else [DType.FP32]
 TOLERANCE = {DType.FP32: 1e-3, DType.FP16: 6e-2}  # of logits around 10
 
