@@ -87,11 +87,9 @@ def widened_product(
     count, tokens, width = heads.shape[0], heads.shape[1], heads.shape[2] * (2 if unpack else 1)
     size = min(count, max(1, torch.get_num_threads() * _ENTRIES_AT_ONCE // max(1, tokens * width)))
     wide, product = left.new_empty(size, tokens, width), left.new_empty(*rows.shape[:2], tokens if by_token else width)
-    right = wide.transpose(1, 2) if by_token else wide
-    for at in range(0, count, size):
-        some, last = heads[at : at + size], min(size, count - at)
-        wide[:last].copy_(unpack(some) if unpack else some)
-        torch.bmm(rows[at : at + size], right[:last], out=product[at : at + size])
+    for some, row, out in zip(*(torch.split(part, size) for part in (heads, rows, product)), strict=True):
+        wide = wide[: len(some)].copy_(unpack(some) if unpack else some)
+        torch.bmm(row, wide.transpose(1, 2) if by_token else wide, out=out)
     return product.view(*left.shape[:3], product.shape[-1])
 
 

@@ -24,13 +24,14 @@ class IntegerKeys:
     kv_format: KvFormat
 
     def scores(self, q: Tensor) -> Tensor:
-        low, step = self.ranges.float().unbind(-2)
-        wide = q.float()[:, :, :, None]  # [lane, head, member, 1, channel]
-        by_group = (wide * step[:, :, None]).flatten(2, 3)
-        scores = widened_product(by_group, self.levels, by_token=True, unpack=_unpack(self.kv_format))
-        scores = scores.view(*wide.shape[:3], step.shape[2], -1).add_((wide * low[:, :, None]).sum(-1, keepdim=True))
-        groups = self.groups[:, None, None, None].expand(*scores.shape[:3], 1, -1)
-        return scores.gather(3, groups).squeeze(3)
+        low, step = self.ranges.unbind(-2)
+        wide = q.float()
+        by_group = (wide[:, :, :, None] * step[:, :, None]).flatten(2, 3)  # [lane, head, member * group, channel]
+        steps = widened_product(by_group, self.levels, by_token=True, unpack=_unpack(self.kv_format))
+        lows = widened_product(wide, low.transpose(1, 2), by_token=True)  # [lane, head, member, group]
+        groups = self.groups[:, None, None].expand(*q.shape[:3], -1)
+        steps = steps.view(*lows.shape, -1).gather(3, groups.unsqueeze(3)).squeeze(3)
+        return steps.add_(lows.gather(3, groups))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,9 +43,9 @@ class IntegerValues:
     kv_format: KvFormat
 
     def mixed(self, weights: Tensor) -> Tensor:
-        low, step = self.ranges.float().transpose(1, 2)[:, :, None].unbind(-1)  # [lane, head, 1, token]
-        mixed = widened_product(weights * step, self.levels, by_token=False, unpack=_unpack(self.kv_format))
-        return mixed.add_((weights * low).sum(-1, keepdim=True))
+        low, step = self.ranges.transpose(1, 2)[:, :, None].unbind(-1)  # [lane, head, 1, token]
+        steps = widened_product(weights * step, self.levels, by_token=False, unpack=_unpack(self.kv_format))
+        return steps.add_((weights * low).sum(-1, keepdim=True))
 
 
 def _unpack(kv_format: KvFormat) -> Callable[[Tensor], Tensor] | None:

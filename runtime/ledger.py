@@ -29,6 +29,9 @@ class Ledger:
     def __init__(self, plan: Plan, lanes: int, device: torch.device) -> None:
         counts = plan.setting.token_counts
         self.plan, self.counts = plan, counts
+        living = tuple(cached - dead for cached, dead in zip(counts.cached, counts.dead, strict=True))
+        at_birth = plan.setting.write_back is WriteBack.AT_BIRTH
+        self.stays = plan.homes.hbm == living and not at_birth  # what lives, lives in HBM alone
         self.position = torch.arange(counts.cached[-1], device=device)
         self.last = torch.full((lanes, counts.cached[-1]), -1, device=device)  # the row that last attended to a token
         none = torch.zeros_like(self.last, dtype=torch.bool)
@@ -72,8 +75,11 @@ class Ledger:
 
     def settle(self, row: int) -> Moves:
         """Homes of ``row`` before its newborn token comes, copies of what is still wanted."""
-        homes, newborn = self.plan.homes, 1 if row else 0
         was_in_hbm, was_on_host = self.in_hbm, self.on_host
+        if self.stays:
+            self.home = self.in_hbm = self.home & self.alive
+            return Moves(hbm_freed=was_in_hbm & ~self.alive, host_freed=self.on_host, written=self.on_host)
+        homes, newborn = self.plan.homes, 1 if row else 0
         self.home = newest(self.home & self.alive, self._lanewise(max(0, homes.hbm[row] - newborn)))
         off = self.alive & ~self.home & (self.position >= self._forwarded(row))
         surviving = (self.inputs & self.alive).sum(-1)

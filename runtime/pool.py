@@ -45,14 +45,14 @@ class SlotPool:
         """Store ``rows`` of ``positions`` [lane, token] in free slots, where ``valid``."""
         holds, slot_of = self.holds[layer], self.slot_of[layer]
         positions, valid = positions.to(self.device), valid.to(self.device)
-        free = holds[:, : self.slots] == self.positions
-        self.overflowed[layer] |= (valid.sum(-1) > free.sum(-1)).any()
         if self.slots == 0:
+            self.overflowed[layer] |= valid.any()
             return
-        slots, there = listed(free, positions.shape[1])
+        slots, there = listed(holds[:, : self.slots] == self.positions, positions.shape[1])
         if positions.shape[1] > 1:
             nth = (valid.cumsum(-1) - 1).clamp_(min=0)
             slots, there = slots.gather(-1, nth), there.gather(-1, nth)
+        self.overflowed[layer] |= (valid & ~there).any()
         slots = slots.masked_fill(~(valid & there), self.slots)
         at = positions.masked_fill(~valid, self.positions)
         holds.scatter_(-1, slots, at)
@@ -68,7 +68,8 @@ class SlotPool:
     def take(self, layer: int, positions: Tensor, *, without: str | None = None) -> Rows:
         """Rows of ``positions`` [lane, token], of all planes but one; arbitrary ones for those not held."""
         slots = self.slot_of[layer].gather(-1, positions.to(self.device))
-        return {name: take_rows(plane[layer], slots) for name, plane in self.planes.items() if name != without}
+        numbers = self._numbers(slots)
+        return {name: _taken(plane[layer], numbers) for name, plane in self.planes.items() if name != without}
 
     def rows(self, layer: int, slots: int) -> tuple[Tensor, Rows]:
         """What the first ``slots`` slots hold, [lane, slot] positions and their rows, without copying."""
@@ -101,20 +102,28 @@ class SlotPool:
         return (self.holds != self.positions).sum(-1)
 
     def _write(self, layer: int, slots: Tensor, rows: Rows) -> None:
+        numbers = self._numbers(slots).flatten()
         for name, row in rows.items():
-            plane = self.planes[name][layer]
-            given = row.to(self.device).transpose(1, 2)  # [lane, head, token, width]
-            plane.flatten(0, 2).index_copy_(0, row_numbers(plane, slots), given.reshape(-1, plane.shape[-1]))
+            plane, given = self.planes[name][layer], row.to(self.device).transpose(1, 2)  # [lane, head, token, width]
+            plane.flatten(0, 2).index_copy_(0, numbers, given.reshape(-1, plane.shape[-1]))
+
+    def _numbers(self, slots: Tensor) -> Tensor:
+        """Of the rows in ``slots`` [lane, token], the same in every plane."""
+        return row_numbers(next(iter(self.planes.values()))[0], slots)
 
 
 def take_rows(plane: Tensor, places: Tensor) -> Tensor:
     """Rows of ``plane`` [lane, head, place, ...] at ``places`` [lane, token], as [lane, token, head, ...]."""
-    rows = plane.flatten(0, 2).index_select(0, row_numbers(plane, places))
-    return rows.view(*plane.shape[:2], places.shape[1], *plane.shape[3:]).transpose(1, 2)
+    return _taken(plane, row_numbers(plane, places))
 
 
 def row_numbers(plane: Tensor, places: Tensor) -> Tensor:
-    """Numbers of the rows at ``places`` [lane, token] of all heads, in ``plane`` [lane, head, place, ...] end to end."""
+    """Numbers [lane, head, token] of the rows at ``places`` [lane, token] in ``plane`` [lane, head, place, ...] end to end."""
     lanes, heads, count = plane.shape[:3]
     first = torch.arange(0, lanes * heads * count, count, device=plane.device).view(lanes, heads, 1)
-    return (first + places[:, None]).flatten()
+    return first + places[:, None]
+
+
+def _taken(plane: Tensor, numbers: Tensor) -> Tensor:
+    rows = plane.flatten(0, 2).index_select(0, numbers.flatten())
+    return rows.view(*numbers.shape, *plane.shape[3:]).transpose(1, 2)
