@@ -30,6 +30,9 @@ from tests.runtime.test_weights import NAMES, widened_once
 from tests.runtime.where import DRAWN, Where
 
 
+EAGER = Options(captured=False)  # captured steps, a GPU's way, are held against these: tests/runtime/test_captured.py
+
+
 def scheduler(plan: Plan) -> Scheduler:
     homes = home_columns(plan.homes)
     return Scheduler(page_rules(plan.setting, occupancy_of(plan, homes, flows_of(plan, homes))))
@@ -99,7 +102,7 @@ def test_sequences_that_step_back_lose_nothing(preemption: Preemption, where: Wh
     roomy = all_in_hbm(decoder.spec, choice)
     tight = with_budget(roomy, round(2.5 * max(scheduler(roomy).rules.held_bytes)))
     prompts = random_prompts(random.Random(3), roomy)
-    everyone, some = execute(roomy, decoder, prompts), execute(tight, decoder, prompts)
+    everyone, some = (execute(plan, decoder, prompts, options=EAGER) for plan in (roomy, tight))
     assert all(stretch.picks is None for stretches in some.stretches for stretch in stretches)
     assert sum(len(stretches) for stretches in some.stretches) == (3 if preemption is Preemption.SWAP else 4)
     assert (some.trace.outcome.h2d_bytes > 0) == (preemption is Preemption.SWAP)
@@ -113,7 +116,7 @@ def test_memory_follows_the_pages_that_are_held(where: Where) -> None:
     choice = Choice(batch=6, concurrency=6, prompt=10, output=60, admission=Admission.CONTINUOUS)
     plan = all_in_hbm(decoder.spec, choice)
     plan = with_budget(plan, round(3.3 * max(scheduler(plan).rules.held_bytes)))
-    run = execute(plan, decoder, random_prompts(random.Random(3), plan))
+    run = execute(plan, decoder, random_prompts(random.Random(3), plan), options=EAGER)
     spec, dtype = decoder.spec, plan.setting.dtype
     spare_bytes = 6 * spec.layers * 2 * spec.kv_dim * dtype.size_bytes
     assert run.kv_allocated_bytes <= plan.setting.kv_budget_bytes + spare_bytes
@@ -125,10 +128,10 @@ def test_a_text_that_ends_early_makes_room(where: Where) -> None:
     choice = Choice(batch=5, concurrency=2, prompt=9, output=24, admission=Admission.CONTINUOUS)
     plan = all_in_hbm(decoder.spec, choice)
     prompts = random_prompts(random.Random(8), plan)
-    whole = execute(plan, decoder, prompts)
+    whole = execute(plan, decoder, prompts, options=EAGER)
     stop = whole.completions[0][2]
     stopping = Decoder(replace(decoder.config, stop_tokens=(stop,)), decoder.weights)
-    run = execute(plan, stopping, prompts)
+    run = execute(plan, stopping, prompts, options=EAGER)
     for tokens, full in zip(run.completions, whole.completions, strict=True):
         end = full.index(stop) + 1 if stop in full else len(full)
         assert not where.exact or tokens == full[:end]
