@@ -10,6 +10,7 @@ import torch
 
 from runtime.execute import DTYPES, execute
 from runtime.graph.run import GraphWave
+from runtime.models import as_planned
 from runtime.models.config import config_from_json
 from runtime.models.decoder import Decoder
 from runtime.models.random_weights import random_decoder
@@ -20,6 +21,7 @@ from runtime.wave import padded as in_front
 from sim.homes import TokenHomes
 from sim.plan import Placement, Plan
 from sim.spec import DType
+from tests.runtime.plans import Choice, make_setting
 from tests.runtime.where import device_asked_for, on_gpu
 
 kernels = pytest.mark.skipif(find_spec("triton") is None, reason="runs Triton's kernels")
@@ -41,14 +43,14 @@ _FAMILIES = {
 
 
 def decoder(family: str, dtype: DType, seed: int) -> Decoder:
-    """Random weights, large enough to attend unevenly."""
+    """Random weights, large enough to attend unevenly; drawn on the CPU, so that texts are the same on every device."""
     config = config_from_json({"model_type": family.split()[-1]} | _FAMILIES[family], name="small", source="test")
-    made = random_decoder(config, device=DEVICE, dtype=DTYPES[dtype], seed=seed)
+    made = random_decoder(config, device=torch.device("cpu"), dtype=DTYPES[dtype], seed=seed)
     made.weights.embedding.mul_(30 if config.spec.hidden < 512 else 8)
     for layer in made.weights.layers:
         layer.qkv.weight.mul_(12 if config.spec.hidden < 512 else 3)
         layer.out.weight.mul_(4)
-    return made
+    return as_planned(made, make_setting(made.spec, Choice(dtype=dtype)), DEVICE)
 
 
 def draw_prompts(lengths: Sequence[int], seed: int) -> list[list[int]]:

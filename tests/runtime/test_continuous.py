@@ -29,7 +29,6 @@ from tests.runtime.test_dense import check_bytes, checkpoint, random_prompts
 from tests.runtime.test_weights import NAMES, widened_once
 from tests.runtime.where import DRAWN, Where
 
-
 EAGER = Options(captured=False)  # captured steps, a GPU's way, are held against these: tests/runtime/test_captured.py
 
 
