@@ -113,7 +113,7 @@ class TieredCache:
             from_inputs = ledger.missing & ledger.inputs
             self.tally.add(row, layer, reprojected=from_inputs)
             moved.append(self._reprojected(layer, *listed(from_inputs, length)))
-        if self.plan.setting.placement is Placement.RESIDENT:
+        if moved and self.plan.setting.placement is Placement.RESIDENT:
             self._adopt(row, layer, moved)
         return Staged(parts=(*parts, *(Part.of(*tokens) for tokens in moved)))
 
@@ -149,12 +149,12 @@ class TieredCache:
         return [*self._in_hbm(row, layer), *others]
 
     def _in_hbm(self, row: int, layer: int) -> list[Part]:
-        """What is attended to in HBM: in place, or gathered where that is the lesser work; keys of an open group apart."""
+        """What is attended to in HBM: in place, or gathered where that is the lesser work; an open group apart if need be."""
         ledger, parts = self.ledgers[layer], list[Part]()
         wanted = ledger.wanted & ledger.in_hbm
         most = self.counts.local[row] + self.counts.selected[row]
         start, cached = self.freezer.open_keys.start[layer], self.counts.cached[row]
-        if self.hbm.kv_format.is_grouped and start < cached:
+        if self.hbm.kv_format.is_grouped and self.hbm.widens and start < cached:
             at = torch.arange(start, cached, device=wanted.device).expand(self.lanes.count, -1)
             parts.append(self.hbm.waiting(layer, at, wanted[:, start:cached] & self._real(at)))
             wanted = wanted & (ledger.position < start)

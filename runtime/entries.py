@@ -7,9 +7,10 @@ so the query takes it, once for each group: what is left is a product with the l
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from runtime.attention import widened_product
+from runtime.attention import Keys, widened_product
 from runtime.quantise import bits_of, levels_of
 from sim.kv import KvFormat
 
@@ -32,6 +33,22 @@ class IntegerKeys:
         groups = self.groups[:, None, None].expand(*q.shape[:3], -1)
         steps = steps.view(*lows.shape, -1).gather(3, groups.unsqueeze(3)).squeeze(3)
         return steps.add_(lows.gather(3, groups))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeysInPart:
+    """Keys that are stored, but for those from position ``start`` on: they are ``waiting``, from the first of them on."""
+
+    stored: Keys
+    waiting: Keys
+    positions: Tensor
+    start: int
+
+    def scores(self, q: Tensor) -> Tensor:
+        stored, waiting = self.stored.scores(q), self.waiting.scores(q)
+        place = (self.positions - self.start)[:, None, None]
+        at = place.clamp(min=0, max=waiting.shape[-1] - 1).expand_as(stored)
+        return torch.where(place >= 0, waiting.gather(-1, at), stored)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from runtime.attention import Keys, Part, Plain, Values
-from runtime.entries import IntegerKeys, IntegerValues
+from runtime.entries import IntegerKeys, IntegerValues, KeysInPart
 from runtime.pool import Allocate, Rows, SlotPool, take_rows
 from runtime.quantise import (
     bits_of,
@@ -46,6 +46,11 @@ class OpenKeys:
         size = (shape.layers, shape.lanes, shape.heads, waiting, shape.head_dim)
         self.keys = allocate(size, shape.dtype)
         self.start = [shape.positions] * shape.layers  # first position whose group is open
+        self.filled = [0] * shape.layers  # tokens of that group that are there
+
+    def waiting(self, layer: int) -> Tensor:
+        """Keys of the open group, [lane, token, head, channel]."""
+        return self.keys[layer, :, :, : self.filled[layer]].transpose(1, 2)
 
     def groups(self, positions: int) -> int:
         return 1 if self.group_tokens is None else -(-positions // self.group_tokens)
@@ -94,7 +99,7 @@ class Tier:
 
     @property
     def widens(self) -> bool:
-        """Whether an attended token is made wide in memory, so that those beside it should not be."""
+        """Whether keys and values are written widened before they are attended to: those beside wanted ones should not be."""
         return self.kv_format is not KvFormat.NATIVE and self.pool.device.type != "cpu"
 
     def put(self, layer: int, positions: Tensor, valid: Tensor, k: Tensor, v: Tensor) -> None:
@@ -112,7 +117,7 @@ class Tier:
         return self._decode(layer, positions, self.pool.take(layer, positions))
 
     def list(self, layer: int, positions: Tensor, attended: Tensor) -> Part:
-        """The tokens at ``positions`` [lane, token], of which none waits in the open group."""
+        """The tokens at ``positions`` [lane, token]."""
         return self._part(layer, positions, attended, self.pool.take(layer, positions), frozen=True)
 
     def all(self, layer: int, slots: int, attended: Callable[[Tensor], Tensor], *, frozen: bool) -> Part:
@@ -122,10 +127,10 @@ class Tier:
         return self._part(layer, positions, attended(positions), rows, frozen=frozen)
 
     def waiting(self, layer: int, positions: Tensor, attended: Tensor) -> Part:
-        """The first tokens of the open group, whose keys are there as they are; ``positions`` [lane, token] are theirs."""
-        keys = self.open_keys.keys[layer, :, :, : positions.shape[1]].transpose(1, 2)
+        """The tokens of the open group, whose keys are there as they are; ``positions`` [lane, token] are theirs."""
         values = self._values(self.pool.take(layer, positions, without="k"))
-        return Part(positions=positions, attended=attended, keys=Plain(entries=keys), values=values)
+        keys = Plain(entries=self.open_keys.waiting(layer))
+        return Part(positions=positions, attended=attended, keys=keys, values=values)
 
     def freeze(self, layer: int, group: int, positions: Tensor, keys: Tensor) -> None:
         """Fix a group's ranges from all its keys, and store those keys of it that are held."""
@@ -137,18 +142,22 @@ class Tier:
             self.pool.rewrite(layer, positions, {"k": stored})
 
     def _part(self, layer: int, positions: Tensor, attended: Tensor, rows: Rows, *, frozen: bool) -> Part:
-        if not frozen:
+        if self.widens and not frozen:
             return Part.of(*self._decode(layer, positions, rows), positions, attended)
         keys = self._keys(layer, positions, rows["k"])
         return Part(positions=positions, attended=attended, keys=keys, values=self._values(rows))
 
     def _keys(self, layer: int, positions: Tensor, stored: Tensor) -> Keys:
-        """Keys of which none waits in the open group; the CPU takes them as they are stored."""
+        """On the CPU as they are stored, those of the open group as they wait; elsewhere widened, and none of them waits."""
         if self.kv_format.is_grouped and not self.widens:
-            frozen = max(1, self.open_keys.groups(self.open_keys.start[layer]))
+            start, waiting = self.open_keys.start[layer], self.open_keys.waiting(layer)
+            frozen = max(1, self.open_keys.groups(start))
             groups = self.open_keys.group_of(positions).clamp(max=frozen - 1)
             ranges = self.ranges[layer, :, :, :frozen]
-            return IntegerKeys(levels=stored, ranges=ranges, groups=groups, kv_format=self.kv_format)
+            keys = IntegerKeys(levels=stored, ranges=ranges, groups=groups, kv_format=self.kv_format)
+            if waiting.shape[1] == 0:
+                return keys
+            return KeysInPart(stored=keys, waiting=Plain(entries=waiting), positions=positions, start=start)
         if self.kv_format is KvFormat.FP8 and not self.widens:
             return Plain(entries=fp8_of(stored))
         by_channel = self._ranges(layer, positions)
@@ -193,6 +202,7 @@ class KeyFreezer:
         if self.open_keys.group_tokens is not None:
             self.open_keys.start[layer] = complete * size
             waiting = k[:, complete * size :].transpose(1, 2)
+            self.open_keys.filled[layer] = waiting.shape[2]
             self.open_keys.keys[layer][:, :, : waiting.shape[2]] = waiting
 
     def closes(self, position: int) -> bool:
@@ -206,6 +216,7 @@ class KeyFreezer:
         if not self.tiers or size is None:
             return
         self.open_keys.keys[layer][:, :, position % size] = k[:, 0]
+        self.open_keys.filled[layer] = (position + 1) % size
         if self.closes(position):
             self.open_keys.start[layer] = position + 1
             keys = self.open_keys.keys[layer].transpose(1, 2)
