@@ -12,7 +12,8 @@ from sim.spec import ModelSpec, WeightFormat
 _PLAIN_LAYER = (
     13  # of a prompt: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
 )
-_STREAMED_STEP, _STREAMED_INPUTS = 30, 15  # kernels, copies and the events between them, in plain operations
+CHOICE_OPERATIONS = 174  # of a window's first choice from a prompt's attention
+_STREAMED_STEP, _STREAMED_INPUTS = 22, 12  # kernels, copies and the events between them, in plain operations
 
 
 def decode_operations(setting: Setting) -> float:
@@ -33,7 +34,7 @@ def prefill_operations(setting: Setting, passes: float) -> float:
     """
     layer, grouped = prompt_operations(setting.model), setting.kv_format.gpu.is_grouped
     if is_captured(setting):
-        taken_in = {Selector.SWA: 174, Selector.PAGES: 24}.get(setting.attention.selector, 65 if grouped else 4)
+        taken_in = {Selector.SWA: CHOICE_OPERATIONS, Selector.PAGES: 24}.get(setting.attention.selector, 65 if grouped else 4)
         return passes * (layer + taken_in)
     groups = setting.workload.prompt_tokens // GROUP_TOKENS
     books = 173 + 90 * (not setting.attention.is_dense) + (45 + 73 * groups) * grouped

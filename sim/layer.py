@@ -12,7 +12,7 @@ from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows
 from sim.footprint import layer_weight_bytes, prefill_rows
 from sim.kv import inputs_layer_bytes, kv_layer_bytes
-from sim.launches import decode_operations, prefill_operations
+from sim.launches import CHOICE_OPERATIONS, decode_operations, prefill_operations
 from sim.plan import Mechanism, Placement, Setting
 from sim.spec import DType, ModelSpec, WeightFormat
 
@@ -323,14 +323,14 @@ def _chooses_ahead(setting: Setting) -> bool:
     return setting.attention.selector in (Selector.SWA, Selector.H2O)
 
 
-def _first_selection_s(cost: CostModel, setting: Setting, sequences: int) -> float:
+def _first_selection_s(cost: CostModel, setting: Setting, sequences: int, passes: int) -> float:
     """A layer's first choice: from the weights of the prompt's last k queries (SWA) or of all (H2O), each head's."""
     if not _chooses_ahead(setting):
         return 0.0
     prompt, selector = setting.workload.prompt_tokens, setting.attention.selector
     queries = prompt if selector is Selector.H2O else setting.attention.history_steps(prompt)
     weights_bytes = 4.0 * sequences * setting.model.heads * queries * prompt
-    return cost.elementwise_s(_CHOICE_PASSES * weights_bytes)
+    return passes * cost.launch_s(CHOICE_OPERATIONS) + cost.elementwise_s(_CHOICE_PASSES * weights_bytes)
 
 
 def _norm_passes(model: ModelSpec) -> int:
@@ -383,7 +383,7 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
         "convert": cost.conversion_s(3 * kv_bytes) if quantises else 0.0,
         "out": passes * gemms.out.at_one(mean_rows),
         "mlp": passes * gemms.mlp.at_one(mean_rows),
-        "select": _first_selection_s(cost, setting, sequences),
+        "select": _first_selection_s(cost, setting, sequences, passes),
         "norms": sequences * prompt * _passes_s(cost, _layer_widths(model), dtype),
         "launch": passes * cost.launch_s(cost.profile.kernels_per_layer),
     }
