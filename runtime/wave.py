@@ -25,17 +25,30 @@ class BudgetExceeded(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompts:
-    """``tokens`` [sequence, token], those of short prompts at the end; the first ``padding`` [sequence] are none."""
+    """``tokens`` [sequence, token], those of short prompts at the end; the first ``padding`` [sequence] are none.
+
+    ``whole``: it is known, without asking the device, that there is no padding.
+    """
 
     tokens: Tensor
     padding: Tensor
+    whole: bool = False
+
+    @property
+    def hidden(self) -> Tensor | None:
+        """The padding, where there may be some: without, attention needs no mask of tokens by tokens."""
+        return None if self.whole else self.padding
 
 
 def padded(prompts: Sequence[Sequence[int]], length: int, device: torch.device) -> Prompts:
     """``prompts`` at the end of rows of ``length``."""
     tokens = [[0] * (length - len(prompt)) + list(prompt) for prompt in prompts]
     padding = [length - len(prompt) for prompt in prompts]
-    return Prompts(tokens=torch.tensor(tokens, device=device), padding=torch.tensor(padding, device=device))
+    return Prompts(
+        tokens=torch.tensor(tokens, device=device),
+        padding=torch.tensor(padding, device=device),
+        whole=not any(padding),
+    )
 
 
 def until_stop(tokens: list[int], stop_tokens: tuple[int, ...]) -> tuple[int, ...]:
@@ -112,13 +125,13 @@ class Wave:
         self.recorder.begin_step(0)
         for layer in range(self.decoder.spec.layers):
             self.come(0, layer)
-            x = self._prefill_layer(layer, x, positions, padding)
+            x = self._prefill_layer(layer, x, positions)
             self.recorder.end_layer(0, layer)
         return self.decoder.logits(x[:, -1:])[:, 0]
 
-    def _prefill_layer(self, layer: int, x: Tensor, positions: Tensor, padding: Tensor) -> Tensor:
+    def _prefill_layer(self, layer: int, x: Tensor, positions: Tensor) -> Tensor:
         """The layer's output; what it was made from goes before the next layer comes."""
-        q, k, v, after = prompt_layer(self.decoder, layer, x, positions, padding)
+        q, k, v, after = prompt_layer(self.decoder, layer, x, positions, self.prompts.hidden)
         self._place_prompt(layer, x, self.lanes.queries(q), self.lanes.keys(k), self.lanes.keys(v))
         return after
 
@@ -250,7 +263,7 @@ class _Prefix:
     """Tokens at the front that have no home: forwarded through every layer anew, beside the step."""
 
     def __init__(self, plan: Plan, decoder: Decoder, prompts: Prompts, row: int) -> None:
-        self.decoder, self.padding = decoder, prompts.padding
+        self.decoder, self.hidden = decoder, prompts.hidden
         self.tokens = plan.homes.dropped[row] if plan.setting.recompute is Recompute.TOKENS else 0
         if self.tokens:
             at = torch.arange(self.tokens, device=prompts.padding.device)
@@ -263,7 +276,7 @@ class _Prefix:
         if not self.tokens:
             return []
         q, k, v = self.decoder.project(layer, self.x, self.positions)
-        attended = attend_prompt(q, k, v, self.padding, self.decoder.spec.head_dim**-0.5)
+        attended = attend_prompt(q, k, v, self.hidden, self.decoder.spec.head_dim**-0.5)
         self.x = self.decoder.finish(layer, self.x, attended)
         at = torch.arange(self.tokens, device=k.device).expand(k.shape[0], -1)
         return [Part.of(k, v, at, self.real)]

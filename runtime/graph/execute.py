@@ -175,4 +175,5 @@ def _filled(prompts: Prompts, lanes: int) -> Prompts:
     return Prompts(
         tokens=torch.cat((prompts.tokens, prompts.tokens[:1].expand(*spare))),
         padding=torch.cat((prompts.padding, prompts.padding[:1].expand(spare[0]))),
+        whole=prompts.whole,
     )

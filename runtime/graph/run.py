@@ -74,7 +74,7 @@ class GraphWave:
     def prefill(self, prompts: Prompts) -> float:
         """Fill the slots, give the first token; seconds."""
         self.padding.copy_(prompts.padding)
-        self.padded = bool(prompts.padding.any())
+        self.padded = not prompts.whole and bool(prompts.padding.any())
         size = prefill_rows(*prompts.tokens.shape) // prompts.tokens.shape[1]
         with _Stopwatch(self.decoder.device) as watch:
             for first in range(0, self.lanes.count, size):
