@@ -169,7 +169,7 @@ def stratum_of(priced: Forecast) -> Stratum:
         Stratum.WEIGHTS: spent["matrix products"] + spent[OUTPUT_LAYER],
         Stratum.KV_READS: spent["attention"] + spent["quantisation"],
         Stratum.LINK: spent[FETCH_WAIT] + spent[WRITE_WAIT] + spent[CPU_WAIT] + spent["SMs lent to transfers"],
-        Stratum.LAUNCH: spent["kernel launches"] + spent["selection"] + spent[LAUNCH_WAIT],
+        Stratum.LAUNCH: spent["kernel launches"] + spent["unfused passes"] + spent["selection"] + spent[LAUNCH_WAIT],
         Stratum.RECOMPUTE: spent["recomputation"],
     }
     return max(shares, key=lambda stratum: shares[stratum])

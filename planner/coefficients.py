@@ -4,15 +4,15 @@ Variables, in tokens of one sequence at one step: ``kv`` (KV on the host only), 
 ``forward`` (dropped, computed again from token ids). Every number comes from ``sim``; nothing is priced here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from sim.cost import CostModel
-from sim.flows import Column, Flows, counts_of, held_state_bytes
+from sim.flows import Column, Flows, counts_of, held_state_bytes, keeps_away
 from sim.forecast import static_host_bytes
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
-from sim.layer import LayerPrices, LayerTimes, layer_prices, layer_times
+from sim.layer import LayerPrices, LayerTimes, launched_seconds, layer_prices, layer_times
 from sim.plan import Recompute, Setting, WriteBack
 
 
@@ -77,12 +77,13 @@ class Coefficients:
 def coefficients_of(setting: Setting, cost: CostModel) -> Coefficients:
     """Read the affine pieces of ``setting`` off the cost model."""
     sizes = setting.wave_sizes
-    still = _still_flows(setting)
+    still, memory = _still_flows(setting), _memory(setting)
     distinct = tuple(dict.fromkeys(sizes))
+    away = setting.host_attention or keeps_away(still) or bool(np.any(memory.hbm_all_in > memory.hbm_budget))
     return Coefficients(
         setting=setting,
-        memory=_memory(setting),
-        timings=tuple(_timing(setting, cost, size, still) for size in distinct),
+        memory=memory,
+        timings=tuple(_timing(setting, cost, size, still, away) for size in distinct),
         repeats=tuple(sizes.count(size) for size in distinct),
     )
 
@@ -152,7 +153,8 @@ def _memory(setting: Setting) -> Memory:
     )
 
 
-def _timing(setting: Setting, cost: CostModel, sequences: int, still: Flows) -> Timing:
+def _timing(setting: Setting, cost: CostModel, sequences: int, still: Flows, away: bool) -> Timing:
+    """``away``: some tokens will be outside HBM, which costs the host launches at every step."""
     prices = layer_prices(cost, setting, sequences)
     rate = fetch_rate(setting)
     from_host = setting.recompute is Recompute.ACTIVATIONS_HOST
@@ -162,7 +164,7 @@ def _timing(setting: Setting, cost: CostModel, sequences: int, still: Flows) -> 
     return Timing(
         sequences=sequences,
         prices=prices,
-        still=layer_times(prices, still, cost),
+        still=replace(layer_times(prices, still, cost), launched_s=launched_seconds(prices, len(rate), away=away)),
         h2d_bytes_by_kv=h2d_by_kv,
         h2d_bytes_by_inputs=h2d_by_inputs,
         rows_by_inputs=rate,

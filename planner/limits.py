@@ -59,12 +59,14 @@ def _stretch(setting: Setting, cost: CostModel, wave: Wave, name: str, first: in
         "h2d": layers * float((times.prefetch_s + times.correct_s)[span].sum()),
         "d2h": layers * float(times.write_s[span].sum()),
         "cpu": layers * float(times.host_attention_s[span].sum()),
+        "host": layers * float(times.launched_s[span].sum()),
     }
     slowest = max(busy_s, key=lambda resource: busy_s[resource])
     limit = {
         "h2d": "link, host to GPU",
         "d2h": "link, GPU to host",
         "cpu": "CPU attention",
+        "host": "host, launching operations",
     }.get(slowest) or _gpu_limit(setting, cost, times, span, busy_s["gpu"], wave.sequences)
     gpu, h2d, d2h = (min(1.0, busy_s[resource] / seconds) for resource in ("gpu", "h2d", "d2h"))
     return Stretch(name=name, first_step=first, last_step=last, seconds=seconds, gpu=gpu, h2d=h2d, d2h=d2h, limit=limit)

@@ -6,6 +6,7 @@ from itertools import product
 
 from planner.request import Request
 from sim.attention import Attention, Selector
+from sim.capture import gains_by_capture
 from sim.footprint import kv_budget_bytes, layer_weight_bytes
 from sim.kv import KvFormat, KvFormats
 from sim.plan import Admission, Mechanism, Placement, Preemption, Recompute, Setting
@@ -77,12 +78,14 @@ def assisted_settings(setting: Setting) -> Iterator[Setting]:
 def spilling_settings(setting: Setting, request: Request) -> Iterator[Setting]:
     """The choices that open up when ``setting`` does not fit HBM: placement, host format, recomputation.
 
-    Recomputing nothing is what each recomputation source comes to when no token is homed there. Writing back at birth
+    Recomputing nothing is what each recomputation source comes to when no token is homed there, but that the runtime
+    captures fewer of those: it is a choice of its own where captured steps are quicker. Writing back at birth
     moves and holds more than at eviction, so the search looks at it only where a plan waits for its write-backs.
     """
     dense = setting.attention.is_dense
     placements = (Placement.RECENT,) if dense else (Placement.RESIDENT, Placement.RECENT)
-    sources = [Recompute.ACTIVATIONS_HOST, Recompute.ACTIVATIONS_HBM, *([Recompute.TOKENS] if dense else [])]
+    nothing = [Recompute.NONE] if gains_by_capture(request.profile) else []
+    sources = [*nothing, Recompute.ACTIVATIONS_HOST, Recompute.ACTIVATIONS_HBM, *([Recompute.TOKENS] if dense else [])]
     for placement, host, source in product(placements, _formats(request), sources):
         formats = KvFormats(gpu=setting.kv_format.gpu, host=host)
         yield replace(setting, placement=placement, kv_format=formats, recompute=source)

@@ -9,6 +9,7 @@ from sim import breakdown
 # Okabe and Ito's palette, two of its tones moved so that each keeps a contrast of 2.5 to white and to near-black.
 BLUE, ORANGE, GREEN, VERMILION, PINK = "#2b7bba", "#e08e0b", "#0f9d76", "#d55e00", "#c568a0"
 SKY, GREY, YELLOW, BROWN, VIOLET = "#4ba3d9", "#8a8f98", "#b8a000", "#8c6239", "#7a6bc4"
+OLIVE, SLATE = "#6f8f2f", "#64748b"
 
 WORK_COLOURS = {
     "matrix products": BLUE,
@@ -16,12 +17,14 @@ WORK_COLOURS = {
     "selection": GREEN,
     "quantisation": PINK,
     "recomputation": VIOLET,
+    "unfused passes": OLIVE,
     "kernel launches": GREY,
     "SMs lent to transfers": BROWN,
     breakdown.OUTPUT_LAYER: SKY,
     breakdown.CPU_WAIT: BROWN,
     breakdown.FETCH_WAIT: VERMILION,
     breakdown.WRITE_WAIT: YELLOW,
+    breakdown.LAUNCH_WAIT: SLATE,
 }
 SPAN_COLOURS = {
     **{kind: WORK_COLOURS[kind] for kind in (*breakdown.GPU_WORK, breakdown.OUTPUT_LAYER)},
@@ -29,6 +32,7 @@ SPAN_COLOURS = {
     "fetch": VERMILION,
     "write-back": YELLOW,
     "attention on the CPU": BROWN,
+    "launches by the host": SLATE,
     "other": GREY,
 }
 HOME_COLOURS = {"HBM": BLUE, "host memory": ORANGE, "layer inputs": GREEN, "dropped": GREY}

@@ -23,9 +23,15 @@ LANES = {
     Resource.H2D: "copy to GPU",
     Resource.D2H: "copy to host",
     Resource.CPU: "CPU",
+    Resource.LAUNCH: "launches",
 }
 _KINDS = list(SPAN_COLOURS)
-_OF_LINK = {Resource.H2D: "fetch", Resource.D2H: "write-back", Resource.CPU: "attention on the CPU"}
+_OF_RESOURCE = {
+    Resource.H2D: "fetch",
+    Resource.D2H: "write-back",
+    Resource.CPU: "attention on the CPU",
+    Resource.LAUNCH: "launches by the host",
+}
 
 
 def timeline_data(study: Study) -> dict[str, Any]:
@@ -64,8 +70,8 @@ def kind_of(span: Span) -> str:
 
 @lru_cache(maxsize=1024)
 def _kind(resource: Resource, name: str, in_no_layer: bool) -> str:
-    if resource in _OF_LINK:
-        return _OF_LINK[resource]
+    if resource in _OF_RESOURCE:
+        return _OF_RESOURCE[resource]
     if name == "head":
         return OUTPUT_LAYER
     if not in_no_layer and name in ("layer", "query", "attend", "rest"):
@@ -85,7 +91,7 @@ def _packed(name: str, wave: WaveTrace, first: int, last: int) -> dict[str, Any]
         "lanes": [
             {"name": LANES[which], "stream": which.value} | _lane(spans, places)
             for which, spans in lanes
-            if spans or which is not Resource.CPU
+            if spans or which not in (Resource.CPU, Resource.LAUNCH)
         ],
     }
 

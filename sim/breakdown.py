@@ -15,7 +15,8 @@ GPU_WORK = {
     "selection": ("score", "select"),
     "quantisation": ("convert",),
     "recomputation": ("reproject", "forward"),
-    "kernel launches": ("launch", "norms"),
+    "unfused passes": ("norms",),
+    "kernel launches": ("launch",),
     "SMs lent to transfers": ("gather_sms",),
 }
 OUTPUT_LAYER = "output layer"

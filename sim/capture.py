@@ -4,8 +4,9 @@
 """
 
 from sim.attention import PAGE_TOKENS, Selector
-from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
+from sim.kv import GROUP_TOKENS, KvFormat
 from sim.plan import Admission, Mechanism, Placement, Recompute, Setting, WriteBack
+from sim.profile import Profile
 from sim.spec import WeightFormat
 
 _PROGRAMS = 512  # that fill a large GPU, a few on each multiprocessor
@@ -24,6 +25,11 @@ def attention_parts(sequences: int, kv_heads: int, heads: int) -> int:
     return min(_MOST_PARTS, max(2, 1 << (wanted - 1).bit_length()))
 
 
+def gains_by_capture(profile: Profile) -> bool:
+    """Whether a captured step is any quicker than the same one, launched kernel by kernel."""
+    return profile.host_operation_s > 0 or profile.selection_exposed_share < 1
+
+
 def is_captured(setting: Setting) -> bool:
     """Whether a decode step of ``setting`` takes the kernels of a captured one on a CUDA device.
 
@@ -33,23 +39,15 @@ def is_captured(setting: Setting) -> bool:
     return plain_weights and not setting.host_attention and _keeps(setting) and _attends(setting)
 
 
-def streams(setting: Setting) -> bool:
+def streams(setting: Setting, *, away: bool) -> bool:
     """Whether a captured step's kernels are launched layer by layer, because dense tokens come by the copy engine.
 
-    They do where not all fit the budget, and where all are written at birth.
+    They do in plans that keep some ``away`` from HBM, and where all are written at birth.
     """
     plainly = setting.attention.is_dense and setting.kv_format.are_native and setting.admission is Admission.WAVES
     copied = setting.fetch_by is Mechanism.COPY_ENGINE or setting.recompute is Recompute.ACTIVATIONS_HOST
     at_birth = setting.write_back is WriteBack.AT_BIRTH
-    return plainly and (at_birth or (copied and overflows(setting)))
-
-
-def overflows(setting: Setting) -> bool:
-    """Whether the budget does not hold all tokens that live on, at the last step."""
-    counts = setting.token_counts
-    token_bytes = setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu)
-    living = max(cached - dead for cached, dead in zip(counts.cached, counts.dead, strict=True))
-    return setting.concurrency * living * token_bytes > setting.kv_budget_bytes
+    return plainly and (at_birth or (copied and away))
 
 
 def _keeps(setting: Setting) -> bool:

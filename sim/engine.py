@@ -56,8 +56,8 @@ class _WaveRun:
         self.env = Environment()
         self.spans: list[Span] = []
         self.levels: list[Level] = []
-        self.gpu, self.h2d, self.d2h, self.cpu = (
-            Stream(self.env, which, self.spans) for which in (Resource.GPU, Resource.H2D, Resource.D2H, Resource.CPU)
+        self.gpu, self.h2d, self.d2h, self.cpu, self.launcher = (
+            Stream(self.env, which, self.spans) for which in Resource
         )
 
     def trace(self, load: WaveLoad, repeats: int) -> WaveTrace:
@@ -99,7 +99,7 @@ class _WaveRun:
         if self.times["write_s"][step]:
             drivers.append(self._write_step(step, ended))
         if self.times["launched_s"][step]:
-            drivers.append(self.cpu.run("launch", step, None, self.layers * self.times["launched_s"][step]))
+            drivers.append(self.launcher.run("launch", step, None, self.layers * self.times["launched_s"][step]))
         return drivers
 
     def _gpu_step(self, step: int, asked: Progress, arrived: Progress, ended: Progress) -> Process:

@@ -93,6 +93,20 @@ class Flows:
     written_inputs: Column
 
 
+def keeps_away(flows: Flows) -> bool:
+    """Whether any token is outside HBM at any step: fetched, recomputed, attended to or written there."""
+    named = (
+        "fetched_kv",
+        "fetched_inputs",
+        "reprojected",
+        "forwarded",
+        "host_attended",
+        "written_kv",
+        "written_inputs",
+    )
+    return any(bool(getattr(flows, name).any()) for name in named)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Occupancy:
     """Bytes that the KV pools of one sequence hold during each step, all layers."""

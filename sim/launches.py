@@ -4,7 +4,7 @@ The numbers are counts of the runtime's operations, views left out; a test count
 """
 
 from sim.attention import Selector
-from sim.capture import is_captured, overflows, streams
+from sim.capture import is_captured, streams
 from sim.kv import GROUP_TOKENS
 from sim.plan import Recompute, Setting
 from sim.spec import ModelSpec, WeightFormat
@@ -16,19 +16,21 @@ CHOICE_OPERATIONS = 174  # of a window's first choice from a prompt's attention
 _STREAMED_STEP, _STREAMED_INPUTS = 22, 12  # kernels, copies and the events between them, in plain operations
 
 
-def decode_operations(setting: Setting) -> float:
-    """Of one layer of a decode step; none where a captured step is replayed."""
+def decode_operations(setting: Setting, *, away: bool) -> float:
+    """Of one layer of a decode step; none where a captured step is replayed. ``away``: of a plan that keeps tokens
+    outside HBM.
+    """
     if is_captured(setting):
         inputs = _STREAMED_INPUTS if setting.recompute is Recompute.ACTIVATIONS_HOST else 0
-        return _STREAMED_STEP + inputs if streams(setting) else 0
-    selector, grouped, off_hbm = setting.attention.selector, setting.kv_format.gpu.is_grouped, overflows(setting)
+        return _STREAMED_STEP + inputs if streams(setting, away=away) else 0
+    selector, grouped = setting.attention.selector, setting.kv_format.gpu.is_grouped
     recomputed = {Recompute.NONE: 0, Recompute.TOKENS: 32}.get(setting.recompute, 40)
     books = 110 + 45 * (not setting.attention.is_dense) + 70 * grouped + recomputed + _stored_weights(setting)
-    fetched = (90 + 100 * grouped + 20 * selector.recalls) * (off_hbm and setting.recompute is not Recompute.TOKENS)
+    fetched = (90 + 100 * grouped + 20 * selector.recalls) * (away and setting.recompute is not Recompute.TOKENS)
     return prompt_operations(setting.model) + books + fetched
 
 
-def prefill_operations(setting: Setting, passes: float) -> float:
+def prefill_operations(setting: Setting, passes: float, *, away: bool) -> float:
     """Of one layer of a prefill in ``passes``. Captured steps take in each pass for itself; an eager prefill keeps its
     books once a layer.
     """
@@ -38,7 +40,7 @@ def prefill_operations(setting: Setting, passes: float) -> float:
         return passes * (layer + taken_in)
     groups = setting.workload.prompt_tokens // GROUP_TOKENS
     books = 173 + 90 * (not setting.attention.is_dense) + (45 + 73 * groups) * grouped
-    return passes * layer + books + 100 * overflows(setting) + _stored_weights(setting)
+    return passes * layer + books + 100 * away + _stored_weights(setting)
 
 
 def prompt_operations(model: ModelSpec) -> int:

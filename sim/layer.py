@@ -9,7 +9,7 @@ import numpy as np
 from sim.attention import Selector
 from sim.capture import attention_parts, is_captured
 from sim.cost import CostModel, Pieces
-from sim.flows import Column, Flows
+from sim.flows import Column, Flows, keeps_away
 from sim.footprint import layer_weight_bytes, prefill_rows
 from sim.kv import inputs_layer_bytes, kv_layer_bytes
 from sim.launches import CHOICE_OPERATIONS, decode_operations, prefill_operations
@@ -29,7 +29,8 @@ class LayerPrices:
     """Seconds (and link bytes) of one layer for ``sequences`` at once. ``per_*`` are for each token of one sequence.
 
     The integer program and the engine read these same numbers. ``launched_s`` is what the host takes to launch a layer,
-    beside what the GPU does; nothing where it replays a captured step.
+    beside what the GPU does; nothing where it replays a captured step. The ``_away`` ones are of plans that keep anything
+    outside HBM, at any step.
     """
 
     sequences: int
@@ -62,7 +63,9 @@ class LayerPrices:
     head_s: float
     prefill: dict[str, float]
     launched_s: float
+    launched_away_s: float
     prefill_launched_s: float
+    prefill_launched_away_s: float
 
     @property
     def fixed_s(self) -> float:
@@ -146,10 +149,18 @@ def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         recalls=setting.attention.selector.recalls,
         head_s=gemms.head.at_one(sequences) + profile.step_overhead_s,
         prefill=_prefill(cost, setting, sequences, gemms),
-        launched_s=profile.host_operation_s * decode_operations(setting),
-        prefill_launched_s=profile.host_operation_s
-        * prefill_operations(setting, prefill_passes(sequences, setting.workload.prompt_tokens)),
+        **_launch_prices(cost, setting, prefill_passes(sequences, setting.workload.prompt_tokens)),
     )
+
+
+def _launch_prices(cost: CostModel, setting: Setting, passes: int) -> dict[str, float]:
+    operation_s = cost.profile.host_operation_s
+    return {
+        "launched_s": operation_s * decode_operations(setting, away=False),
+        "launched_away_s": operation_s * decode_operations(setting, away=True),
+        "prefill_launched_s": operation_s * prefill_operations(setting, passes, away=False),
+        "prefill_launched_away_s": operation_s * prefill_operations(setting, passes, away=True),
+    }
 
 
 def attention_flops(model: ModelSpec, sequences: int) -> float:
@@ -208,7 +219,7 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTime
         correct_s=exposed_s + exposed_delay_s,
         write_s=prices.stream.at(written) + delay_s,
         head_s=np.full(len(written), prices.head_s),
-        launched_s=_launched(prices, len(written)),
+        launched_s=launched_seconds(prices, len(written), away=keeps_away(flows)),
         prefetch_bytes=prefetch_bytes,
         correct_bytes=exposed,
         write_bytes=written,
@@ -216,10 +227,10 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTime
     )
 
 
-def _launched(prices: LayerPrices, steps: int) -> Column:
-    """Host seconds of a layer in each step."""
-    seconds = np.full(steps, prices.launched_s)
-    seconds[0] = prices.prefill_launched_s
+def launched_seconds(prices: LayerPrices, steps: int, *, away: bool) -> Column:
+    """Host seconds of a layer in each step; ``away``: of a plan that keeps tokens outside HBM."""
+    seconds = np.full(steps, prices.launched_away_s if away else prices.launched_s)
+    seconds[0] = prices.prefill_launched_away_s if away else prices.prefill_launched_s
     return seconds
 
 
@@ -323,7 +334,7 @@ def _chooses_ahead(setting: Setting) -> bool:
     return setting.attention.selector in (Selector.SWA, Selector.H2O)
 
 
-def _first_selection_s(cost: CostModel, setting: Setting, sequences: int, passes: int) -> float:
+def first_choice_s(cost: CostModel, setting: Setting, sequences: int, passes: int) -> float:
     """A layer's first choice: from the weights of the prompt's last k queries (SWA) or of all (H2O), each head's."""
     if not _chooses_ahead(setting):
         return 0.0
@@ -352,6 +363,11 @@ def _layer_widths(model: ModelSpec) -> int:
     moved = 4 * model.kv_dim + 2 * model.query_dim
     activated = (5 if model.gated_mlp else 2) * model.intermediate
     return 2 * (_norm_passes(model) + 3) * model.hidden + rotated + moved + activated
+
+
+def prefill_row_passes_s(cost: CostModel, setting: Setting) -> float:
+    """A prompt token's passes between the products of one layer."""
+    return _passes_s(cost, _layer_widths(setting.model), setting.dtype)
 
 
 def _passes_s(cost: CostModel, widths: int, dtype: DType) -> float:
@@ -383,7 +399,7 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
         "convert": cost.conversion_s(3 * kv_bytes) if quantises else 0.0,
         "out": passes * gemms.out.at_one(mean_rows),
         "mlp": passes * gemms.mlp.at_one(mean_rows),
-        "select": _first_selection_s(cost, setting, sequences, passes),
-        "norms": sequences * prompt * _passes_s(cost, _layer_widths(model), dtype),
+        "select": first_choice_s(cost, setting, sequences, passes),
+        "norms": sequences * prompt * prefill_row_passes_s(cost, setting),
         "launch": passes * cost.launch_s(cost.profile.kernels_per_layer),
     }

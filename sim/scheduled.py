@@ -15,7 +15,9 @@ from sim.layer import (
     LayerGemms,
     LayerTimes,
     attention_s_per_token,
+    first_choice_s,
     layer_prices,
+    prefill_row_passes_s,
 )
 from sim.plan import Mechanism, Setting
 
@@ -69,10 +71,12 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         "reproject": none,
         "forward": none,
         "attention": attention_s + prefill_flops / cost.attention_flop_per_s(setting.dtype),
-        "select": one.select_s * some + one.select_s_per_kept * kept,
+        "select": one.select_s * some
+        + one.select_s_per_kept * kept
+        + first_choice_s(cost, setting, 1, 1) * planned.prefilled,
         "out": gemms.out.at(rows),
         "mlp": gemms.mlp.at(rows),
-        "norms": none,
+        "norms": prefill_row_passes_s(cost, setting) * planned.prefilled_tokens,
         "gather_sms": none,
         "launch": np.full_like(rows, one.launch_s),
     }

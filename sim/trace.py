@@ -17,6 +17,7 @@ class Resource(StrEnum):
     H2D = "h2d"
     D2H = "d2h"
     CPU = "cpu"
+    LAUNCH = "launch"  # the host's, of operations one by one: a thread of its own beside attention on the CPU
 
 
 class Tier(StrEnum):

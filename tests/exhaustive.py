@@ -47,7 +47,7 @@ def exhaustive_optimum(request: Request, *, at_most_s: float = float("inf")) -> 
     """The best plan of ``request``; None if there is none of at most ``at_most_s``, which only spares time."""
     cost = CostModel(machine=request.machine, profile=request.profile)
     limit_s, best, searched = at_most_s * (1 + SLACK), None, 0
-    for plan in _paged_plans(request):
+    for plan in (*_paged_plans(request), *_resident_plans(request)):
         paged_s = _measured(request.objective, plan, cost)
         best, limit_s = (plan, paged_s) if paged_s < limit_s else (best, limit_s)
     choices = [choice for setting in settings_to_search(request) if (choice := _Choice.of(setting, cost, request))]
@@ -71,6 +71,10 @@ def optimum_of_setting(setting: Setting, request: Request, cost: CostModel) -> t
     """The best plan of one setting and its objective; None if none fits."""
     choice = _Choice.of(setting, cost, request)
     best, limit_s = None, float("inf")
+    at_eviction = setting.write_back is WriteBack.AT_EVICTION
+    if at_eviction and _hold(plan := _all_in_hbm(setting), setting.concurrency, in_pages=False):
+        limit_s = _measured(request.objective, plan, cost)
+        best = plan, limit_s
     for case in sorted(choice.cases(limit_s), key=lambda case: case.least_s) if choice else ():
         found = case.search(limit_s) if case.least_s <= limit_s else None
         if found is not None:
@@ -97,14 +101,27 @@ def _paged_plans(request: Request) -> Iterator[Plan]:
         return
     for family in families(request):
         for setting in resident_settings(family, request):
-            counts = setting.token_counts
-            living = tuple(cached - dead for cached, dead in zip(counts.cached, counts.dead, strict=True))
-            none = (0,) * len(living)
-            homes = TokenHomes(hbm=living, host_kv=none, activations=none, dropped=counts.dead, copies=none)
             for paged in paged_settings(setting):
-                plan = Plan(setting=paged, homes=homes)
+                plan = _all_in_hbm(paged)
                 if not _hold(plan, setting.concurrency, in_pages=False) and _hold(plan, 1, in_pages=True):
                     yield plan
+
+
+def _resident_plans(request: Request) -> Iterator[Plan]:
+    """Those that keep nothing outside HBM: the host launches less for them than for any other of their settings."""
+    for family in families(request):
+        for setting in resident_settings(family, request):
+            plan = _all_in_hbm(setting)
+            if _hold(plan, setting.concurrency, in_pages=False):
+                yield plan
+
+
+def _all_in_hbm(setting: Setting) -> Plan:
+    counts = setting.token_counts
+    living = tuple(cached - dead for cached, dead in zip(counts.cached, counts.dead, strict=True))
+    none = (0,) * len(living)
+    homes = TokenHomes(hbm=living, host_kv=none, activations=none, dropped=counts.dead, copies=none)
+    return Plan(setting=setting, homes=homes)
 
 
 def _hold(plan: Plan, sequences: int, *, in_pages: bool) -> bool:
@@ -505,7 +522,10 @@ def paths_of(setting: Setting, cost: CostModel, rows: Rows, traffic: Traffic, wr
 def _wave_paths(
     setting: Setting, cost: CostModel, prices: LayerPrices, rows: Rows, traffic: Traffic, written: Column
 ) -> tuple[Column, Column, Column]:
-    """Each row is priced as a decode step behind one that stands for the prefill, whose GPU seconds do not vary."""
+    """Each row is priced as a decode step behind one that stands for the prefill, whose GPU seconds do not vary.
+
+    The host launches for all as it does for plans that keep tokens outside HBM; those that do not are priced by themselves.
+    """
     flows = _flows(setting, counts_of(setting), rows, traffic, written)
     times = layer_times(prices, flows, cost)
     first, layers, depth = rows.step == 0, setting.model.layers, setting.prefetch_layers
@@ -521,6 +541,7 @@ def _wave_paths(
         ended_s = np.maximum(layers * layer_s, (layers - depth) * fetch_s + layer_s - query_s)
         first_s, shared = layer_s, (layers - depth) * slower_s
     own = np.maximum(ended_s + np.maximum(prices.head_s, write_s), first_s + layers * write_s)
+    own = np.maximum(own, layers * np.where(first, times.launched_s[0], times.launched_s[1:]))
     return own, shared, fetch_s
 
 
