@@ -122,7 +122,7 @@ def test_a_profile_prices_the_page(folder: Path, tmp_path: Path) -> None:
     assert "95 %: 0.008 to 0.012; fitted to 9 steps" in page.read_text()
     for words in ("Every number rests on profile slow (measured here)", "this version and profile", "--profile"):
         assert words in page.read_text()
-    (tmp_path / "slow.json").write_text('{"schema_version": 2, "name": "x", "basis": "y", "link_efficiency": 2}')
+    (tmp_path / "slow.json").write_text('{"schema_version": 3, "name": "x", "basis": "y", "link_efficiency": 2}')
     error = run("report", str(folder / "plan.json"), "--profile", str(tmp_path / "slow.json"), "-o", str(page)).error
     assert error == f"{tmp_path / 'slow.json'}: profile.link_efficiency=2.0, must lie in [0, 1]"
 

@@ -5,13 +5,15 @@ import pytest
 from hypothesis import given, settings
 
 from builders import in_hbm, make_cost, make_machine, make_setting, newest_in_hbm
-from sim.breakdown import CPU_WAIT, FETCH_WAIT, OUTPUT_LAYER, WRITE_WAIT, breakdown, totals
+from sim.attention import Selector
+from sim.breakdown import CPU_WAIT, FETCH_WAIT, LAUNCH_WAIT, OUTPUT_LAYER, WRITE_WAIT, breakdown, totals
 from sim.cost import CostModel
 from sim.forecast import forecast
+from sim.launches import decode_operations
 from sim.plan import Plan
 from strategies import priced_plans
 
-WAITS = {CPU_WAIT, FETCH_WAIT, WRITE_WAIT}
+WAITS = {CPU_WAIT, FETCH_WAIT, LAUNCH_WAIT, WRITE_WAIT}
 
 
 @settings(max_examples=100, deadline=None)
@@ -50,6 +52,19 @@ def test_a_slow_cpu_makes_the_gpu_wait_for_its_attention() -> None:
     plan = newest_in_hbm(make_setting(machine=machine, output=6, host_attention=True), slots=1)
 
     assert CPU_WAIT in waits_of(plan, make_cost(machine))
+
+
+def test_a_slow_host_makes_steps_wait_for_its_launches() -> None:
+    """Exact top-k is launched one by one, 100 s each: the step lasts as long as its layers take to launch."""
+    plan = in_hbm(make_setting(Selector.TOPK, prompt=8, sparsity=0.5))
+    slow, free = (forecast(plan, make_cost(host_operation_s=seconds)).waves[0] for seconds in (100.0, 0.0))
+
+    waited = breakdown(plan.setting, slow)[LAUNCH_WAIT]
+
+    assert waits_of(plan, make_cost(host_operation_s=100.0)) == {LAUNCH_WAIT}
+    assert waited[1:].tolist() == pytest.approx(
+        (2 * 100 * decode_operations(plan.setting, away=False) - free.step_s[1:]).tolist()
+    )
 
 
 def test_the_output_layer_stands_by_itself() -> None:

@@ -21,6 +21,7 @@ from strategies import any_priced_plans, continuous_plans, plans, priced_plans
 BATCHES = [  # of 30 plans each: within one, hypothesis draws much that is alike
     *(plans(selector) for selector in Selector for _ in range(3)),
     *(plans(Selector.DENSE) for _ in range(4)),
+    *(plans(selector) for selector in (Selector.TOPK, Selector.PAGES) for _ in range(4)),  # guesses are seldom long
     *(continuous_plans() for _ in range(4)),
     *(continuous_plans((Preemption.SWAP,)) for _ in range(8)),  # few are so tight that a sequence must step back
 ]
@@ -43,7 +44,7 @@ OPTIONS = {
 }
 HOMES = {"tokens on the host", "tokens kept as inputs", "prefix forwarded again", "copies"}
 REGIMES = {
-    *(f"step ends with {name}" for name in ("gpu", "h2d", "d2h")),
+    *(f"step ends with {name}" for name in ("gpu", "h2d", "d2h", "launch")),
     *("all in HBM", "GPU never waits", "GPU waits for a fetch", "GPU waits for the CPU", "recall exposed"),
     *("guess hidden", "guess longer than its layer", "both directions at once", "write-backs trail"),
     *("one by one", "swapped out"),

@@ -26,10 +26,12 @@ def test_a_pass_takes_whole_sequences_as_many_as_fit_8192_tokens() -> None:
 
 
 def test_workspace_of_one_prefill_pass() -> None:
-    """Each of 4 x 8 rows: two hidden states, query and attention output, key, value, and 8 of feed-forward; logits in fp32."""
+    """Each of 4 x 8 rows: four hidden states (the layer's input and output, its norm, what it adds), query and attention's
+    output, key and value, the rotated query and key, and 8 of feed-forward; logits in fp32.
+    """
     rows, sequences = 32, 4
 
-    expected = rows * (2 * 16 + 2 * 16 + 2 * 16 + 8) * 2 + sequences * 16 * 4
+    expected = rows * (4 * 16 + 2 * 16 + 2 * 16 + 2 * 16 + 8) * 2 + sequences * 16 * 4
 
     assert workspace_bytes(MODEL, FP16, sequences, prompt_tokens=8) == expected
 
@@ -37,14 +39,21 @@ def test_workspace_of_one_prefill_pass() -> None:
 def test_a_gated_feed_forward_holds_two_columns_and_long_prompts_run_it_in_chunks() -> None:
     rows = 10_000
 
-    expected = rows * 96 * 4 + 8192 * 2 * 8 * 4 + 1 * 16 * 4
+    expected = rows * 160 * 4 + 8192 * 2 * 8 * 4 + 1 * 16 * 4
 
     assert workspace_bytes(make_model(gated_mlp=True), DType.FP32, 1, prompt_tokens=rows) == expected
 
 
 def test_many_short_prompts_need_room_for_a_row_each() -> None:
     """One token each, 9,000 at once: decode is wider than a prefill pass."""
-    assert workspace_bytes(MODEL, FP16, 9000, prompt_tokens=1) == (9000 * 96 + 8192 * 8) * 2 + 9000 * 16 * 4
+    assert workspace_bytes(MODEL, FP16, 9000, prompt_tokens=1) == (9000 * 160 + 8192 * 8) * 2 + 9000 * 16 * 4
+
+
+def test_learned_positions_leave_nothing_to_rotate_but_normed_queries_are_new_rows_too() -> None:
+    learned, normed = make_model(positions=64), make_model(positions=64, qk_norm=True)
+
+    assert workspace_bytes(learned, FP16, 4, 8) == 32 * (128 + 8) * 2 + 4 * 16 * 4
+    assert workspace_bytes(normed, FP16, 4, 8) == 32 * (160 + 8) * 2 + 4 * 16 * 4
 
 
 def test_weights() -> None:

@@ -3,17 +3,21 @@
 The tiny model's layer has 768 + 256 + 256 parameters; its key and value take 64 bytes a token, 37 in int8.
 """
 
+from dataclasses import replace
+from math import hypot
 from typing import Any
 
 import pytest
 
-from builders import in_hbm, make_cost, make_homes, make_machine, make_setting, newest_in_hbm
+from builders import in_hbm, make_cost, make_homes, make_machine, make_model, make_setting, newest_in_hbm
 from sim.attention import Selector
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
+from sim.forecast import forecast
 from sim.kv import KvFormat, KvFormats
+from sim.launches import decode_operations, prefill_operations
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices, layer_times
-from sim.plan import Mechanism, Plan, Recompute
+from sim.plan import Admission, Mechanism, Placement, Plan, Recompute
 from sim.spec import WeightFormat
 
 
@@ -35,19 +39,27 @@ def slow_arithmetic(**changes: Any) -> Any:
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_inputs_are_projected_to_keys_and_values(batch: int) -> None:
-    """1024 bytes of weights take 2 s; 2 x 16 x 32 FLOP a row at 1024 a second, 1 s for each token of each sequence."""
+    """1024 bytes of weights take 2 s; 2 x 16 x 32 FLOP a row at 1024 a second, 1 s for each token of each sequence.
+
+    A token's norm (12 passes over 16 entries) and its key's rotation (9 over 16) move 672 bytes, 1.3125 s.
+    """
     setting = make_setting(batch=batch, machine=make_machine(flop_per_s=1024.0), recompute=Recompute.ACTIVATIONS_HOST)
     plan = Plan(setting=setting, homes=make_homes((4, 4, 3, 2), activations=(0, 1, 3, 5)))
 
-    assert op(plan, "reproject") == [0] + [max(2, batch * tokens) for tokens in (1, 3, 5)]
+    rows = [batch * tokens for tokens in (1, 3, 5)]
+    assert op(plan, "reproject") == [0] + [max(2, some) + 1.3125 * some for some in rows]
 
 
 def test_a_prefix_is_forwarded_through_all_of_a_layer() -> None:
-    """2560 FLOP a token through its matrices, 2 x 16 x tokens^2 for causal attention, at 64 a second."""
+    """2560 FLOP a token through its matrices, 2 x 16 x tokens^2 for causal attention, at 64 a second.
+
+    Between them a token's entries pass HBM 880 times: both norms and residual sums 480, the rotation of query and key 288,
+    what is stored and copied 96, the activation 16; 3.4375 s.
+    """
     setting = make_setting(machine=slow_arithmetic(), recompute=Recompute.TOKENS)
     plan = Plan(setting=setting, homes=make_homes((4, 5, 4, 4), dropped=(0, 0, 2, 3)))
 
-    assert op(plan, "forward") == [0, 0, 2 * 40 + 4 / 2, 3 * 40 + 9 / 2]
+    assert op(plan, "forward") == [0, 0, 2 * (40 + 3.4375) + 4 / 2, 3 * (40 + 3.4375) + 9 / 2]
 
 
 def test_conversion_takes_a_pass_over_the_newborn_and_two_over_what_moves() -> None:
@@ -73,31 +85,65 @@ def test_a_gather_kernel_holds_a_share_of_the_sms_while_it_fetches() -> None:
     setting = make_setting(fetch_by=Mechanism.GATHER_KERNEL)
     plan = newest_in_hbm(setting, slots=2)
 
-    assert op(plan, "gather_sms", dense_gather_sm_share=0.25) == [0, 3 / 4, 4 / 4, 5 / 4]
+    assert op(plan, "gather_sms", gather_sm_share=0.25) == [0, 3 / 4, 4 / 4, 5 / 4]
     copied = newest_in_hbm(make_setting(), slots=2)
-    assert op(copied, "gather_sms", dense_gather_sm_share=0.25) == [0, 0, 0, 0]
+    assert op(copied, "gather_sms", gather_sm_share=0.25) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
-    ("selector", "bytes_per_kept"),
+    ("selector", "bytes_per_kept", "queries"),
     [
-        (Selector.SWA, 4 + 4 + 16),  # weights written and read, newest row in and oldest out, top-k over fp32 scores
-        (Selector.H2O, 4 + 8 + 16),  # instead of rows a running sum, read and written
-        (Selector.LOCAL, 0),
-        (Selector.STRIDED, 0),
-        (Selector.PAGES, 0),
+        (Selector.SWA, 4 + 4 + 16, 2),  # weights written and read, newest row in and oldest out, top-k over fp32 scores
+        (Selector.H2O, 4 + 8 + 16, 8),  # instead of rows a running sum, read and written
+        (Selector.LOCAL, 0, 0),
+        (Selector.STRIDED, 0, 0),
+        (Selector.PAGES, 0, 0),
     ],
 )
-def test_the_next_selection_is_made_from_this_steps_weights(selector: Selector, bytes_per_kept: float) -> None:
-    """Four kernels of 1 s, then a pass over the kept tokens: 2 newest and 2 older ones, or 4 newest."""
+def test_the_next_selection_is_made_from_this_steps_weights(
+    selector: Selector, bytes_per_kept: float, queries: int
+) -> None:
+    """Four kernels of 1 s, then a pass over the kept tokens (2 newest and 2 older ones, or 4 newest), 1/4 s each besides.
+
+    The prompt's first choice passes nine times over the float32 weights that its last k queries, or all, pay 8 tokens.
+    """
     setting = make_setting(selector, prompt=8, output=2, sparsity=0.5, machine=make_machine(launch_s=1.0))
 
-    launches = 4 if bytes_per_kept else 0
+    launches, token_s = (4, 0.25) if bytes_per_kept else (0, 0)
     kept = setting.token_counts.local[1] + setting.token_counts.selected[1]
-    assert op(in_hbm(setting), "select", kernels_per_selection=4, kernels_per_eager_selection=4) == [
-        0,
-        launches + bytes_per_kept * kept / 512,
+    assert op(in_hbm(setting), "select", kernels_per_selection=4, selection_token_s=0.25) == [
+        9 * 4 * queries * 8 / 512,
+        launches + (token_s + bytes_per_kept / 512) * kept,
     ]
+
+
+def test_a_choice_goes_over_its_tokens_in_turn_however_many_sequences() -> None:
+    def choice(batch: int) -> float:
+        setting = make_setting(Selector.SWA, batch=batch, prompt=8, output=2, sparsity=0.5)
+        return op(in_hbm(setting), "select", selection_token_s=0.25)[1]
+
+    assert choice(8) - choice(1) == pytest.approx(7 * 4 * 24 / 512)  # bytes alone: 24 for each of 4 tokens
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "batch", "parts"),
+    [
+        (1, 1, 1, 1),  # no heads share keys: one program goes over all tokens
+        (2, 1, 1, 16),  # 512 programs are wanted, 16 parts are the most
+        (2, 1, 128, 4),
+        (2, 1, 1000, 2),  # the least
+    ],
+)
+def test_attention_reads_and_waits_for_the_programs_of_a_head(
+    heads: int, kv_heads: int, batch: int, parts: int
+) -> None:
+    """64 bytes of each sequence's token, and 4 s of 128 channels, 1/2 s of 16, in so many parts; both are felt."""
+    model = make_model(heads=heads, kv_heads=kv_heads)
+    setting = make_setting(batch=batch, output=2, model=model)
+
+    found = op(in_hbm(setting), "attention", attention_token_s=4.0, attention_setup_s=7.0)
+
+    assert found[1] == pytest.approx(7 + 5 * hypot(batch * 64 / 512, 0.5 / parts))
 
 
 @pytest.mark.parametrize(
@@ -108,10 +154,58 @@ def test_recall_scores_every_token_before_it_attends(selector: Selector, bytes_p
     setting = make_setting(selector, prompt=8, output=2, sparsity=0.5, machine=make_machine(launch_s=1.0))
 
     launches = 4 if bytes_per_cached else 0
-    assert op(in_hbm(setting), "score", kernels_per_selection=4, kernels_per_eager_selection=4) == [
+    assert op(in_hbm(setting), "score", kernels_per_selection=4) == [
         0,
         launches + bytes_per_cached * 9 / 512,
     ]
+
+
+def test_widening_and_rounding_have_rates_of_their_own() -> None:
+    """Rounded at half of HBM's rate: three passes over the newborn. Widened at a quarter: what crosses, 37 and 64 bytes."""
+    setting = make_setting(kv_format=KvFormats(gpu=KvFormat.INT8))
+
+    found = op(newest_in_hbm(setting, slots=2), "convert", conversion_efficiency=0.5, widening_efficiency=0.25)
+
+    assert found == [4 * 3 * 37 / 256] + [3 * 37 / 256 + 101 * tokens / 128 for tokens in (4, 5, 5)]
+
+
+@pytest.mark.parametrize("selector", [Selector.DENSE, Selector.SWA, Selector.H2O, Selector.TOPK])
+@pytest.mark.parametrize("kv", [KvFormat.NATIVE, KvFormat.INT8])
+def test_one_sequence_admitted_alone_takes_as_long_as_a_wave_of_it(selector: Selector, kv: KvFormat) -> None:
+    """Prefill and choices included."""
+    sparsity = 0.0 if selector is Selector.DENSE else 0.5
+    setting = make_setting(
+        selector,
+        prompt=8,
+        sparsity=sparsity,
+        machine=make_machine(flop_per_s=1024.0),
+        kv_format=KvFormats(gpu=kv, host=kv),
+        placement=Placement.RESIDENT if sparsity else Placement.RECENT,
+    )
+    cost = make_cost(setting.machine, elementwise_efficiency=0.5)
+    wave = forecast(in_hbm(setting), cost)
+    alone = forecast(in_hbm(replace(setting, admission=Admission.CONTINUOUS)), cost)
+
+    assert alone.waves[0].step_s.tolist() == pytest.approx(wave.waves[0].step_s.tolist())
+
+
+def test_the_host_launches_the_operations_of_each_layer() -> None:
+    """2 s each: as many as ``sim.launches`` says, more where anything is outside HBM, at every step."""
+    setting = make_setting(Selector.TOPK, prompt=8, sparsity=0.5)
+    near, away = in_hbm(setting), newest_in_hbm(setting, slots=4)
+
+    for plan, is_away in ((near, False), (away, True)):
+        launched = times_of(plan, make_cost(host_operation_s=2.0)).launched_s.tolist()
+        decode = 2 * decode_operations(setting, away=is_away)
+        assert launched == [2 * prefill_operations(setting, 1, away=is_away), decode, decode, decode]
+    assert decode_operations(setting, away=True) > decode_operations(setting, away=False) > 0
+
+
+def test_a_captured_step_launches_nothing_but_its_prefill() -> None:
+    launched = times_of(in_hbm(make_setting()), make_cost(host_operation_s=2.0)).launched_s.tolist()
+
+    assert launched[0] > 0
+    assert launched[1:] == [0, 0, 0]
 
 
 def test_selected_tokens_are_gathered_unless_they_stay_in_place() -> None:

@@ -56,9 +56,9 @@ def test_a_profile_comes_back_whole(file: Path) -> None:
 
 
 def test_a_whole_number_counts_as_it_is_read(tmp_path: Path) -> None:
-    save_profile(tmp_path / "p.json", replace(measured(), reserve_bytes=2**30, prefill_passes=3))
+    save_profile(tmp_path / "p.json", replace(measured(), reserve_bytes=2**30, kernels_per_layer=3))
 
-    assert load_profile(tmp_path / "p.json").prefill_passes == 3.0
+    assert load_profile(tmp_path / "p.json").kernels_per_layer == 3.0
 
 
 def test_a_key_that_came_later_leaves_the_hash_of_what_lacks_it(tmp_path: Path) -> None:
@@ -82,14 +82,14 @@ def test_a_key_that_came_later_leaves_the_hash_of_what_lacks_it(tmp_path: Path) 
 def test_an_older_schema_is_refused(file: Path) -> None:
     rewrite(file, schema_version=1)
 
-    with refuses(f"{file}: schema_version=1, an older profile, must be 2: {AGAIN}"):
+    with refuses(f"{file}: schema_version=1, an older profile, must be 3: {AGAIN}"):
         load_profile(file)
 
 
 def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
 
-    with refuses(f"{tmp_path / 'x.json'}: schema_version=None, no profile, must be 2: {AGAIN}"):
+    with refuses(f"{tmp_path / 'x.json'}: schema_version=None, no profile, must be 3: {AGAIN}"):
         load_profile(tmp_path / "x.json")
 
 

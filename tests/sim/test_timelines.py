@@ -2,7 +2,9 @@
 
 The machine of ``builders`` takes 3 s for a layer's qkv (1536 bytes of weights at 512 B/s), 1 s each for its output and
 feed-forward matrices, 1/8 s to attend to a token (64 bytes) and 1 s for the head. The link moves 64 B/s, a token a
-second, unless a test says otherwise. Arithmetic, launches and set-ups take no time. All times are sums of eighths (or
+second, unless a test says otherwise. A prompt token's passes between a layer's products read or write 880 entries: 30 of
+16 by the norms and residual sums, 9 of 32 by the rotation, 96 by what is stored and copied, 16 by the activation; that is
+3.4375 s. Arithmetic, launches and set-ups take no time. All times are sums of eighths (or
 smaller halves), which floats hold exactly, so the lists are compared with ==.
 """
 
@@ -40,55 +42,56 @@ def setting_of(selector: Selector = Selector.DENSE, link_bytes_per_s: float = 64
 
 
 def test_all_in_hbm() -> None:
-    """7, 8 and 9 tokens cached: a layer takes 5 s in the prefill, then 3 + 1 + 2 and 3 + 9/8 + 2."""
+    """7, 8 and 9 tokens cached: a layer takes 5 + 7 * 3.4375 s in the prefill, then 3 + 1 + 2 and 3 + 9/8 + 2."""
     wave = timeline(in_hbm(setting_of(prompt=7)))
 
     assert list(wave.spans) == [
         Span(Resource.GPU, "query", 0, 0, 0, 3),
         Span(Resource.GPU, "attend", 0, 0, 3, 3),
-        Span(Resource.GPU, "rest", 0, 0, 3, 5),
-        Span(Resource.GPU, "query", 0, 1, 5, 8),
-        Span(Resource.GPU, "attend", 0, 1, 8, 8),
-        Span(Resource.GPU, "rest", 0, 1, 8, 10),
-        Span(Resource.GPU, "head", 0, None, 10, 11),
-        Span(Resource.GPU, "query", 1, 0, 11, 14),
-        Span(Resource.GPU, "attend", 1, 0, 14, 15),
-        Span(Resource.GPU, "rest", 1, 0, 15, 17),
-        Span(Resource.GPU, "query", 1, 1, 17, 20),
-        Span(Resource.GPU, "attend", 1, 1, 20, 21),
-        Span(Resource.GPU, "rest", 1, 1, 21, 23),
-        Span(Resource.GPU, "head", 1, None, 23, 24),
-        Span(Resource.GPU, "query", 2, 0, 24, 27),
-        Span(Resource.GPU, "attend", 2, 0, 27, 28.125),
-        Span(Resource.GPU, "rest", 2, 0, 28.125, 30.125),
-        Span(Resource.GPU, "query", 2, 1, 30.125, 33.125),
-        Span(Resource.GPU, "attend", 2, 1, 33.125, 34.25),
-        Span(Resource.GPU, "rest", 2, 1, 34.25, 36.25),
-        Span(Resource.GPU, "head", 2, None, 36.25, 37.25),
+        Span(Resource.GPU, "rest", 0, 0, 3, 29.0625),
+        Span(Resource.GPU, "query", 0, 1, 29.0625, 32.0625),
+        Span(Resource.GPU, "attend", 0, 1, 32.0625, 32.0625),
+        Span(Resource.GPU, "rest", 0, 1, 32.0625, 58.125),
+        Span(Resource.GPU, "head", 0, None, 58.125, 59.125),
+        Span(Resource.GPU, "query", 1, 0, 59.125, 62.125),
+        Span(Resource.GPU, "attend", 1, 0, 62.125, 63.125),
+        Span(Resource.GPU, "rest", 1, 0, 63.125, 65.125),
+        Span(Resource.GPU, "query", 1, 1, 65.125, 68.125),
+        Span(Resource.GPU, "attend", 1, 1, 68.125, 69.125),
+        Span(Resource.GPU, "rest", 1, 1, 69.125, 71.125),
+        Span(Resource.GPU, "head", 1, None, 71.125, 72.125),
+        Span(Resource.GPU, "query", 2, 0, 72.125, 75.125),
+        Span(Resource.GPU, "attend", 2, 0, 75.125, 76.25),
+        Span(Resource.GPU, "rest", 2, 0, 76.25, 78.25),
+        Span(Resource.GPU, "query", 2, 1, 78.25, 81.25),
+        Span(Resource.GPU, "attend", 2, 1, 81.25, 82.375),
+        Span(Resource.GPU, "rest", 2, 1, 82.375, 84.375),
+        Span(Resource.GPU, "head", 2, None, 84.375, 85.375),
     ]
-    assert wave.step_end_s == (11, 24, 37.25)
+    assert wave.step_end_s == (59.125, 72.125, 85.375)
     assert list(wave.levels) == [
         Level(Tier.HBM, 0, 0, 2 * 7 * 64),
         Level(Tier.HOST, 0, 0, 0),
-        Level(Tier.HBM, 1, 11, 2 * 8 * 64),
-        Level(Tier.HOST, 1, 11, 0),
-        Level(Tier.HBM, 2, 24, 2 * 9 * 64),
-        Level(Tier.HOST, 2, 24, 0),
+        Level(Tier.HBM, 1, 59.125, 2 * 8 * 64),
+        Level(Tier.HOST, 1, 59.125, 0),
+        Level(Tier.HBM, 2, 72.125, 2 * 9 * 64),
+        Level(Tier.HOST, 2, 72.125, 0),
     ]
 
 
 def test_the_same_by_operation() -> None:
     wave = timeline(in_hbm(setting_of(prompt=7)), ops=True)
 
-    assert rows_of(wave, Resource.GPU)[5:13] == [
-        ("attention", 0, 1, 8, 8),
-        ("out", 0, 1, 8, 9),
-        ("mlp", 0, 1, 9, 10),
-        ("head", 0, None, 10, 11),
-        ("qkv", 1, 0, 11, 14),
-        ("attention", 1, 0, 14, 15),
-        ("out", 1, 0, 15, 16),
-        ("mlp", 1, 0, 16, 17),
+    assert rows_of(wave, Resource.GPU)[6:15] == [
+        ("attention", 0, 1, 32.0625, 32.0625),
+        ("out", 0, 1, 32.0625, 33.0625),
+        ("mlp", 0, 1, 33.0625, 34.0625),
+        ("norms", 0, 1, 34.0625, 58.125),
+        ("head", 0, None, 58.125, 59.125),
+        ("qkv", 1, 0, 59.125, 62.125),
+        ("attention", 1, 0, 62.125, 63.125),
+        ("out", 1, 0, 63.125, 64.125),
+        ("mlp", 1, 0, 64.125, 65.125),
     ]
 
 
@@ -103,49 +106,49 @@ def test_fetches_known_ahead() -> None:
     assert rows_of(wave, Resource.GPU) == [
         ("query", 0, 0, 0, 3),
         ("attend", 0, 0, 3, 3),
-        ("rest", 0, 0, 3, 5),
-        ("query", 0, 1, 5, 8),
-        ("attend", 0, 1, 8, 8),
-        ("rest", 0, 1, 8, 10),
-        ("head", 0, None, 10, 11),
-        ("query", 1, 0, 33, 36),  # behind the prefill's write-backs
-        ("attend", 1, 0, 36, 37),
-        ("rest", 1, 0, 37, 39),
-        ("query", 1, 1, 39, 42),
-        ("attend", 1, 1, 47, 48),  # 5 s after its query
-        ("rest", 1, 1, 48, 50),
-        ("head", 1, None, 50, 51),
-        ("query", 2, 0, 63, 66),  # behind the fetch for its own layer
-        ("attend", 2, 0, 66, 67.125),
-        ("rest", 2, 0, 67.125, 69.125),
-        ("query", 2, 1, 69.125, 72.125),
-        ("attend", 2, 1, 79, 80.125),
-        ("rest", 2, 1, 80.125, 82.125),
-        ("head", 2, None, 82.125, 83.125),
+        ("rest", 0, 0, 3, 29.0625),
+        ("query", 0, 1, 29.0625, 32.0625),
+        ("attend", 0, 1, 32.0625, 32.0625),
+        ("rest", 0, 1, 32.0625, 58.125),
+        ("head", 0, None, 58.125, 59.125),
+        ("query", 1, 0, 72.125, 75.125),  # behind the prefill's write-backs
+        ("attend", 1, 0, 75.125, 76.125),
+        ("rest", 1, 0, 76.125, 78.125),
+        ("query", 1, 1, 78.125, 81.125),
+        ("attend", 1, 1, 86.125, 87.125),  # 5 s after its query
+        ("rest", 1, 1, 87.125, 89.125),
+        ("head", 1, None, 89.125, 90.125),
+        ("query", 2, 0, 102.125, 105.125),  # behind the fetch for its own layer
+        ("attend", 2, 0, 105.125, 106.25),
+        ("rest", 2, 0, 106.25, 108.25),
+        ("query", 2, 1, 108.25, 111.25),
+        ("attend", 2, 1, 118.125, 119.25),
+        ("rest", 2, 1, 119.25, 121.25),
+        ("head", 2, None, 121.25, 122.25),
     ]
     assert rows_of(wave, Resource.H2D) == [
-        ("fetch", 1, 0, 5, 19),  # once the prefill's first layer has left its buffer
-        ("fetch", 1, 1, 33, 47),
-        ("fetch", 2, 0, 47, 63),
-        ("fetch", 2, 1, 63, 79),
+        ("fetch", 1, 0, 29.0625, 43.0625),  # once the prefill's first layer has left its buffer
+        ("fetch", 1, 1, 72.125, 86.125),
+        ("fetch", 2, 0, 86.125, 102.125),
+        ("fetch", 2, 1, 102.125, 118.125),
     ]
     assert rows_of(wave, Resource.D2H) == [
-        ("write", 0, 0, 5, 19),
-        ("write", 0, 1, 19, 33),
-        ("write", 1, 0, 39, 41),
-        ("write", 1, 1, 50, 52),
+        ("write", 0, 0, 29.0625, 43.0625),
+        ("write", 0, 1, 58.125, 72.125),
+        ("write", 1, 0, 78.125, 80.125),
+        ("write", 1, 1, 89.125, 91.125),
     ]
     assert bytes_of(wave, Resource.H2D) == [7 * 64, 7 * 64, 8 * 64, 8 * 64]
     assert bytes_of(wave, Resource.D2H) == [7 * 64, 7 * 64, 64, 64]
-    assert wave.step_end_s == (33, 63, 83.125)
+    assert wave.step_end_s == (72.125, 102.125, 122.25)
     # One slot in two layers, and two layers of the prompt on their way out, or two buffers of fetched tokens.
     assert levels_of(wave, Tier.HBM) == [
         (0, 0, 2 * 64 + 2 * 6 * 64),
-        (1, 33, 2 * 64 + 2 * 7 * 64),
-        (2, 63, 2 * 64 + 2 * 8 * 64),
+        (1, 72.125, 2 * 64 + 2 * 7 * 64),
+        (2, 102.125, 2 * 64 + 2 * 8 * 64),
     ]
     # What is written during a step has its place on the host from the step's start.
-    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 7 * 64), (1, 33, 2 * 8 * 64), (2, 63, 2 * 8 * 64)]
+    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 7 * 64), (1, 72.125, 2 * 8 * 64), (2, 102.125, 2 * 8 * 64)]
 
 
 def test_recall_guessed_half_right() -> None:
@@ -163,52 +166,54 @@ def test_recall_guessed_half_right() -> None:
     assert rows_of(wave, Resource.GPU) == [
         ("query", 0, 0, 0, 3),
         ("attend", 0, 0, 3, 3),
-        ("rest", 0, 0, 3, 5),
-        ("query", 0, 1, 5, 8),
-        ("attend", 0, 1, 8, 8),
-        ("rest", 0, 1, 8, 10),
-        ("head", 0, None, 10, 11),
-        ("query", 1, 0, 17, 20.75),  # behind the prefill's write-backs
-        ("attend", 1, 0, 21.75, 22.75),
-        ("rest", 1, 0, 22.75, 24.75),
-        ("query", 1, 1, 24.75, 28.5),
-        ("attend", 1, 1, 29.5, 30.5),
-        ("rest", 1, 1, 30.5, 32.5),
-        ("head", 1, None, 32.5, 33.5),
-        ("query", 2, 0, 33.5, 37.34375),  # 3 + 9 * 3/32
-        ("attend", 2, 0, 38.34375, 39.34375),
-        ("rest", 2, 0, 39.34375, 41.34375),
-        ("query", 2, 1, 41.34375, 45.1875),
-        ("attend", 2, 1, 46.1875, 47.1875),
-        ("rest", 2, 1, 47.1875, 49.1875),
-        ("head", 2, None, 49.1875, 50.1875),
+        ("rest", 0, 0, 3, 29.0625),
+        ("query", 0, 1, 29.0625, 32.0625),
+        ("attend", 0, 1, 32.0625, 32.0625),
+        ("rest", 0, 1, 32.0625, 58.125),
+        ("head", 0, None, 58.125, 59.125),
+        ("query", 1, 0, 64.125, 67.875),  # behind the prefill's write-backs
+        ("attend", 1, 0, 68.875, 69.875),
+        ("rest", 1, 0, 69.875, 71.875),
+        ("query", 1, 1, 71.875, 75.625),
+        ("attend", 1, 1, 76.625, 77.625),
+        ("rest", 1, 1, 77.625, 79.625),
+        ("head", 1, None, 79.625, 80.625),
+        ("query", 2, 0, 80.625, 84.46875),  # 3 + 9 * 3/32
+        ("attend", 2, 0, 85.46875, 86.46875),
+        ("rest", 2, 0, 86.46875, 88.46875),
+        ("query", 2, 1, 88.46875, 92.3125),
+        ("attend", 2, 1, 93.3125, 94.3125),
+        ("rest", 2, 1, 94.3125, 96.3125),
+        ("head", 2, None, 96.3125, 97.3125),
     ]
     assert rows_of(wave, Resource.H2D) == [
-        ("fetch", 1, 0, 8, 10),
-        ("correct", 1, 0, 20.75, 21.75),
-        ("fetch", 1, 1, 21.75, 23.75),
-        ("correct", 1, 1, 28.5, 29.5),
-        ("fetch", 2, 0, 29.5, 31.5),
-        ("correct", 2, 0, 37.34375, 38.34375),
-        ("fetch", 2, 1, 38.34375, 40.34375),
-        ("correct", 2, 1, 45.1875, 46.1875),
+        ("fetch", 1, 0, 32.0625, 34.0625),
+        ("correct", 1, 0, 67.875, 68.875),
+        ("fetch", 1, 1, 68.875, 70.875),
+        ("correct", 1, 1, 75.625, 76.625),
+        ("fetch", 2, 0, 76.625, 78.625),
+        ("correct", 2, 0, 84.46875, 85.46875),
+        ("fetch", 2, 1, 85.46875, 87.46875),
+        ("correct", 2, 1, 92.3125, 93.3125),
     ]
     assert rows_of(wave, Resource.D2H) == [
-        ("write", 0, 0, 5, 11),
-        ("write", 0, 1, 11, 17),
-        ("write", 1, 0, 24.75, 25.75),
-        ("write", 1, 1, 32.5, 33.5),
+        ("write", 0, 0, 29.0625, 35.0625),
+        ("write", 0, 1, 58.125, 64.125),
+        ("write", 1, 0, 71.875, 72.875),
+        ("write", 1, 1, 79.625, 80.625),
     ]
     # Two slots, two buffers of two fetched tokens, and the keys (32 bytes) of all that are on the host.
     assert levels_of(wave, Tier.HBM) == [
         (0, 0, 2 * (2 * 64 + 5 * 32) + 2 * 5 * 64),
-        (1, 17, 2 * (2 * 64 + 6 * 32) + 2 * 2 * 64),
-        (2, 33.5, 2 * (2 * 64 + 7 * 32) + 2 * 2 * 64),
+        (1, 64.125, 2 * (2 * 64 + 6 * 32) + 2 * 2 * 64),
+        (2, 80.625, 2 * (2 * 64 + 7 * 32) + 2 * 2 * 64),
     ]
 
 
 def test_write_backs_at_birth() -> None:
-    """4 s a token: the prompt's 3 tokens take 12 s a layer, and every newborn one 4 s; a step ends behind the last."""
+    """4 s a token: the prompt's 3 tokens take 12 s a layer, which takes 15.3125, and every newborn one 4 s; a step ends
+    behind the last.
+    """
     setting = setting_of(prompt=3, link_bytes_per_s=16, write_back=WriteBack.AT_BIRTH)
 
     wave = timeline(in_hbm(setting))
@@ -216,34 +221,34 @@ def test_write_backs_at_birth() -> None:
     assert rows_of(wave, Resource.GPU) == [
         ("query", 0, 0, 0, 3),
         ("attend", 0, 0, 3, 3),
-        ("rest", 0, 0, 3, 5),
-        ("query", 0, 1, 5, 8),
-        ("attend", 0, 1, 8, 8),
-        ("rest", 0, 1, 8, 10),
-        ("head", 0, None, 10, 11),
-        ("query", 1, 0, 29, 32),
-        ("attend", 1, 0, 32, 32.5),
-        ("rest", 1, 0, 32.5, 34.5),
-        ("query", 1, 1, 34.5, 37.5),
-        ("attend", 1, 1, 37.5, 38),
-        ("rest", 1, 1, 38, 40),
-        ("head", 1, None, 40, 41),
-        ("query", 2, 0, 44, 47),
-        ("attend", 2, 0, 47, 47.625),
-        ("rest", 2, 0, 47.625, 49.625),
-        ("query", 2, 1, 49.625, 52.625),
-        ("attend", 2, 1, 52.625, 53.25),
-        ("rest", 2, 1, 53.25, 55.25),
-        ("head", 2, None, 55.25, 56.25),
+        ("rest", 0, 0, 3, 15.3125),
+        ("query", 0, 1, 15.3125, 18.3125),
+        ("attend", 0, 1, 18.3125, 18.3125),
+        ("rest", 0, 1, 18.3125, 30.625),
+        ("head", 0, None, 30.625, 31.625),
+        ("query", 1, 0, 42.625, 45.625),
+        ("attend", 1, 0, 45.625, 46.125),
+        ("rest", 1, 0, 46.125, 48.125),
+        ("query", 1, 1, 48.125, 51.125),
+        ("attend", 1, 1, 51.125, 51.625),
+        ("rest", 1, 1, 51.625, 53.625),
+        ("head", 1, None, 53.625, 54.625),
+        ("query", 2, 0, 57.625, 60.625),
+        ("attend", 2, 0, 60.625, 61.25),
+        ("rest", 2, 0, 61.25, 63.25),
+        ("query", 2, 1, 63.25, 66.25),
+        ("attend", 2, 1, 66.25, 66.875),
+        ("rest", 2, 1, 66.875, 68.875),
+        ("head", 2, None, 68.875, 69.875),
     ]
     assert rows_of(wave, Resource.D2H) == [
-        ("write", 0, 0, 5, 17),
-        ("write", 0, 1, 17, 29),
-        ("write", 1, 0, 34.5, 38.5),
-        ("write", 1, 1, 40, 44),
-        ("write", 2, 0, 49.625, 53.625),
-        ("write", 2, 1, 55.25, 59.25),
+        ("write", 0, 0, 15.3125, 27.3125),
+        ("write", 0, 1, 30.625, 42.625),
+        ("write", 1, 0, 48.125, 52.125),
+        ("write", 1, 1, 53.625, 57.625),
+        ("write", 2, 0, 63.25, 67.25),
+        ("write", 2, 1, 68.875, 72.875),
     ]
     assert rows_of(wave, Resource.H2D) == []
-    assert wave.step_end_s == (29, 44, 59.25)
-    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 3 * 64), (1, 29, 2 * 4 * 64), (2, 44, 2 * 5 * 64)]
+    assert wave.step_end_s == (42.625, 57.625, 72.875)
+    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 3 * 64), (1, 42.625, 2 * 4 * 64), (2, 57.625, 2 * 5 * 64)]

@@ -80,7 +80,7 @@ def events_by_kind(trace: Trace) -> dict[str, list[dict[str, Any]]]:
 def test_events_of_a_trace_by_hand() -> None:
     kinds = events_by_kind(TRACE)
 
-    assert [event["args"]["name"] for event in kinds["M"]] == ["gpu", "h2d", "d2h", "cpu"]
+    assert [event["args"]["name"] for event in kinds["M"]] == ["gpu", "h2d", "d2h", "cpu", "launch"]
     assert kinds["X"][1] == {
         "ph": "X",
         "name": "fetch",
