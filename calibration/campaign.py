@@ -33,7 +33,7 @@ from sim.units import GIB
 from sim.verdict import Figures, Replayed, Stratum
 
 SCHEMA_VERSION = 1
-LONGEST_S = {"gpu": 20.0, "cpu": 4.0}  # of a run, as predicted
+LONGEST_S = {"gpu": 10.0, "cpu": 4.0}  # of a run, as predicted
 SHORTEST_S = {"gpu": 0.2, "cpu": 0.1}
 _HBM_SHARE = 0.85  # of what the card has: allocators and captured graphs need the rest
 _HOST_SHARE, _MOST_HOST_BYTES = 0.5, 8 * GIB  # pinning takes about a second a GiB, for every run
