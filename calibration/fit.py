@@ -51,7 +51,7 @@ _STEP_FAMILIES = ("decode", "prefill")
 _STEP_WEIGHT = 4.0  # whole layers are what a plan is made of
 _FIRST_SCALE, _LEAST_SCALE, _OUTLYING = 0.5, 0.005, 3.0  # weighted residuals beyond this count less than their square
 _LEAST_EFFECT = 1e-3  # of a constant on any measurement, below which it counts as none
-_WIDEST = 0.7  # a factor of two each way: where an interval is wider, the nominal value is tried as well
+_WIDEST = 1.0  # a factor of nearly three each way: where an interval is wider, the nominal value is tried as well
 # Where to begin, times the nominal value: so that neither of two constants hides behind the other in a maximum; and
 # launched one by one, a kernel takes the host far longer.
 _SHOWS = {

@@ -10,13 +10,16 @@ from calibration.runner import Runner
 from calibration.timer import Spread
 from sim.attention import Selector
 from sim.cost import CostModel
+from sim.footprint import layer_weight_bytes
 from sim.forecast import forecast
 from sim.kv import KvFormat
 from sim.plan import Placement, Recompute
 from sim.predict import FIRST_STEADY_STEP
 from sim.profile import Measurement, Profile
-from sim.recipe import Recipe, plan_of
+from sim.recipe import Recipe, model_of, plan_of
+from sim.spec import WeightFormat
 
+_DEEP_SHARE = 0.6  # of the memory that may be used, for the layers of a deep model
 _DENSE = Recipe(model="opt-125m", batch=1, prompt=1, output=1)
 
 
@@ -45,6 +48,11 @@ def _recipes(scope: Scope) -> Iterator[Recipe]:
                 yield from _choices(replace(base, batch=batches[len(batches) // 2], prompt=prompts[-1]), scope)
                 if scope.thorough:
                     yield from _few(replace(base, batch=batches[0], prompt=prompts[-1]))
+        if scope.thorough and scope.on_gpu:
+            for batch in batches:
+                deep = replace(base, model=_deep(scope, name), batch=batch, prompt=prompts[0])
+                yield deep
+                yield _window(deep, 20)
 
 
 def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
@@ -74,6 +82,13 @@ def _few(dense: Recipe) -> Iterator[Recipe]:
 
 def _window(dense: Recipe, keep: int) -> Recipe:
     return replace(dense, selector=Selector.SWA, keep=keep, placement=Placement.RESIDENT)
+
+
+def _deep(scope: Scope, name: str) -> str:
+    """As many layers as there is memory for: what a layer takes is told apart from what a step takes."""
+    model = model_of(name)
+    layer_bytes = layer_weight_bytes(model, scope.dtype, WeightFormat.NATIVE)
+    return _with_layers(name, min(model.layers, int(_DEEP_SHARE * scope.most_bytes / layer_bytes)))
 
 
 def _with_layers(name: str, layers: int) -> str:
