@@ -1,19 +1,31 @@
 """How many operations the host launches one by one for a layer: beside the GPU's work, or, where that is short, in its place.
 
-The numbers are counts of the runtime's operations, views left out; a test counts them again.
+The numbers are counts of the runtime's operations in fp16, views left out; a test counts them again.
 """
 
 from sim.attention import Selector
 from sim.capture import is_captured, streams
 from sim.kv import GROUP_TOKENS
-from sim.plan import Recompute, Setting
+from sim.plan import Placement, Recompute, Setting
 from sim.spec import ModelSpec, WeightFormat
 
 _PLAIN_LAYER = (
-    13  # of a prompt: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
+    12  # of a prompt: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
 )
-CHOICE_OPERATIONS = 174  # of a window's first choice from a prompt's attention
+CHOICE_OPERATIONS = 186  # of a window's first choice from a prompt's attention
+_TAKEN_IN = {Selector.SWA: CHOICE_OPERATIONS, Selector.PAGES: 26}  # by a captured step's slots; else a few copies
 _STREAMED_STEP, _STREAMED_INPUTS = 22, 12  # kernels, copies and the events between them, in plain operations
+# Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.
+_DECODE_BOOKS, _PREFILL_BOOKS = 71, 103
+_DECODE_CHOICE = {
+    Selector.SWA: 61,
+    Selector.H2O: 47,
+    Selector.TOPK: 65,
+    Selector.PAGES: 72,
+    Selector.STRIDED: 57,
+    Selector.LOCAL: 11,
+}
+_PREFILL_CHOICE = {Selector.SWA: 96, Selector.H2O: 84, Selector.STRIDED: 87, Selector.LOCAL: 36}
 
 
 def decode_operations(setting: Setting, *, away: bool) -> float:
@@ -23,35 +35,50 @@ def decode_operations(setting: Setting, *, away: bool) -> float:
     if is_captured(setting):
         inputs = _STREAMED_INPUTS if setting.recompute is Recompute.ACTIVATIONS_HOST else 0
         return _STREAMED_STEP + inputs if streams(setting, away=away) else 0
-    selector, grouped = setting.attention.selector, setting.kv_format.gpu.is_grouped
-    recomputed = {Recompute.NONE: 0, Recompute.TOKENS: 32}.get(setting.recompute, 40)
-    books = 110 + 45 * (not setting.attention.is_dense) + 70 * grouped + recomputed + _stored_weights(setting)
-    fetched = (90 + 100 * grouped + 20 * selector.recalls) * (away and setting.recompute is not Recompute.TOKENS)
-    return prompt_operations(setting.model) + books + fetched
+    books = _DECODE_BOOKS + _DECODE_CHOICE.get(setting.attention.selector, 0) + _stored_weights(setting)
+    books += 63 * setting.kv_format.gpu.is_grouped
+    return _layer_operations(setting.model) + books + away * _away_operations(setting)
+
+
+def _away_operations(setting: Setting) -> int:
+    """What a decode step adds for tokens outside HBM: those recomputed pass through a layer, or into it, again."""
+    layer, grouped = _layer_operations(setting.model), setting.kv_format.gpu.is_grouped
+    if setting.recompute is Recompute.TOKENS:
+        return layer + 55
+    resident = 58 * (setting.placement is Placement.RESIDENT)
+    if setting.recompute.from_activations:
+        return layer + 66 + resident
+    return (97 if setting.attention.selector.recalls else 111) + resident + 70 * grouped
 
 
 def prefill_operations(setting: Setting, passes: float, *, away: bool) -> float:
     """Of one layer of a prefill in ``passes``. Captured steps take in each pass for itself; an eager prefill keeps its
-    books once a layer.
+    books once a layer, and puts several passes together.
     """
     layer, grouped = prompt_operations(setting.model), setting.kv_format.gpu.is_grouped
+    selector, groups = setting.attention.selector, setting.workload.prompt_tokens // GROUP_TOKENS
     if is_captured(setting):
-        taken_in = {Selector.SWA: CHOICE_OPERATIONS, Selector.PAGES: 24}.get(setting.attention.selector, 65 if grouped else 4)
-        return passes * (layer + taken_in)
-    groups = setting.workload.prompt_tokens // GROUP_TOKENS
-    books = 173 + 90 * (not setting.attention.is_dense) + (45 + 73 * groups) * grouped
-    return passes * layer + books + 100 * away + _stored_weights(setting)
+        return passes * (layer + _TAKEN_IN.get(selector, 53 if grouped else 4))
+    books = _PREFILL_BOOKS + _PREFILL_CHOICE.get(selector, 0) + _stored_weights(setting)
+    written = 72 if setting.recompute is not Recompute.NONE else 158 + 94 * grouped
+    turned = 0 if setting.model.positions else 9  # each pass works out its cosines and sines anew
+    together = 4 + passes * (4 + turned) if passes > 1 else 0
+    return passes * layer + together + books + (39 + 67 * groups) * grouped + written * away
 
 
 def prompt_operations(model: ModelSpec) -> int:
-    """Of one prefill pass through a layer: rotation, norms in float32, queries of a group in turn come on top."""
+    """Of one prefill pass through a layer, attention by the queries of a group in turn."""
+    return _layer_operations(model) + 2 * (model.heads // model.kv_heads - 1)
+
+
+def _layer_operations(model: ModelSpec) -> int:
+    """Of a layer with one head for each key head: rotation and norms in float32 come on top of a plain one."""
     rotation = 0 if model.positions else 10
-    norms = 0 if model.norm_bias else 8
-    groups = 2 * (model.heads // model.kv_heads - 1)
-    return _PLAIN_LAYER + rotation + norms + groups + 8 * model.qk_norm + model.gated_mlp
+    norms = 0 if model.norm_bias else 6
+    return _PLAIN_LAYER + rotation + norms + 8 * model.qk_norm + model.gated_mlp
 
 
 def _stored_weights(setting: Setting) -> int:
     """Of widening matrices, and of bringing them."""
-    widened = 25 if setting.weight_format is not WeightFormat.NATIVE else 0
-    return widened + (20 if setting.weights_on_host else 0)
+    widened = {WeightFormat.NATIVE: 0, WeightFormat.INT8: 12, WeightFormat.INT4: 24}[setting.weight_format]
+    return widened + (10 if setting.weights_on_host else 0)

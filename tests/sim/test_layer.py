@@ -15,7 +15,7 @@ from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
 from sim.forecast import forecast
 from sim.kv import KvFormat, KvFormats
-from sim.launches import decode_operations, prefill_operations
+from sim.launches import CHOICE_OPERATIONS, decode_operations, prefill_operations
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices, layer_times
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute
 from sim.spec import WeightFormat
@@ -105,14 +105,14 @@ def test_the_next_selection_is_made_from_this_steps_weights(
 ) -> None:
     """Four kernels of 1 s, then a pass over the kept tokens (2 newest and 2 older ones, or 4 newest), 1/4 s each besides.
 
-    The prompt's first choice passes nine times over the float32 weights that its last k queries, or all, pay 8 tokens.
+    The prompt's first choice takes a kernel of 1 s an operation and passes nine times over the float32 weights that its last k queries, or all, pay 8 tokens.
     """
     setting = make_setting(selector, prompt=8, output=2, sparsity=0.5, machine=make_machine(launch_s=1.0))
 
     launches, token_s = (4, 0.25) if bytes_per_kept else (0, 0)
     kept = setting.token_counts.local[1] + setting.token_counts.selected[1]
     assert op(in_hbm(setting), "select", kernels_per_selection=4, selection_token_s=0.25) == [
-        9 * 4 * queries * 8 / 512,
+        CHOICE_OPERATIONS * (queries > 0) + 9 * 4 * queries * 8 / 512,
         launches + (token_s + bytes_per_kept / 512) * kept,
     ]
 
