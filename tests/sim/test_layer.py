@@ -105,7 +105,8 @@ def test_the_next_selection_is_made_from_this_steps_weights(
 ) -> None:
     """Four kernels of 1 s, then a pass over the kept tokens (2 newest and 2 older ones, or 4 newest), 1/4 s each besides.
 
-    The prompt's first choice takes a kernel of 1 s an operation and passes nine times over the float32 weights that its last k queries, or all, pay 8 tokens.
+    The prompt's first choice takes a kernel of 1 s an operation and passes nine times over the float32 weights that its
+    last k queries, or all, pay 8 tokens.
     """
     setting = make_setting(selector, prompt=8, output=2, sparsity=0.5, machine=make_machine(launch_s=1.0))
 
