@@ -225,9 +225,10 @@ def test_attention_reads_the_kept_tokens_in_their_format() -> None:
 
 @pytest.mark.parametrize(
     ("weight_format", "bytes_per_weight"),
-    [(WeightFormat.NATIVE, 2), (WeightFormat.INT8, 1.0625), (WeightFormat.INT4, 0.5625)],
+    [(WeightFormat.NATIVE, 2), (WeightFormat.INT8, 1.0625 + 2 + 2), (WeightFormat.INT4, 0.5625 + 2 + 2)],
 )
-def test_matrices_stream_their_stored_weights(weight_format: WeightFormat, bytes_per_weight: float) -> None:
+def test_matrices_stream_their_weights_widened_first(weight_format: WeightFormat, bytes_per_weight: float) -> None:
+    """Stored ones are read, wide ones written and read."""
     plan = in_hbm(make_setting(output=2, weight_format=weight_format))
 
     assert op(plan, "qkv") == pytest.approx([768 * bytes_per_weight / 512] * 2)
