@@ -59,7 +59,8 @@ def judge(campaign: Campaign, results: Results, profile: Profile, machine: Machi
 def _judged(
     recipe: str, stratum: Stratum, plan: Plan, cost: CostModel, measured: Figures, roofline: float, *, on_gpu: bool
 ) -> Judged:
-    simulated = Figures.of(simulate(plan, cost), peak_allocated_bytes(plan, cost))
+    asked = peak_allocated_bytes(plan, cost) if on_gpu else None  # on a CPU no allocator says what was measured
+    simulated = Figures.of(simulate(plan, cost), asked)
     return Judged(
         recipe=recipe,
         stratum=stratum,

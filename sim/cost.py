@@ -63,15 +63,15 @@ class CostModel:
     ) -> Pieces:
         """[rows, inputs] x [inputs, outputs] by rows: streaming the weights, or arithmetic at rows / (rows + half) of its peak.
 
-        Several ``products`` may share the columns; each has its own ramp and tail. What is stored in fewer bits is widened
-        first, at each use.
+        Several ``products`` may share the columns; each has its own ramp and tail. Weights stored in fewer bits are widened
+        before each use: the product itself reads wide ones.
         """
+        wide_bytes = inputs * outputs * weight_bytes_per_parameter(dtype, WeightFormat.NATIVE)
         setup_s = products * self.profile.product_setup_s
-        weight_bytes = inputs * outputs * dtype.size_bytes
         if weight_format is not WeightFormat.NATIVE:
             stored_bytes = inputs * outputs * weight_bytes_per_parameter(dtype, weight_format)
-            setup_s += self.widening_s(stored_bytes + weight_bytes)
-        stream_s = weight_bytes / (self.hbm_bytes_per_s * self.profile.gemm_hbm_efficiency)
+            setup_s += self.widening_s(stored_bytes + wide_bytes)
+        stream_s = wide_bytes / (self.hbm_bytes_per_s * self.profile.gemm_hbm_efficiency)
         row_s = 2 * inputs * outputs / (self.machine.gpu.flop_per_s(dtype) * self.profile.gemm_peak_efficiency)
         return Pieces(pieces=((setup_s + stream_s, 0.0), (setup_s + row_s * self.profile.gemm_half_rows, row_s)))
 

@@ -109,6 +109,11 @@ class LayerTimes:
 @lru_cache(maxsize=256)
 def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPrices:
     """Price ``setting`` for a wave of ``sequences``."""
+    return priced_layer(cost, setting, sequences)
+
+
+def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPrices:
+    """The same where no price is asked for twice: to look one up takes as long as to work some out."""
     model, dtype, formats, profile = setting.model, setting.dtype, setting.kv_format, cost.profile
     gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
     gemms = LayerGemms.of(cost, setting)
@@ -133,7 +138,7 @@ def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         convert_s=cost.conversion_s(3 * sequences * gpu_kv) + cost.launch_s(1) if quantises else 0.0,
         convert_s_per_moved=cost.widening_s(sequences * (gpu_kv + host_kv)) if formats.gpu is not formats.host else 0.0,
         attention_s=profile.attention_setup_s,
-        attention_s_per_kept=_attention_s_per_kept(cost, setting, sequences),
+        attention_s_per_kept=attention_s_per_kept(cost, setting, sequences),
         reproject=_more(gemms.kv, _passes_s(cost, _input_widths(model), dtype)).scaled(sequences),
         forward=_more(gemms.layer, _passes_s(cost, _layer_widths(model), dtype)).scaled(sequences),
         forward_s_per_token_squared=kv_flops / 2 / cost.attention_flop_per_s(dtype),
@@ -175,7 +180,7 @@ def attention_s_per_token(cost: CostModel, setting: Setting) -> float:
     return cost.attention_s(kv_bytes, attention_flops(setting.model, 1), setting.dtype, kv_format)
 
 
-def _attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int) -> float:
+def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int) -> float:
     """A token of each of ``sequences``: what HBM takes for all, and what a head's program takes for one after the other.
 
     Few sequences wait for the programs, many for HBM; in between both are felt, less than one after the other.

@@ -7,7 +7,7 @@ import numpy as np
 from sim.cost import CostModel
 from sim.flows import Column, flows_of, home_columns
 from sim.kv import KvFormat, kv_layer_bytes
-from sim.layer import attention_flops, choice_prices, layer_prices, layer_times
+from sim.layer import attention_flops, attention_s_per_kept, choice_prices, layer_times, priced_layer
 from sim.pipeline import step_seconds
 from sim.plan import Mechanism, Plan
 from sim.profile import Measurement
@@ -73,7 +73,7 @@ class _Steps:
     def _step_s(self, cost: CostModel) -> Column:
         if self._last is None or self._last[0] is not cost:
             setting = self.plan.setting
-            times = layer_times(layer_prices(cost, setting, setting.concurrency), self.flows, cost)
+            times = layer_times(priced_layer(cost, setting, setting.concurrency), self.flows, cost)
             self._last = (cost, step_seconds(times, setting.model.layers, setting.prefetch_layers))
         return self._last[1]
 
@@ -84,11 +84,10 @@ def _slots(plan: Plan, family: str) -> Prediction:
     kept = counts.local[1] + counts.selected[1]
 
     def seconds(cost: CostModel) -> float:
-        prices = layer_prices(cost, setting, setting.concurrency)
         if family == "select":
             constant_s, per_kept_s = choice_prices(cost, setting, setting.concurrency)
             return constant_s + per_kept_s * kept
-        return prices.attention_s + prices.attention_s_per_kept * kept
+        return cost.profile.attention_setup_s + attention_s_per_kept(cost, setting, setting.concurrency) * kept
 
     return seconds
 

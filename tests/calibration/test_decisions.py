@@ -47,7 +47,7 @@ def decisions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def profile(tmp_path: Path) -> Path:
     """As if measured, and other choices than the nominal one's."""
     evidence = Evidence(fingerprint=fingerprint(), machine=machine())
-    changes: dict[str, Any] = {"link_efficiency": 0.05, "kernels_per_eager_layer": 5.0, "kernels_per_layer": 5.0}
+    changes: dict[str, Any] = {"link_efficiency": 0.05, "kernels_per_layer": 5.0}
     save_profile(
         tmp_path / "p.json",
         replace(Profile.nominal(machine()), name="tiny", basis="a test", evidence=evidence, **changes),

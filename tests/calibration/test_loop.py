@@ -166,7 +166,7 @@ def test_plans_that_cannot_run_are_told_apart(profile: Profile) -> None:
 
 
 def test_drawing_again_gives_the_same_plans(profile: Profile) -> None:
-    slow = replace(profile, kernels_per_eager_layer=3000.0, kernels_per_layer=3000.0)
+    slow = replace(profile, kernels_per_layer=3000.0)
 
     first, second = (prepare(slow, machine(), seed=5, plans=3) for _ in range(2))
 
@@ -200,7 +200,7 @@ def test_the_command_line_says_what_is_wrong(profile: Profile, tmp_path: Path) -
     assert run("validate", str(saved), "--prepare", "a", "--campaign", "b").error.startswith("--prepare and --campaign")
     assert run("calibrate", "--device", "tpu", "-o", str(tmp_path / "x.json")).error.startswith("--device=tpu, must be")
     assert "--checkpoint and --prompts" in run("calibrate", "--checkpoint", "x").error
-    assert run("calibrate", "--from", str(saved)).error.startswith(f"{saved}: schema_version=2, must be 1")
+    assert run("calibrate", "--from", str(saved)).error.startswith(f"{saved}: schema_version=3, must be 1")
     if not torch.cuda.is_available():
         assert "torch finds no GPU here" in run("validate", str(saved), "--device", "cuda").error
 
@@ -225,7 +225,7 @@ def test_raw_measurements_are_fitted_by_themselves(file: Path, tmp_path: Path) -
 
 def test_a_campaign_is_prepared_and_judged_anywhere(profile: Profile, tmp_path: Path) -> None:
     saved, file = tmp_path / "tiny.json", tmp_path / "c.json"
-    save_profile(saved, replace(profile, kernels_per_eager_layer=3000.0, kernels_per_layer=3000.0))
+    save_profile(saved, replace(profile, kernels_per_layer=3000.0))
     said = run("validate", str(saved), "--plans", "3", "--seed", "4", "--prepare", str(file))
     assert said.code == 0
     assert said.out.startswith(f"{file}: 3 plans of seed 4 for sha256:")

@@ -90,12 +90,25 @@ def test_a_gemm_streams_its_weights_or_is_bound_by_arithmetic() -> None:
     assert replace(cost, machine=make_machine(hbm_bytes_per_s=1000.0)).gemm(100, 50, FP16, NATIVE).at_one(9) == 12.5
 
 
+def test_native_weights_are_streamed() -> None:
+    assert make_cost().gemm(64, 8, FP16, NATIVE).at_one(1) == 64 * 8 * 2 / 512
+
+
 @pytest.mark.parametrize(
-    ("weight_format", "weight_bytes"),
-    [(WeightFormat.NATIVE, 2.0), (WeightFormat.INT8, 1 + 4 / 64), (WeightFormat.INT4, 0.5 + 4 / 64)],
+    ("weight_format", "weight_bytes"), [(WeightFormat.INT8, 1 + 4 / 64), (WeightFormat.INT4, 0.5 + 4 / 64)]
 )
-def test_smaller_weights_stream_faster(weight_format: WeightFormat, weight_bytes: float) -> None:
-    assert make_cost().gemm(64, 8, FP16, weight_format).at_one(1) == pytest.approx(64 * 8 * weight_bytes / 512)
+def test_smaller_weights_are_widened_at_each_use(weight_format: WeightFormat, weight_bytes: float) -> None:
+    """Read as they are stored and written in 16 bit, at half of HBM's rate; then streamed as wide as any, however many
+    rows there are.
+    """
+    machine = make_machine(flop_per_s=1024.0)
+    cost = make_cost(machine, widening_efficiency=0.5, gemm_hbm_efficiency=0.8)
+
+    gemm = cost.gemm(64, 8, FP16, weight_format)
+
+    widened_s = 64 * 8 * (weight_bytes + 2) / 256
+    assert gemm.at_one(1) == pytest.approx(widened_s + 64 * 8 * 2 / (512 * 0.8))
+    assert gemm.at_one(9) == pytest.approx(widened_s + 9 * 2 * 64 * 8 / 1024)
 
 
 def test_passes_over_hbm() -> None:

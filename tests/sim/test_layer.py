@@ -15,7 +15,7 @@ from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
 from sim.forecast import forecast
 from sim.kv import KvFormat, KvFormats
-from sim.launches import decode_operations, prefill_operations
+from sim.launches import CHOICE_OPERATIONS, decode_operations, prefill_operations
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices, layer_times
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute
 from sim.spec import WeightFormat
@@ -105,14 +105,15 @@ def test_the_next_selection_is_made_from_this_steps_weights(
 ) -> None:
     """Four kernels of 1 s, then a pass over the kept tokens (2 newest and 2 older ones, or 4 newest), 1/4 s each besides.
 
-    The prompt's first choice passes nine times over the float32 weights that its last k queries, or all, pay 8 tokens.
+    The prompt's first choice takes a kernel of 1 s an operation and passes nine times over the float32 weights that its
+    last k queries, or all, pay 8 tokens.
     """
     setting = make_setting(selector, prompt=8, output=2, sparsity=0.5, machine=make_machine(launch_s=1.0))
 
     launches, token_s = (4, 0.25) if bytes_per_kept else (0, 0)
     kept = setting.token_counts.local[1] + setting.token_counts.selected[1]
     assert op(in_hbm(setting), "select", kernels_per_selection=4, selection_token_s=0.25) == [
-        9 * 4 * queries * 8 / 512,
+        CHOICE_OPERATIONS * (queries > 0) + 9 * 4 * queries * 8 / 512,
         launches + (token_s + bytes_per_kept / 512) * kept,
     ]
 
@@ -224,9 +225,10 @@ def test_attention_reads_the_kept_tokens_in_their_format() -> None:
 
 @pytest.mark.parametrize(
     ("weight_format", "bytes_per_weight"),
-    [(WeightFormat.NATIVE, 2), (WeightFormat.INT8, 1.0625), (WeightFormat.INT4, 0.5625)],
+    [(WeightFormat.NATIVE, 2), (WeightFormat.INT8, 1.0625 + 2 + 2), (WeightFormat.INT4, 0.5625 + 2 + 2)],
 )
-def test_matrices_stream_their_stored_weights(weight_format: WeightFormat, bytes_per_weight: float) -> None:
+def test_matrices_stream_their_weights_widened_first(weight_format: WeightFormat, bytes_per_weight: float) -> None:
+    """Stored ones are read, wide ones written and read."""
     plan = in_hbm(make_setting(output=2, weight_format=weight_format))
 
     assert op(plan, "qkv") == pytest.approx([768 * bytes_per_weight / 512] * 2)

@@ -1,0 +1,214 @@
+"""The numbers of ``sim.launches`` against the runtime's own operations, counted on tiny models in fp16.
+
+In fp16 norms and scores pass through float32, which counts; in fp32 they would not. What only looks at memory in another
+way is left out. Kernels of a captured step are one operation each; here they are interpreted and only take a prompt in.
+"""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from runtime.attention import Plain
+from runtime.execute import execute
+from runtime.graph.run import slots_kind
+from runtime.lanes import Lanes
+from runtime.models import Decoder, as_planned
+from runtime.models.config import config_from_json
+from runtime.models.random_weights import random_decoder
+from runtime.options import Options
+from runtime.prefill import prompt_layer
+from runtime.tier import Tier
+from sim.attention import Selector
+from sim.capture import is_captured
+from sim.flows import flows_of, home_columns, keeps_away
+from sim.kv import KvFormat
+from sim.launches import decode_operations, prefill_operations, prompt_operations
+from sim.layer import prefill_passes
+from sim.plan import Placement, Plan, Recompute
+from sim.recipe import Recipe, plan_for
+from sim.spec import WeightFormat
+from tests.calibration.tiny import machine
+from tests.runtime.graphs import draw_prompts, kernels
+
+CLOSE = 0.15
+CPU = torch.device("cpu")
+_SHAPE = {"vocab_size": 97, "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 512}
+_LLAMA = _SHAPE | {"num_key_value_heads": 4, "intermediate_size": 96}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "opt": ("opt", _SHAPE | {"ffn_dim": 96, "word_embed_proj_dim": 64}),
+    "llama": ("llama", _LLAMA),
+    "grouped llama": ("llama", _LLAMA | {"num_key_value_heads": 2}),
+    "qwen3": ("qwen3", _LLAMA | {"num_key_value_heads": 2, "head_dim": 16}),
+    "pythia": ("gpt_neox", _LLAMA | {"rotary_pct": 0.25}),
+}
+BASE = Recipe(model="small", batch=2, prompt=64, output=5)
+INT8, RESIDENT = KvFormat.INT8, Placement.RESIDENT
+DENSE: dict[str, dict[str, Any]] = {
+    "dense": {},
+    "off HBM": {"hbm": 50},
+    "tokens": {"hbm": 50, "recompute": Recompute.TOKENS},
+    "inputs on the host": {"hbm": 50, "recompute": Recompute.ACTIVATIONS_HOST},
+    "inputs in HBM": {"hbm": 50, "recompute": Recompute.ACTIVATIONS_HBM},
+    "int8": {"kv": INT8},
+    "int8 off HBM": {"kv": INT8, "hbm": 50},
+    "weights int8": {"weights": WeightFormat.INT8},
+    "weights int4": {"weights": WeightFormat.INT4},
+    "weights streamed": {"streamed": 50},
+}
+SPARSE = {
+    f"{selector} {placement} {hbm}": {"selector": selector, "keep": 40, "placement": placement, "hbm": hbm}
+    for selector in Selector
+    if selector is not Selector.DENSE
+    for placement in Placement
+    for hbm in (100, 50)
+}
+ROUNDED = {
+    "int8 two groups": {"kv": INT8, "prompt": 160},
+    "int8 swa off HBM": {"kv": INT8, "selector": Selector.SWA, "keep": 40, "hbm": 50},
+    "int8 topk": {"kv": INT8, "selector": Selector.TOPK, "keep": 40},
+}
+CASES = [
+    *((family, name, changes) for family in ("opt", "grouped llama") for name, changes in DENSE.items()),
+    *((family, name, DENSE[name]) for family in ("llama", "qwen3", "pythia") for name in ("off HBM", "int8", "tokens")),
+    *(("opt", name, changes) for name, changes in (SPARSE | ROUNDED).items()),
+    *(("grouped llama", name, changes) for name, changes in SPARSE.items() if name.startswith(("swa", "pages"))),
+]
+_VIEWS = (
+    *("view", "slice", "select", "expand", "permute", "transpose", "unsqueeze", "squeeze", "detach", "alias"),
+    *("as_strided", "split", "unbind", "narrow", "chunk", "flatten"),
+)
+
+
+class Counting(TorchDispatchMode):
+    """Counts operations that are no views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.__name__
+        is_view = name == "t.default" or (any(view in name for view in _VIEWS) and not name.startswith("index_select"))
+        self.count += not is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU what is attended to is widened first, and multiplied in the compute type."""
+    monkeypatch.setattr(Tier, "widens", property(lambda tier: tier.kv_format is not KvFormat.NATIVE))
+    monkeypatch.setattr(Plain, "scores", _scores)
+    monkeypatch.setattr(Plain, "mixed", _mixed)
+
+
+def _scores(self: Plain, q: Tensor) -> Tensor:
+    return torch.einsum("lhgc,lthc->lhgt", q, self.entries).float()
+
+
+def _mixed(self: Plain, weights: Tensor) -> Tensor:
+    return torch.einsum("lhgt,lthc->lhgc", weights.to(self.entries.dtype), self.entries)
+
+
+def decoder(family: str, layers: int) -> Decoder:
+    kind, shape = FAMILIES[family]
+    config = config_from_json({"model_type": kind, "num_hidden_layers": layers} | shape, name="small", source="test")
+    return random_decoder(config, device=CPU, dtype=torch.float16)
+
+
+def by_step(family: str, recipe: Recipe, layers: int) -> tuple[Plan, list[int]]:
+    """Operations of an eager run: of its prefill, then of each step."""
+    made = decoder(family, layers)
+    plan = plan_for(made.spec, recipe, machine())
+    made, ends = as_planned(made, plan.setting), [0]
+    prompts = draw_prompts([recipe.prompt] * recipe.batch, 1)
+    with Counting() as counting:
+        execute(
+            plan,
+            made,
+            prompts,
+            options=Options(captured=False, stop=False),
+            on_tokens=lambda _: ends.append(counting.count),
+        )
+    return plan, [after - before for before, after in pairwise(ends)]
+
+
+def by_layer(family: str, recipe: Recipe) -> tuple[Plan, float, float]:
+    """A plan, and its operations of one layer in the prefill and in a decode step."""
+    plan, two = by_step(family, recipe, 2)
+    _, four = by_step(family, recipe, 4)
+    prefill, *steps = ((more - fewer) / 2 for more, fewer in zip(four, two, strict=True))
+    return plan, prefill, median(steps)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize(("family", "name", "changes"), CASES, ids=lambda part: part if isinstance(part, str) else "")
+def test_an_eager_layer_is_as_many_operations_as_are_priced(
+    family: str, name: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(BASE, **changes)
+    monkeypatch.setattr("sim.launches.is_captured", lambda _: False)
+
+    plan, prefill, step = by_layer(family, recipe)
+
+    away = keeps_away(flows_of(plan, home_columns(plan.homes)))
+    assert away == (recipe.hbm < 100 and recipe.selector not in (Selector.LOCAL,)), name
+    said = prefill_operations(plan.setting, 1, away=away), decode_operations(plan.setting, away=away)
+    assert said == (pytest.approx(prefill, rel=CLOSE), pytest.approx(step, rel=CLOSE))
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("family", ["opt", "grouped llama"])
+def test_several_passes_take_a_layer_each(family: str) -> None:
+    """51 prompts of 160 tokens fit a pass."""
+    recipe = replace(BASE, batch=120, prompt=160, output=2, selector=Selector.H2O, keep=40)
+    plan, prefill, _ = by_layer(family, recipe)
+
+    passes = prefill_passes(recipe.batch, recipe.prompt)
+    assert passes == 3
+    assert prefill_operations(plan.setting, passes, away=False) == pytest.approx(prefill, rel=CLOSE)
+
+
+@kernels
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"kv": INT8},
+        {"kv": INT8, "prompt": 160},
+        {"selector": Selector.SWA, "keep": 40, "placement": RESIDENT},
+        {"selector": Selector.PAGES, "keep": 40, "placement": RESIDENT},
+    ],
+    ids=["dense", "int8", "int8 two groups", "swa", "pages"],
+)
+def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced(
+    family: str, changes: dict[str, Any]
+) -> None:
+    recipe, made = replace(BASE, **changes), decoder(family, 2)
+    plan = plan_for(made.spec, recipe, machine())
+    if not is_captured(plan.setting):
+        assert plan.setting.model.kv_heads < plan.setting.model.heads
+        return
+    lanes, row = Lanes.of(made.spec, 2, per_head=False), torch.ones(1, dtype=torch.int64)
+    slots = slots_kind(plan)(plan, made, lanes, torch.zeros(2, dtype=torch.int32), row)
+    x, positions = torch.randn(2, recipe.prompt, 64).half(), torch.arange(recipe.prompt).expand(2, -1)
+
+    counts = Counter[str]()
+    with torch.inference_mode():
+        made.project(0, x, positions)  # cosines and sines are there from the first layer on
+        with Counting() as counting:
+            q, k, v, _ = prompt_layer(made, 1, x, positions, None)
+            counts["prompt"] = counting.count
+            slots.start(1, 0, q, k, v)
+            counts["prefill"] = counting.count
+
+    model = plan.setting.model
+    assert prompt_operations(model) == pytest.approx(counts["prompt"], rel=CLOSE)
+    assert prefill_operations(plan.setting, 1, away=False) == pytest.approx(counts["prefill"], rel=CLOSE)

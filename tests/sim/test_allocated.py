@@ -1,0 +1,78 @@
+"""What an allocator gives out at most, added up by hand for the tiny model of ``builders``."""
+
+from builders import in_hbm, make_cost, make_model, make_setting, newest_in_hbm
+from sim.allocated import peak_allocated_bytes
+from sim.attention import Selector
+from sim.capture import is_captured
+from sim.kv import KvFormat, KvFormats
+from sim.plan import Admission, Plan
+
+WEIGHTS = 2 * (2 * 1280 + 256)  # of two layers and the embedding, fp16
+LIBRARIES = 1000.0
+
+
+def workspace(rows: int, chunk_rows: int, sequences: int) -> int:
+    """160 entries of 2 bytes a row, 8 of the feed-forward's in chunks, 16 logits of 4 bytes a sequence."""
+    return 2 * (rows * 160 + chunk_rows * 8) + sequences * 16 * 4
+
+
+def peak(plan: Plan) -> int:
+    return peak_allocated_bytes(plan, make_cost(plan.setting.machine, library_bytes=LIBRARIES))
+
+
+def test_a_captured_dense_plan_holds_its_pools_from_the_start() -> None:
+    """Three sequences of 7 tokens at most, 64 bytes in each of two layers; 12 rows of one prefill pass."""
+    plan = in_hbm(make_setting(batch=3))
+    assert is_captured(plan.setting)
+
+    assert peak(plan) == WEIGHTS + workspace(12, 12, 3) + 1000 + 3 * 7 * 2 * 64
+
+
+def test_slots_are_what_later_steps_need_not_the_spilling_prefill() -> None:
+    """Two slots and two layers of 5 fetched tokens at the last step. The prefill's two layers of four are its own rows."""
+    plan = newest_in_hbm(make_setting(batch=3), slots=2)
+
+    assert peak(plan) == WEIGHTS + workspace(12, 12, 3) + 1000 + 3 * (2 * 2 * 64 + 2 * 5 * 64)
+
+
+def test_a_single_step_has_no_later_ones() -> None:
+    plan = in_hbm(make_setting(output=1))
+
+    assert peak(plan) == WEIGHTS + workspace(4, 4, 1) + 1000 + 4 * 2 * 64
+
+
+def test_an_eager_prefill_of_several_passes_holds_rows_of_all() -> None:
+    """100 prompts of 128 tokens, 64 of them a pass: besides one pass's activations, of all 12,800 rows the input and the
+    output (16 each), the query (16), and keys and values (32), 2 bytes an entry.
+    """
+    setting = make_setting(Selector.H2O, batch=100, prompt=128, output=2, sparsity=0.5)
+    assert not is_captured(setting)
+    living = [
+        cached - dead for cached, dead in zip(setting.token_counts.cached, setting.token_counts.dead, strict=True)
+    ]
+
+    state_bytes = 4 * living[1]  # of H2O: a running sum in float32 for each token that lives, in each layer
+    pool_bytes = 100 * 2 * (64 * living[1] + state_bytes)
+    static = WEIGHTS + workspace(8192, 8192, 100)
+    assert peak(in_hbm(setting)) == static + 1000 + pool_bytes + 12_800 * (2 * 16 + 16 + 32) * 2
+
+
+def test_captured_passes_go_through_all_layers_one_by_one() -> None:
+    plan = in_hbm(make_setting(batch=100, prompt=128, output=2))
+
+    assert peak(plan) == WEIGHTS + workspace(8192, 8192, 100) + 1000 + 100 * 129 * 2 * 64
+
+
+def test_captured_steps_read_rounded_tokens_where_they_lie() -> None:
+    """37 bytes a token in int8 and no ring; the keys of an open group of up to 64 wait in 32 bytes each."""
+    both = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+    plan = newest_in_hbm(make_setting(kv_format=both, model=make_model()), slots=2)
+    assert is_captured(plan.setting)
+
+    assert peak(plan) == WEIGHTS + workspace(4, 4, 1) + 1000 + 2 * (2 * 37 + 64 * 32)
+
+
+def test_pages_take_the_whole_budget() -> None:
+    setting = make_setting(batch=3, admission=Admission.CONTINUOUS, kv_budget_bytes=50_000)
+
+    assert peak(in_hbm(setting)) == WEIGHTS + workspace(12, 12, 3) + 1000 + 50_000
