@@ -17,8 +17,8 @@ from sim.spec import DType, MachineSpec, WeightFormat
 FIRST_STEADY_STEP = 2
 _ROUNDING_KERNELS = 12  # ranges, scales, levels and their packing, one operation after the other
 Prediction = Callable[[CostModel], float]
-# For the reader, no constant prices them. Of fetching by other numbers of programs than the runtime's they say whether its
-# number is the right one: the constants are of that number alone.
+# For the reader, no constant prices them. Fetches by other numbers of programs than the runtime's (alone: recall's, beside
+# products: about what an exchange under a window has) say whether those are the right ones; constants rest on those alone.
 RECORDED_ONLY = ("launch", "pin", "dram", "copy_beside", "fetch_blocks", "fetch_blocks_beside")
 
 
