@@ -31,11 +31,10 @@ _NOT_FITTED = (
     "reserve_bytes",  # bytes, not seconds
     "library_bytes",
 )
-# A CPU does one thing after the other: what it fetches, all of it waits for, and what it launches, it runs.
+# A CPU does one thing after the other: what it fetches, all of it waits for.
 _ON_CPU = {
     "gather_sm_share": 1.0,
     "selection_exposed_share": 1.0,
-    "host_operation_s": 0.0,
 }
 # Steps would give these whatever value makes up for something else.
 _TOLD_BY = {

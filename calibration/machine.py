@@ -13,10 +13,9 @@ from calibration.timer import CpuTimer
 from sim import catalogue
 from sim.checks import require_one_of
 from sim.profile import Fingerprint
-from sim.spec import GpuSpec, HostSpec, LinkSpec, MachineSpec
+from sim.spec import CPU_LINK, GpuSpec, HostSpec, LinkSpec, MachineSpec
 from sim.units import MIB
 
-_CPU_LINK = "copy within memory"
 _MARGIN = 1.1  # a ceiling is this much above the best rate seen, so that no share of it exceeds one
 _SUMMED_BYTES, _SIDE, _OPS = 64 * MIB, 1024, 500
 
@@ -50,7 +49,7 @@ def name_at(device: torch.device) -> str:
 
 def is_cpu(machine: MachineSpec) -> bool:
     """Whether both tiers are the same memory."""
-    return machine.gpu.link.name == _CPU_LINK
+    return machine.is_cpu
 
 
 def fingerprint_of(device: torch.device, machine: MachineSpec) -> Fingerprint:
@@ -96,7 +95,7 @@ def _cpu_machine() -> MachineSpec:
         int8_op_per_s=None,
         has_bf16=True,
         sm_count=host.cores,
-        link=LinkSpec(name=_CPU_LINK, bytes_per_s=copied * _MARGIN),
+        link=LinkSpec(name=CPU_LINK, bytes_per_s=copied * _MARGIN),
         launch_s=_operation_s(),
         source=source,
     )

@@ -36,7 +36,8 @@ def is_captured(setting: Setting) -> bool:
     Where dense tokens stream in by the copy engine those kernels are launched, not replayed: their steps are long.
     """
     plain_weights = not setting.weights_on_host and setting.weight_format is WeightFormat.NATIVE
-    return plain_weights and not setting.host_attention and _keeps(setting) and _attends(setting)
+    on_gpu = not setting.machine.is_cpu and not setting.host_attention
+    return plain_weights and on_gpu and _keeps(setting) and _attends(setting)
 
 
 def streams(setting: Setting, *, away: bool) -> bool:

@@ -124,12 +124,14 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
     quantises = formats.gpu is not type(formats.gpu).NATIVE
     kv_flops = attention_flops(model, sequences)
     guess = setting.guess_hits
+    launched = _launch_prices(cost, setting, prefill_passes(sequences, setting.workload.prompt_tokens))
+    felt_share = 1.0 if cost.machine.is_cpu else 0.0  # beside a GPU the host has time to launch
     return LayerPrices(
         sequences=sequences,
         qkv_s=gemms.qkv.at_one(sequences),
         out_s=gemms.out.at_one(sequences),
         mlp_s=gemms.mlp.at_one(sequences),
-        launch_s=cost.launch_s(profile.kernels_per_layer),
+        launch_s=cost.launch_s(profile.kernels_per_layer) + felt_share * launched["launched_s"],
         score_s=score_s,
         score_s_per_cached=score_s_per_cached,
         select_s=select_s,
@@ -153,8 +155,8 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         ahead_share=(0.0 if guess is None else 1.0) if setting.attention.selector.recalls else 1.0,
         recalls=setting.attention.selector.recalls,
         head_s=gemms.head.at_one(sequences) + profile.step_overhead_s,
-        prefill=_prefill(cost, setting, sequences, gemms),
-        **_launch_prices(cost, setting, prefill_passes(sequences, setting.workload.prompt_tokens)),
+        prefill=_prefill(cost, setting, sequences, gemms, felt_share * launched["prefill_launched_s"]),
+        **launched,
     )
 
 
@@ -390,7 +392,9 @@ def prefill_passes(sequences: int, prompt_tokens: int) -> int:
     return ceil(sequences * prompt_tokens / prefill_rows(sequences, prompt_tokens))
 
 
-def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemms) -> dict[str, float]:
+def _prefill(
+    cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemms, launched_s: float
+) -> dict[str, float]:
     """One layer of the prefill, all its passes together; causal attention needs half the square."""
     model, dtype, prompt = setting.model, setting.dtype, setting.workload.prompt_tokens
     passes = prefill_passes(sequences, prompt)
@@ -406,5 +410,5 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
         "mlp": passes * gemms.mlp.at_one(mean_rows),
         "select": first_choice_s(cost, setting, sequences, passes),
         "norms": sequences * prompt * prefill_row_passes_s(cost, setting),
-        "launch": passes * cost.launch_s(cost.profile.kernels_per_layer),
+        "launch": passes * cost.launch_s(cost.profile.kernels_per_layer) + launched_s,
     }

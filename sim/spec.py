@@ -5,6 +5,8 @@ from enum import StrEnum
 
 from sim.checks import require_non_negative, require_positive, require_share, require_whole
 
+CPU_LINK = "copy within memory"  # the name of a link that leads nowhere else
+
 
 class DType(StrEnum):
     """What the model computes in."""
@@ -106,6 +108,11 @@ class MachineSpec:
     gpu: GpuSpec
     host: HostSpec
     overrides: tuple[str, ...] = ()
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether both tiers are the same memory: then what launches the work also does it."""
+        return self.gpu.link.name == CPU_LINK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

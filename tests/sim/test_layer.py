@@ -18,7 +18,7 @@ from sim.kv import KvFormat, KvFormats
 from sim.launches import CHOICE_OPERATIONS, decode_operations, prefill_operations
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices, layer_times
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute
-from sim.spec import WeightFormat
+from sim.spec import CPU_LINK, WeightFormat
 
 
 def times_of(plan: Plan, cost: CostModel | None = None) -> LayerTimes:
@@ -200,6 +200,19 @@ def test_the_host_launches_the_operations_of_each_layer() -> None:
         decode = 2 * decode_operations(setting, away=is_away)
         assert launched == [2 * prefill_operations(setting, 1, away=is_away), decode, decode, decode]
     assert decode_operations(setting, away=True) > decode_operations(setting, away=False) > 0
+
+
+def test_on_a_cpu_launches_come_on_top_of_what_they_launch() -> None:
+    machine = make_machine()
+    machine = replace(machine, gpu=replace(machine.gpu, link=replace(machine.gpu.link, name=CPU_LINK)))
+    plan = in_hbm(make_setting(machine=machine))
+
+    assert plan.setting.machine.is_cpu
+    assert op(plan, "launch", host_operation_s=2.0) == [
+        2 * prefill_operations(plan.setting, 1, away=False),
+        *3 * [2 * decode_operations(plan.setting, away=False)],
+    ]
+    assert decode_operations(plan.setting, away=False) > 0  # nothing is captured there
 
 
 def test_a_captured_step_launches_nothing_but_its_prefill() -> None:
