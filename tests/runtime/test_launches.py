@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from builders import make_machine
 from runtime.attention import Plain
 from runtime.execute import execute
 from runtime.graph.run import slots_kind
@@ -34,8 +35,9 @@ from sim.layer import prefill_passes
 from sim.plan import Placement, Plan, Recompute
 from sim.recipe import Recipe, plan_for
 from sim.spec import WeightFormat
-from tests.calibration.tiny import machine
 from tests.runtime.graphs import draw_prompts, kernels
+
+CARD = make_machine()  # a GPU: on a CPU nothing is captured
 
 CLOSE = 0.15
 CPU = torch.device("cpu")
@@ -125,7 +127,7 @@ def decoder(family: str, layers: int) -> Decoder:
 def by_step(family: str, recipe: Recipe, layers: int) -> tuple[Plan, list[int]]:
     """Operations of an eager run: of its prefill, then of each step."""
     made = decoder(family, layers)
-    plan = plan_for(made.spec, recipe, machine())
+    plan = plan_for(made.spec, recipe, CARD)
     made, ends = as_planned(made, plan.setting), [0]
     prompts = draw_prompts([recipe.prompt] * recipe.batch, 1)
     with Counting() as counting:
@@ -192,7 +194,7 @@ def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced
     family: str, changes: dict[str, Any]
 ) -> None:
     recipe, made = replace(BASE, **changes), decoder(family, 2)
-    plan = plan_for(made.spec, recipe, machine())
+    plan = plan_for(made.spec, recipe, CARD)
     if not is_captured(plan.setting):
         assert plan.setting.model.kv_heads < plan.setting.model.heads
         return
