@@ -21,7 +21,7 @@ from typing import Any
 
 from calibration.campaign import machine_of, measured_figures, repeats_of, require_here
 from calibration.draw import draw_recipe
-from calibration.machine import device_of, is_cpu
+from calibration.machine import device_of
 from calibration.runner import Runner
 from runtime.wave import BudgetExceeded
 from sim.attention import Selector
@@ -81,7 +81,7 @@ def seconds(recipe: Recipe, cost: CostModel, profile: Profile) -> float:
 
 def running_s(recipe: Recipe, cost: CostModel, profile: Profile) -> float:
     """Of all runs of a candidate, with what comes before them."""
-    kind, outcome = "cpu" if is_cpu(cost.machine) else "gpu", forecast(plan_of(recipe, cost.machine), cost).outcome
+    kind, outcome = "cpu" if cost.machine.is_cpu else "gpu", forecast(plan_of(recipe, cost.machine), cost).outcome
     predicted_s = seconds(recipe, cost, profile)
     one_s = predicted_s + PIN_S_PER_GIB[kind] * outcome.peak_host_bytes / GIB
     return WARM_S[kind] + repeats_of(predicted_s) * one_s
@@ -104,7 +104,7 @@ def workload_of(rng: random.Random, *, on_gpu: bool) -> Recipe:
 
 def draw(profile: Profile, machine: MachineSpec, seed: int, wanted: int, within_s: float) -> list[dict[str, Any]]:
     """Workloads with near-tied candidates; first those over whose best plan the two profiles disagree."""
-    rng, on_gpu = random.Random(seed), not is_cpu(machine)
+    rng, on_gpu = random.Random(seed), not machine.is_cpu
     measured = CostModel(machine=machine, profile=profile)
     nominal = CostModel(machine=machine, profile=Profile.nominal(machine))
     agreed, disputed = dict[str, dict[str, Any]](), dict[str, dict[str, Any]]()  # by name: one may be drawn twice

@@ -8,7 +8,7 @@ import torch
 
 from calibration.families import attention, fetches, formats, host, products, steps, transfers
 from calibration.families.base import Case, Scope
-from calibration.machine import fingerprint_of, is_cpu, machine_at
+from calibration.machine import fingerprint_of, machine_at
 from calibration.runner import Runner
 from calibration.timer import timer_for
 from sim.measured import Measured, load_measured, save_measured
@@ -113,7 +113,7 @@ def begin(device: torch.device, file: Path | None) -> Measured:
         measured = load_measured(file)
         here = torch.cuda.get_device_name(device) if device.type == "cuda" else None
         if (here or measured.fingerprint.cpu) != measured.fingerprint.device or (
-            here is None and not is_cpu(measured.machine)
+            here is None and not measured.machine.is_cpu
         ):
             raise ValueError(
                 f"{file}: measured on {measured.fingerprint.device}, this is another device: name another file by -o"

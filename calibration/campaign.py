@@ -14,7 +14,7 @@ import torch
 
 from calibration.draw import draw_recipe
 from calibration.families.steps import steady
-from calibration.machine import is_cpu, name_at
+from calibration.machine import name_at
 from calibration.replay import replayed
 from calibration.runner import Runner
 from runtime.wave import BudgetExceeded
@@ -110,7 +110,7 @@ def require_here(profile: Profile, device: torch.device) -> None:
 
 def prepare(profile: Profile, machine: MachineSpec, *, seed: int, plans: int) -> Campaign:
     """Draw plans, as evenly over the strata as they can be found, sorted so that a model's weights are drawn once."""
-    rng, on_gpu = random.Random(seed), not is_cpu(machine)
+    rng, on_gpu = random.Random(seed), not machine.is_cpu
     cost, quota = CostModel(machine=machine, profile=profile), max(1, plans // len(Stratum))
     drawn, spare, seen, count = list[Drawn](), list[Drawn](), set[str](), Counter[Stratum]()
     for _ in range(_DRAWS * plans):

@@ -56,7 +56,6 @@ def validate(
         raise ValueError(f"--plans={plans}, must be at least 1")
     _require_extra()
     from calibration import campaign as running
-    from calibration.machine import is_cpu
     from calibration.tables import counting, show, verdict_tables
     from calibration.verdict import judge
 
@@ -73,7 +72,7 @@ def validate(
     moved: float | None = None
     done = {one.recipe for one in before.results}
     lacking = set() if so_far else {one.recipe for one in drawn.plans} - done
-    where = _device(device or ("cpu" if is_cpu(machine) or not lacking else "cuda"))
+    where = _device(device or ("cpu" if machine.is_cpu or not lacking else "cuda"))
     if lacking:  # what has all been run can be judged anywhere
         running.require_here(loaded, where)
         moved = running.drift(loaded, machine, where)
@@ -86,7 +85,7 @@ def validate(
 
         due = replace(drawn, plans=tuple(one for one in drawn.plans if one.recipe in done | lacking))
         results = running.run_campaign(due, loaded, machine, where, before, keep)
-    verdict = judge(drawn, results, loaded, machine, on_gpu=not is_cpu(machine))
+    verdict = judge(drawn, results, loaded, machine, on_gpu=not machine.is_cpu)
     today = None if moved is None else f"the profile's reference step takes {moved:.2f} times what it took then"
     if as_json:
         print(json.dumps(verdict_to_json(verdict, moved), indent=1, allow_nan=False))

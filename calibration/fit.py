@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
-from calibration.machine import is_cpu
 from sim.allocated import peak_allocated_bytes
 from sim.capture import is_captured
 from sim.cost import CostModel
@@ -51,15 +50,14 @@ _STEP_WEIGHT = 4.0  # whole layers are what a plan is made of
 _FIRST_SCALE, _LEAST_SCALE, _OUTLYING = 0.5, 0.005, 3.0  # weighted residuals beyond this count less than their square
 _LEAST_EFFECT = 1e-3  # of a constant on any measurement, below which it counts as none
 _WIDEST = 1.0  # a factor of nearly three each way: where an interval is wider, the nominal value is tried as well
-# Where to begin, times the nominal value: so that neither of two constants hides behind the other in a maximum; and
-# launched one by one, a kernel takes the host far longer.
+# Where to begin, times the nominal value: so that neither of two constants hides behind the other in a maximum.
 _SHOWS = {
     "gemm_half_rows": 0.1,
     "copy_setup_s": 0.5,
 }
 _FLOORS = ("host_operation_s",)  # seen only where they bind
 _PULL, _LOW = 0.003, float(np.log(0.01))
-_SILENT = "no measurement depends on it"
+_SILENT = "nominal: no measurement depends on it"
 _WORSE = 0.1  # of a family's cost, below which a fit counts as no worse
 _ALIKE = 0.003  # seconds that differ by less are not told apart
 _JITTER = 0.03  # of any measurement besides the spread that it shows
@@ -106,7 +104,7 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
     if not rows:
         raise ValueError("measurements, there are none that a constant prices: measure first")
     start = replace(Profile.nominal(machine), name=name, basis=basis)
-    if is_cpu(machine):
+    if machine.is_cpu:
         start = replace(start, **_ON_CPU)  # type: ignore[arg-type]
     problem = _problem(machine, start, rows, _fitted_names(machine, {took.family for took, _ in rows}))
     silent = {name for name in problem.names if _is_silent(problem, _begin(problem), name)}
@@ -114,10 +112,16 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
     found, scale = _solved_twice(problem)
     problem, found, kept = _without_the_unknown(problem, found, scale)
     kept |= dict.fromkeys(silent, _SILENT)
-    fitted = _with_library_bytes(problem.profile(found.x), measured)
+    fitted = problem.profile(found.x)
+    besides = _library_bytes(CostModel(machine=machine, profile=fitted), measured)
+    if besides:
+        fitted = replace(fitted, library_bytes=max(0.0, median(besides)))
+        kept["library_bytes"] = (
+            f"the median of what {len(besides)} allocators' peaks held besides what is accounted for"
+        )
     evidence = Evidence(
         fingerprint=measured.fingerprint,
-        machine=machine if is_cpu(machine) else None,
+        machine=machine if machine.is_cpu else None,
         estimates=(*_estimates(problem, found, scale), *_left(kept, problem)),
         errors=family_errors(rows, CostModel(machine=machine, profile=fitted)),
         access=measured.access,
@@ -127,16 +131,18 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
     return replace(fitted, evidence=evidence)
 
 
-def _with_library_bytes(profile: Profile, measured: Measured) -> Profile:
-    """What allocators have given out besides what plans account for: the median over prefills of captured steps."""
-    cost = CostModel(machine=measured.machine, profile=replace(profile, library_bytes=0.0))
+def _library_bytes(cost: CostModel, measured: Measured) -> list[float]:
+    """What allocators have given out besides what plans account for, of every run of captured steps whose peak is known."""
     plans = [
         (took.peak_bytes, plan_of(Recipe.of(took.case), measured.machine))
         for took in measured.measurements
         if took.peak_bytes
     ]
-    besides = [took - peak_allocated_bytes(plan, cost) for took, plan in plans if is_captured(plan.setting)]
-    return replace(profile, library_bytes=max(0.0, median(besides))) if besides else profile
+    return [
+        took - peak_allocated_bytes(plan, cost) + cost.profile.library_bytes
+        for took, plan in plans
+        if is_captured(plan.setting)
+    ]
 
 
 def _reference(measurements: Sequence[Measurement]) -> Measurement | None:
@@ -157,9 +163,9 @@ def family_errors(rows: Sequence[tuple[Measurement, Prediction]], cost: CostMode
 
 
 def _fitted_names(machine: MachineSpec, families: set[str]) -> tuple[str, ...]:
-    """All constants but those that are the same as another here, or that nothing but what was not measured can tell."""
+    """All constants but those that are fixed here, or that nothing but what was not measured can tell."""
     untold = {name for name, family in _TOLD_BY.items() if family not in families}
-    fixed = _ON_CPU if is_cpu(machine) else {}
+    fixed = _ON_CPU if machine.is_cpu else {}
     return tuple(name for name in Profile.constants() if name not in {*_NOT_FITTED, *untold, *fixed})
 
 
@@ -249,7 +255,7 @@ def _without_the_unknown(
         costs = _family_costs(fewer, fewer.residuals(without.x), scale)
         if all(costs[family] <= most for family, most in allowed.items()):
             silent = _is_silent(problem, found.x, name)
-            reason = _SILENT if silent else "the data fit it no worse than any other value"
+            reason = _SILENT if silent else "nominal: the data fit it no worse than any other value"
             kept[name] = reason
             problem, found = fewer, without
         else:
@@ -336,8 +342,8 @@ def _left(kept: dict[str, str], problem: _Problem) -> list[Estimate]:
     for name in Profile.constants():
         if name in problem.names:
             continue
-        reason = f"nominal: {kept.get(name, 'nothing measured here tells it')}"
-        if name in _ON_CPU and is_cpu(problem.machine):
+        reason = kept.get(name, "nominal: nothing measured here tells it")
+        if name in _ON_CPU and problem.machine.is_cpu:
             reason = f"{_ON_CPU[name]:g}: a CPU does one thing after the other"
         estimates.append(Estimate(parameter=name, low=None, high=None, evidence=reason))
     return estimates

@@ -47,11 +47,6 @@ def name_at(device: torch.device) -> str:
     return catalogue.gpu(torch.cuda.get_device_name(device)).name
 
 
-def is_cpu(machine: MachineSpec) -> bool:
-    """Whether both tiers are the same memory."""
-    return machine.is_cpu
-
-
 def fingerprint_of(device: torch.device, machine: MachineSpec) -> Fingerprint:
     """What to recognise the machine by, and what may change its speed."""
     on_gpu = device.type == "cuda"

@@ -4,7 +4,7 @@ Variables, in tokens of one sequence at one step: ``kv`` (KV on the host only), 
 ``forward`` (dropped, computed again from token ids). Every number comes from ``sim``; nothing is priced here.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from sim.cost import CostModel
 from sim.flows import Column, Flows, counts_of, held_state_bytes, keeps_away
 from sim.forecast import static_host_bytes
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
-from sim.layer import LayerPrices, LayerTimes, launched_seconds, layer_prices, layer_times
+from sim.layer import LayerPrices, LayerTimes, layer_prices, layer_times
 from sim.plan import Recompute, Setting, WriteBack
 
 
@@ -164,7 +164,7 @@ def _timing(setting: Setting, cost: CostModel, sequences: int, still: Flows, awa
     return Timing(
         sequences=sequences,
         prices=prices,
-        still=replace(layer_times(prices, still, cost), launched_s=launched_seconds(prices, len(rate), away=away)),
+        still=layer_times(prices, still, cost, away=away),
         h2d_bytes_by_kv=h2d_by_kv,
         h2d_bytes_by_inputs=h2d_by_inputs,
         rows_by_inputs=rate,

@@ -29,8 +29,8 @@ class LayerPrices:
     """Seconds (and link bytes) of one layer for ``sequences`` at once. ``per_*`` are for each token of one sequence.
 
     The integer program and the engine read these same numbers. ``launched_s`` is what the host takes to launch a layer,
-    beside what the GPU does; nothing where it replays a captured step. The ``_away`` ones are of plans that keep anything
-    outside HBM, at any step.
+    nothing where it replays a captured step. That goes on beside the GPU's work, or, ``launches_felt``, on top of it where a
+    CPU does both. The ``_away`` ones are of plans that keep anything outside HBM, at any step.
     """
 
     sequences: int
@@ -66,12 +66,7 @@ class LayerPrices:
     launched_away_s: float
     prefill_launched_s: float
     prefill_launched_away_s: float
-
-    @property
-    def fixed_s(self) -> float:
-        """GPU seconds of a decode layer that depend on no token count."""
-        products_s = self.qkv_s + self.out_s + self.mlp_s
-        return products_s + self.launch_s + self.score_s + self.select_s + self.convert_s + self.attention_s
+    launches_felt: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +75,7 @@ class LayerTimes:
 
     ``layer_s`` is from start to end of a layer that waits for no transfer; the CPU attends beside the GPU.
     ``prefetch_s`` may run ahead of the layer, ``correct_s`` is fetched between its query and its attention.
-    ``head_s`` ends the step. ``launched_s`` is how long the host takes to launch the layer.
+    ``head_s`` ends the step. ``launched_s`` is how long the host takes to launch the layer beside it.
     """
 
     decode_ops: dict[str, Column | float]
@@ -124,14 +119,12 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
     quantises = formats.gpu is not type(formats.gpu).NATIVE
     kv_flops = attention_flops(model, sequences)
     guess = setting.guess_hits
-    launched = _launch_prices(cost, setting, prefill_passes(sequences, setting.workload.prompt_tokens))
-    felt_share = 1.0 if cost.machine.is_cpu else 0.0  # beside a GPU the host has time to launch
     return LayerPrices(
         sequences=sequences,
         qkv_s=gemms.qkv.at_one(sequences),
         out_s=gemms.out.at_one(sequences),
         mlp_s=gemms.mlp.at_one(sequences),
-        launch_s=cost.launch_s(profile.kernels_per_layer) + felt_share * launched["launched_s"],
+        launch_s=cost.launch_s(profile.kernels_per_layer),
         score_s=score_s,
         score_s_per_cached=score_s_per_cached,
         select_s=select_s,
@@ -155,8 +148,9 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         ahead_share=(0.0 if guess is None else 1.0) if setting.attention.selector.recalls else 1.0,
         recalls=setting.attention.selector.recalls,
         head_s=gemms.head.at_one(sequences) + profile.step_overhead_s,
-        prefill=_prefill(cost, setting, sequences, gemms, felt_share * launched["prefill_launched_s"]),
-        **launched,
+        prefill=_prefill(cost, setting, sequences, gemms),
+        launches_felt=cost.machine.is_cpu,
+        **_launch_prices(cost, setting, prefill_passes(sequences, setting.workload.prompt_tokens)),
     )
 
 
@@ -200,15 +194,20 @@ def _sm_share(cost: CostModel, setting: Setting) -> float:
     return cost.profile.gather_sm_share
 
 
-def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTimes:
-    """Times of every step at ``prices``."""
+def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: bool | None = None) -> LayerTimes:
+    """Times of every step at ``prices``; ``away``, of a plan that keeps tokens outside HBM, where ``flows`` do not tell."""
     fetched = prices.bytes_per_kv * flows.fetched_kv + prices.bytes_per_inputs * flows.fetched_inputs
     written = prices.bytes_per_kv * flows.written_kv + prices.bytes_per_inputs * flows.written_inputs
     ahead, exposed = fetched * prices.ahead_share, fetched * prices.exposed_share
     ahead_s, exposed_s = prices.fetch.at(ahead), prices.fetch.at(exposed)
-    ops = _decode_ops(prices, flows, _affine(0.0, prices.sm_share, ahead_s + exposed_s))
+    launched_s = launched_seconds(prices, len(written), away=keeps_away(flows) if away is None else away)
+    ops, prefill_ops = _decode_ops(prices, flows, _affine(0.0, prices.sm_share, ahead_s + exposed_s)), prices.prefill
+    if prices.launches_felt:
+        ops["launch"] = prices.launch_s + launched_s
+        prefill_ops = prefill_ops | {"launch": prefill_ops["launch"] + float(launched_s[0])}
+        launched_s = np.zeros_like(launched_s)
     query_s, attend_s, rest_s = (
-        _total(ops, prices.prefill, names, len(written)) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS)
+        _total(ops, prefill_ops, names, len(written)) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS)
     )
     prefetch_bytes = prices.weight_bytes + ahead
     delay_s = cost.duplex_delay_s(prefetch_bytes + exposed, written)
@@ -216,7 +215,7 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTime
     host_attention_s = prices.host_attention.at(flows.host_attended)
     return LayerTimes(
         decode_ops=ops,
-        prefill_ops=prices.prefill,
+        prefill_ops=prefill_ops,
         query_s=query_s,
         attend_s=attend_s,
         rest_s=rest_s,
@@ -226,7 +225,7 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel) -> LayerTime
         correct_s=exposed_s + exposed_delay_s,
         write_s=prices.stream.at(written) + delay_s,
         head_s=np.full(len(written), prices.head_s),
-        launched_s=launched_seconds(prices, len(written), away=keeps_away(flows)),
+        launched_s=launched_s,
         prefetch_bytes=prefetch_bytes,
         correct_bytes=exposed,
         write_bytes=written,
@@ -392,9 +391,7 @@ def prefill_passes(sequences: int, prompt_tokens: int) -> int:
     return ceil(sequences * prompt_tokens / prefill_rows(sequences, prompt_tokens))
 
 
-def _prefill(
-    cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemms, launched_s: float
-) -> dict[str, float]:
+def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemms) -> dict[str, float]:
     """One layer of the prefill, all its passes together; causal attention needs half the square."""
     model, dtype, prompt = setting.model, setting.dtype, setting.workload.prompt_tokens
     passes = prefill_passes(sequences, prompt)
@@ -410,5 +407,5 @@ def _prefill(
         "mlp": passes * gemms.mlp.at_one(mean_rows),
         "select": first_choice_s(cost, setting, sequences, passes),
         "norms": sequences * prompt * prefill_row_passes_s(cost, setting),
-        "launch": passes * cost.launch_s(cost.profile.kernels_per_layer) + launched_s,
+        "launch": passes * cost.launch_s(cost.profile.kernels_per_layer),
     }

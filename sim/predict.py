@@ -43,7 +43,6 @@ def _operation(measurement: Measurement, machine: MachineSpec) -> Prediction:
         "copy": _copy,
         "duplex": _duplex,
         "gather": _gather,
-        "gather_beside": _products_beside,  # the pool's reads, in files of before there was ``fetch_beside``
         "fetch": _fetch,
         "fetch_beside": _products_beside,
         "quantise": _rounding,

@@ -61,6 +61,8 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     kept, cached = planned.decoding(flows.kept), planned.decoding(flows.cached)
     some, none = decoding > 0, np.zeros_like(rows)
     prefill_flops = 2.0 * setting.model.query_dim * planned.prefilled_squares
+    launched_s = one.launched_s * some + one.prefill_launched_s * (planned.prefilled > 0)
+    felt_s, beside_s = (launched_s, none) if one.launches_felt else (none, launched_s)
     quantise_launch_s = cost.launch_s(1) if one.convert_s else 0.0
     attention_s = one.attention_s * some + attention_s_per_token(cost, setting) * kept
     ops: dict[str, Column] = {
@@ -78,7 +80,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         "mlp": gemms.mlp.at(rows),
         "norms": prefill_row_passes_s(cost, setting) * planned.prefilled_tokens,
         "gather_sms": none,
-        "launch": np.full_like(rows, one.launch_s),
+        "launch": one.launch_s + felt_s,
     }
     query_s, attend_s, rest_s = (
         np.sum([ops[name] for name in names], axis=0) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS)
@@ -98,7 +100,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         correct_s=none,
         write_s=link.at(swapped_out) + delay_s,
         head_s=gemms.head.at(decoding + planned.prefilled) + cost.profile.step_overhead_s,
-        launched_s=one.launched_s * some + one.prefill_launched_s * (planned.prefilled > 0),
+        launched_s=beside_s,
         prefetch_bytes=swapped_in,
         correct_bytes=none,
         write_bytes=swapped_out,
