@@ -225,10 +225,16 @@ class _Run:
         padding = self.prompts.padding[at]
         positions = (torch.arange(tokens.shape[1], device=device) - padding[:, None]).clamp(min=0)
         x = decoder.embed(tokens, positions)
-        padded = any(self.padding[number] for number in numbers)
-        for layer in range(decoder.spec.layers):
-            _, k, v, x = prompt_layer(decoder, layer, x, positions, padding if padded else None)
+        hidden = padding if any(self.padding[number] for number in numbers) else None
+
+        def through(layer: int, x: Tensor) -> Tensor:
+            """What the layer's output was made from goes before the next layer comes."""
+            _, k, v, after = prompt_layer(decoder, layer, x, positions, hidden)
             self.slots.enter(layer, pages, opened, k, v)
+            return after
+
+        for layer in range(decoder.spec.layers):
+            x = through(layer, x)
         generated[at, done] = decoder.logits(x[:, -1:])[:, 0].argmax(-1)
 
     def _finish(self, turn: Turn) -> None:
