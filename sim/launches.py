@@ -12,8 +12,7 @@ from sim.spec import ModelSpec, WeightFormat
 _PLAIN_LAYER = (
     12  # of a prompt: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
 )
-CHOICE_OPERATIONS = 186  # of a window's first choice from a prompt's attention
-_TAKEN_IN = {Selector.SWA: CHOICE_OPERATIONS, Selector.PAGES: 26}  # by a captured step's slots; else a few copies
+_TAKEN_IN = {Selector.SWA: 12, Selector.PAGES: 26}  # by a captured step's slots; else a few copies
 _STREAMED_STEP, _STREAMED_INPUTS = 22, 12  # kernels, copies and the events between them, in plain operations
 # Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.
 _DECODE_BOOKS, _PREFILL_BOOKS = 71, 103
@@ -64,6 +63,11 @@ def prefill_operations(setting: Setting, passes: float, *, away: bool) -> float:
     turned = 0 if setting.model.positions else 9  # each pass works out its cosines and sines anew
     together = 4 + passes * (4 + turned) if passes > 1 else 0
     return passes * layer + together + books + (39 + 67 * groups) * grouped + written * away
+
+
+def choice_operations(setting: Setting) -> int:
+    """Of a first choice from a prompt's attention, under a selector that chooses ahead."""
+    return (_TAKEN_IN if is_captured(setting) else _PREFILL_CHOICE)[setting.attention.selector]
 
 
 def prompt_operations(model: ModelSpec) -> int:

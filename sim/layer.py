@@ -12,7 +12,7 @@ from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, keeps_away
 from sim.footprint import layer_weight_bytes, prefill_rows
 from sim.kv import inputs_layer_bytes, kv_layer_bytes
-from sim.launches import CHOICE_OPERATIONS, decode_operations, prefill_operations
+from sim.launches import choice_operations, decode_operations, prefill_operations
 from sim.plan import Mechanism, Placement, Setting
 from sim.spec import DType, ModelSpec, WeightFormat
 
@@ -20,7 +20,9 @@ from sim.spec import DType, ModelSpec, WeightFormat
 QUERY_OPS = ("qkv", "score")
 ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
 _TURN_PASSES = 9  # of an entry by an unfused rotation: halves exchanged, two products, their sum
-_CHOICE_PASSES = 9  # of float32 weights until heads are summed: scores widened, scaled, masked, their softmax, the sum
+# Of float32 weights until heads are summed: scores written and read in 16 bit, widened, scaled and masked (each a pass to
+# and one from memory, or by a captured step's kernel all at once), their softmax, the sum.
+_CHOICE_PASSES, _CAPTURED_CHOICE_PASSES = 9, 5
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
 
 
@@ -347,7 +349,8 @@ def first_choice_s(cost: CostModel, setting: Setting, sequences: int, passes: in
     prompt, selector = setting.workload.prompt_tokens, setting.attention.selector
     queries = prompt if selector is Selector.H2O else setting.attention.history_steps(prompt)
     weights_bytes = 4.0 * sequences * setting.model.heads * queries * prompt
-    return passes * cost.launch_s(CHOICE_OPERATIONS) + cost.elementwise_s(_CHOICE_PASSES * weights_bytes)
+    over_weights = _CAPTURED_CHOICE_PASSES if is_captured(setting) else _CHOICE_PASSES
+    return passes * cost.launch_s(choice_operations(setting)) + cost.elementwise_s(over_weights * weights_bytes)
 
 
 def _norm_passes(model: ModelSpec) -> int:

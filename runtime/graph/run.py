@@ -63,6 +63,8 @@ class GraphWave:
     def capture(self) -> None:
         """Capture the step; again after what it does has been changed."""
         self.step.capture()
+        if isinstance(self.slots, WindowSlots):
+            self._warm_up()
 
     def run(self, prompts: Prompts, on_step: Callable[[int], None] | None = None) -> GraphRun:
         """Greedy completions. ``on_step`` is called before each decode step, with its row; reading the device there costs."""
@@ -98,6 +100,12 @@ class GraphWave:
         q, k, v, after = prompt_layer(self.decoder, layer, x, positions, padding if self.padded else None)
         self.slots.start(layer, first, q, k, v)
         return after
+
+    def _warm_up(self) -> None:
+        """A layer of one prompt, so that the first one waits for no compiler."""
+        positions = torch.arange(self.plan.setting.workload.prompt_tokens, device=self.decoder.device)[None]
+        x = self.decoder.embed(torch.zeros_like(positions), positions)
+        self._prefill_layer(0, 0, x, positions, self.padding[:1])
 
     @torch.inference_mode()
     def decode(self, first: int, last: int, on_step: Callable[[int], None] | None = None) -> float:

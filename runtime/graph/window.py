@@ -13,13 +13,9 @@ from torch import Tensor
 from runtime.cache import hbm_slots
 from runtime.graph.launch import Launcher, Weights, power_of_two
 from runtime.graph.pinned import registered
+from runtime.graph.taking_in import Prompt, Window, choose, keep, prompt_weights, remember
 from runtime.lanes import Lanes
-from runtime.ledger import Ledger
-from runtime.masks import listed
 from runtime.models import Decoder
-from runtime.prefill import first_picks
-from runtime.selectors import Scope
-from runtime.selectors.swa import SparseWindow
 from runtime.tally import Tally
 from sim.attention import TokenCounts
 from sim.plan import Plan
@@ -39,13 +35,6 @@ class Entries(NamedTuple):
     move_counts: Tensor
 
 
-class _At(NamedTuple):
-    """Some lanes of a layer, as an index of tensors [layer, lane, ...]."""
-
-    layer: int
-    lanes: slice
-
-
 class WindowSlots:
     """Keys and values [layer, lane, head, slot, channel]; on the host [layer, lane, slot, head, channel]."""
 
@@ -55,6 +44,7 @@ class WindowSlots:
         self.counts = plan.setting.token_counts
         self.launcher = Launcher(spec, padding)
         self.history = [plan.setting.attention.history_steps(cached) for cached in self.counts.cached]
+        self.window = Window(counts=self.counts, history=(self.history[0], self.history[min(1, len(self.history) - 1)]))
         self.width = max(near + far for near, far in zip(self.counts.local, self.counts.selected, strict=True))
         self.entries = 1 + max(n - gone for n, gone in zip(self.counts.cached, self.counts.dead, strict=True))
         self.near = min(self.entries, hbm_slots(plan))
@@ -81,15 +71,15 @@ class WindowSlots:
 
     def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         """Choose what the first step attends to, and keep what lives."""
-        lanes = slice(first, first + k.shape[0])
-        ledger, selector = Ledger(self.plan, k.shape[0], k.device), SparseWindow(self._scope(lanes))
-        selector.start(self.lanes.queries(q), k)
-        ledger.want(0, torch.zeros_like(ledger.alive))
-        if self.plan.homes.steps > 1:
-            ledger.want(1, first_picks(ledger, selector))
-            ledger.bury(0)
-            ledger.bury(1)
-            self._enter(_At(layer, lanes), self._ordered(ledger), ledger, selector, k, v)
+        if self.plan.homes.steps == 1:
+            return
+        state, padding = self.state, self.launcher.padding
+        prompt = Prompt(k=k, v=v, first_lane=first, first_row=layer * self.lanes.count + first)
+        weights = prompt_weights(self.window, self.lanes.queries(q), prompt, padding)
+        choose(self.window, weights, self.launcher.queries, prompt, padding, state)
+        remember(self.window, weights, prompt, padding, state)
+        near, far = (self.keys, self.values), (self.host_keys, self.host_values)
+        keep(self.window, prompt, state.position, near, far)
 
     def begin_step(self) -> None:
         """Every layer's list is there already."""
@@ -191,52 +181,6 @@ class WindowSlots:
             moves=torch.zeros((layers, lanes, self.entries, 4), dtype=torch.int32, device=device),
             move_counts=torch.zeros((layers, lanes), dtype=torch.int32, device=device),
         )
-
-    def _ordered(self, ledger: Ledger) -> Tensor:
-        """Living tokens [lane, token]: first those that the first step attends to."""
-        attended = self.counts.local[1] - 1 + self.counts.selected[1]
-        living = self.counts.cached[1] - 1 - self.counts.dead[1]
-        wanted = ledger.alive & ledger.wanted
-        first, _ = listed(wanted, attended)
-        others, _ = listed(ledger.alive & ~wanted, living - attended)
-        return torch.cat((first, others), dim=-1)
-
-    def _enter(self, at: "_At", tokens: Tensor, ledger: Ledger, selector: SparseWindow, k: Tensor, v: Tensor) -> None:
-        """Entries for ``tokens``; the first step's newborn token comes right after those it attends to."""
-        attended, state = self.counts.local[1] - 1 + self.counts.selected[1], self.state
-        entry = torch.arange(tokens.shape[1], device=k.device)
-        entry = torch.where(entry < attended, entry, entry + 1)
-        state.rank[at], state.position[at], state.last[at] = -1, -1, -1
-        state.place[at] = torch.arange(self.entries, device=k.device)
-        state.position[at][:, entry] = tokens.to(torch.int32)
-        state.last[at][:, entry] = ledger.last.gather(-1, tokens).to(torch.int32)
-        state.position[at][:, attended], state.last[at][:, attended] = self.counts.cached[0], 1
-        state.rank[at][:, : attended + 1] = torch.arange(attended + 1, device=k.device)
-        real = state.position[at][:, : attended + 1] >= self.padding[at.lanes, None]
-        state.slots[at][:, : attended + 1] = state.rank[at][:, : attended + 1].where(real, -1)
-        state.counts[at] = attended + 1
-        self._remember(at, entry, tokens, selector)
-        self._store(at, entry, tokens, k, v, attended)
-
-    def _remember(self, at: "_At", entry: Tensor, tokens: Tensor, selector: SparseWindow) -> None:
-        """Weights of the prompt's last queries."""
-        assert selector.prompt is not None
-        ring, paid = self.state.ring[at], selector.prompt  # [lane, query, entry], [lane, query, token]
-        queries = torch.arange(self.counts.cached[0] - paid.shape[1], self.counts.cached[0], device=paid.device)
-        rows = paid.gather(-1, tokens[:, None].expand(-1, paid.shape[1], -1))
-        ring[:, (queries % ring.shape[1])[:, None], entry[None]] = rows
-
-    def _store(self, at: "_At", entry: Tensor, tokens: Tensor, k: Tensor, v: Tensor, attended: int) -> None:
-        """Counted here, not asked of the device: the first entries, but for the newborn's, have slots in HBM."""
-        lane, near = torch.arange(k.shape[0], device=k.device)[:, None], self.near - (self.near > attended)
-        for rows, here, there in ((k, self.keys, self.host_keys), (v, self.values, self.host_values)):
-            kept = rows[lane, tokens]  # [lane, token, head, channel]
-            here[at][:, :, entry[:near]] = kept[:, :near].transpose(1, 2)
-            if self.far:
-                there[at][:, entry[near:] - self.near] = kept[:, near:]
-
-    def _scope(self, lanes: slice) -> Scope:
-        return Scope.of(self.plan.setting, self.padding[lanes], self.decoder.dtype)
 
 
 def _table(counts: TokenCounts, history: list[int], device: torch.device) -> Tensor:

@@ -1,10 +1,11 @@
 """The numbers of ``sim.launches`` against the runtime's own operations, counted on tiny models in fp16.
 
 In fp16 norms and scores pass through float32, which counts; in fp32 they would not. What only looks at memory in another
-way is left out. Kernels of a captured step are one operation each; here they are interpreted and only take a prompt in.
+way is left out. Kernels that take a prompt in are one operation each; what they compute does not matter here.
 """
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
 from statistics import median
@@ -30,7 +31,7 @@ from sim.attention import Selector
 from sim.capture import is_captured
 from sim.flows import flows_of, home_columns, keeps_away
 from sim.kv import KvFormat
-from sim.launches import decode_operations, prefill_operations, prompt_operations
+from sim.launches import choice_operations, decode_operations, prefill_operations, prompt_operations
 from sim.layer import prefill_passes
 from sim.plan import Placement, Plan, Recompute
 from sim.recipe import Recipe, plan_for
@@ -100,6 +101,14 @@ class Counting(TorchDispatchMode):
         is_view = name == "t.default" or (any(view in name for view in _VIEWS) and not name.startswith("index_select"))
         self.count += not is_view
         return func(*args, **(kwargs or {}))
+
+    def launch(self, *_: Any) -> Callable[..., None]:
+        """Stands for ``kernel[grid]``: counts it and computes nothing."""
+
+        def launched(*_: Any, **__: Any) -> None:
+            self.count += 1
+
+        return launched
 
 
 @pytest.fixture
@@ -191,8 +200,10 @@ def test_several_passes_take_a_layer_each(family: str) -> None:
     ids=["dense", "int8", "int8 two groups", "swa", "pages"],
 )
 def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced(
-    family: str, changes: dict[str, Any]
+    family: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from triton.runtime.jit import KernelInterface
+
     recipe, made = replace(BASE, **changes), decoder(family, 2)
     plan = plan_for(made.spec, recipe, CARD)
     if not is_captured(plan.setting):
@@ -206,6 +217,7 @@ def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced
     with torch.inference_mode():
         made.project(0, x, positions)  # cosines and sines are there from the first layer on
         with Counting() as counting:
+            monkeypatch.setattr(KernelInterface, "__getitem__", counting.launch)
             q, k, v, _ = prompt_layer(made, 1, x, positions, None)
             counts["prompt"] = counting.count
             slots.start(1, 0, q, k, v)
@@ -214,3 +226,5 @@ def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced
     model = plan.setting.model
     assert prompt_operations(model) == pytest.approx(counts["prompt"], rel=CLOSE)
     assert prefill_operations(plan.setting, 1, away=False) == pytest.approx(counts["prefill"], rel=CLOSE)
+    if plan.setting.attention.selector is Selector.SWA:
+        assert choice_operations(plan.setting) == counts["prefill"] - counts["prompt"]

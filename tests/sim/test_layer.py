@@ -15,7 +15,7 @@ from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
 from sim.forecast import forecast
 from sim.kv import KvFormat, KvFormats
-from sim.launches import CHOICE_OPERATIONS, decode_operations, prefill_operations
+from sim.launches import choice_operations, decode_operations, prefill_operations
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices, layer_times
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute
 from sim.spec import CPU_LINK, WeightFormat
@@ -113,9 +113,20 @@ def test_the_next_selection_is_made_from_this_steps_weights(
     launches, token_s = (4, 0.25) if bytes_per_kept else (0, 0)
     kept = setting.token_counts.local[1] + setting.token_counts.selected[1]
     assert op(in_hbm(setting), "select", kernels_per_selection=4, selection_token_s=0.25) == [
-        CHOICE_OPERATIONS * (queries > 0) + 9 * 4 * queries * 8 / 512,
+        (choice_operations(setting) + 9 * 4 * queries * 8 / 512) if queries else 0,
         launches + (token_s + bytes_per_kept / 512) * kept,
     ]
+
+
+def test_a_captured_steps_window_chooses_from_a_prompt_in_fewer_operations_and_passes() -> None:
+    changes: dict[str, Any] = {"prompt": 8, "output": 2, "sparsity": 0.5, "machine": make_machine(launch_s=1.0)}
+    eager = make_setting(Selector.SWA, placement=Placement.RECENT, **changes)
+    captured = make_setting(Selector.SWA, placement=Placement.RESIDENT, **changes)
+
+    weights_s = 4 * 2 * 8 / 512
+    assert choice_operations(captured) < choice_operations(eager) / 4
+    assert op(in_hbm(eager), "select")[0] == choice_operations(eager) + 9 * weights_s
+    assert op(in_hbm(captured), "select")[0] == choice_operations(captured) + 5 * weights_s
 
 
 def test_a_choice_goes_over_its_tokens_in_turn_however_many_sequences() -> None:
@@ -170,8 +181,14 @@ def test_widening_and_rounding_have_rates_of_their_own() -> None:
     assert found == [4 * 3 * 37 / 256] + [3 * 37 / 256 + 101 * tokens / 128 for tokens in (4, 5, 5)]
 
 
-@pytest.mark.parametrize("selector", [Selector.DENSE, Selector.SWA, Selector.H2O, Selector.TOPK])
-@pytest.mark.parametrize("kv", [KvFormat.NATIVE, KvFormat.INT8])
+@pytest.mark.parametrize(
+    ("selector", "kv"),
+    [
+        *((selector, KvFormat.NATIVE) for selector in (Selector.DENSE, Selector.H2O, Selector.TOPK)),
+        *((selector, KvFormat.INT8) for selector in (Selector.DENSE, Selector.SWA, Selector.H2O, Selector.TOPK)),
+        (Selector.SWA, KvFormat.FP8),  # in native a wave's choices are captured, which newcomers' are not
+    ],
+)
 def test_one_sequence_admitted_alone_takes_as_long_as_a_wave_of_it(selector: Selector, kv: KvFormat) -> None:
     """Prefill and choices included."""
     sparsity = 0.0 if selector is Selector.DENSE else 0.5
