@@ -82,7 +82,7 @@ def prompt_weights(q: Tensor, k: Tensor, padding: Tensor, scale: float, first: i
     tokens = k.shape[1]
     at = torch.arange(tokens, device=k.device)
     real = at >= padding[:, None]
-    scores = torch.einsum("lqhgc,lthc->lhgqt", q[:, first:], k).float() * scale
+    scores = torch.einsum("lqhgc,lthc->lhgqt", q[:, first:], k).float().mul_(scale)
     visible = (at[first:, None] >= at) & real[:, None, :]
-    weights = scores.masked_fill(~visible[:, None, None], -torch.inf).softmax(-1).sum((1, 2))
+    weights = scores.masked_fill_(~visible[:, None, None], -torch.inf).softmax(-1).sum((1, 2))
     return torch.where(real[:, first:, None], weights, 0.0)  # padding asks nothing (its row is NaN)
