@@ -33,7 +33,7 @@ def gains_by_capture(profile: Profile) -> bool:
 def is_captured(setting: Setting) -> bool:
     """Whether a decode step of ``setting`` takes the kernels of a captured one on a CUDA device.
 
-    Where dense tokens stream in by the copy engine those kernels are launched, not replayed: their steps are long.
+    Where dense tokens stream in by the copy engine it is replayed in pieces, between which the host queues copies.
     """
     plain_weights = not setting.weights_on_host and setting.weight_format is WeightFormat.NATIVE
     on_gpu = not setting.machine.is_cpu and not setting.host_attention
@@ -41,7 +41,7 @@ def is_captured(setting: Setting) -> bool:
 
 
 def streams(setting: Setting, *, away: bool) -> bool:
-    """Whether a captured step's kernels are launched layer by layer, because dense tokens come by the copy engine.
+    """Whether a captured step is replayed layer by layer, because dense tokens come by the copy engine.
 
     They do in plans that keep some ``away`` from HBM, and where all are written at birth.
     """

@@ -52,7 +52,7 @@ class GraphWave:
         self.slots: DenseSlots | QuantisedSlots | WindowSlots | RecallSlots | StreamedSlots
         step: type[DecodeStep]
         if streams(plan):
-            self.slots, step = StreamedSlots(plan, decoder, self.lanes, self.padding), StreamedStep
+            self.slots, step = StreamedSlots(plan, decoder, self.lanes, self.padding, self.row), StreamedStep
         else:
             kind = slots_kind(plan)
             self.slots, step = kind(plan, decoder, self.lanes, self.padding, self.row), DecodeStep

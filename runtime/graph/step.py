@@ -1,5 +1,6 @@
 """One decode step as a CUDA graph: every tensor has its place, every length is on the device."""
 
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -88,30 +89,38 @@ class CapturedStep:
         self.graph = graph
 
     def _run(self) -> None:
+        for _ in self._pieces():
+            pass  # nothing comes between
+
+    def _pieces(self) -> Iterator[int]:
+        """The step, which stops before each layer's attention with that layer's number."""
         tokens, positions = self._inputs()
         self.slots.begin_step()
         x = self.decoder.embed(tokens[:, None], positions[:, None])
-        self.logits = self._fused(x[:, 0], positions) if fuses(self.decoder) else self._plain(x, positions[:, None])
+        through = self._fused(x[:, 0], positions) if fuses(self.decoder) else self._plain(x, positions[:, None])
+        self.logits = yield from through
         self._emit(self.logits.argmax(-1))
         self.beside.last.wait()
         self._advance()
 
-    def _plain(self, x: Tensor, positions: Tensor) -> Tensor:
+    def _plain(self, x: Tensor, positions: Tensor) -> Generator[int, None, Tensor]:
         """Any family, in the decoder's own operations."""
         decoder = self.decoder
         for layer in range(decoder.spec.layers):
             q, k, v = (rows[:, 0].contiguous() for rows in decoder.project(layer, x, positions))
+            yield layer
             self._attend(layer, x, q, k, v)
             x = decoder.finish(layer, x, self.attended[:, None])
         return decoder.logits(x)[:, 0]
 
-    def _fused(self, x: Tensor, positions: Tensor) -> Tensor:
+    def _fused(self, x: Tensor, positions: Tensor) -> Generator[int, None, Tensor]:
         """From x [lane, hidden]: residual sums and norms in one kernel, biases and ReLU in the products' epilogues."""
         decoder, tilings, added = self.decoder, self.tilings, None
         normed, lanes, relu = torch.empty_like(x), x.shape[0], not decoder.spec.gated_mlp
         for layer, weights in enumerate(decoder.weights.layers):
             self._norm(x, added, weights.attention_norm, normed)
             q, k, v = self._queries(layer, linear(normed, weights.qkv, tilings.qkv), positions)
+            yield layer
             self._attend(layer, x, q, k, v)
             mixed = partial_linear(self.attended.view(lanes, -1), weights.out, tilings.out)
             self._norm(x, mixed, weights.mlp_norm, normed)

@@ -1,9 +1,13 @@
 """Dense attention over tokens that stream in, layer after layer: as keys and values, or as inputs to project again.
 
 Which tokens a layer lacks is known before the run and the oldest lie on the host as one block, so the copy engine brings
-them, as many layers ahead as the ring has buffers. Such a step takes tens of milliseconds: it is launched, not captured,
-with lengths that are known without asking the device. Its memory in HBM is what the plan says, staging included.
+them, as many layers ahead as the ring has buffers. The step is captured in pieces, one from each layer's attention to the
+next one's; between them the host queues copies, and projects inputs, whose numbers change from step to step. What pieces
+need to know of the row they look up on the device. Memory in HBM is what the plan says, staging included.
 """
+
+from collections.abc import Iterator
+from math import gcd
 
 import torch
 from torch import Tensor
@@ -14,7 +18,7 @@ from runtime.graph.schedule import Layout, Row, Widths, schedule_of
 from runtime.graph.step import DecodeStep
 from runtime.lanes import Lanes
 from runtime.models import Decoder
-from runtime.streams import Done, SideStream
+from runtime.streams import Done, SideStream, warming_stream
 from runtime.tally import Tally
 from sim.plan import Plan, WriteBack
 
@@ -26,23 +30,24 @@ class StreamedSlots:
     [layer, position, lane, key or value, head, channel] and inputs [layer, position, lane, hidden].
     """
 
-    def __init__(self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor) -> None:
+    def __init__(self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor, row: Tensor) -> None:
         spec, device, dtype = decoder.spec, decoder.device, decoder.dtype
-        self.plan, self.decoder, self.lanes, self.layers = plan, decoder, lanes.count, spec.layers
+        self.plan, self.decoder, self.lanes, self.layers, self.row = plan, decoder, lanes.count, spec.layers, row
         self.buffers = min(plan.setting.prefetch_layers + 1, spec.layers)
         kv = 2 * spec.kv_dim
         self.widths = Widths(slot=spec.layers * kv, kv=kv, inputs=spec.hidden, buffers=self.buffers)
         self.schedule = schedule_of(plan, self.widths)
         self.block = torch.zeros(self.schedule.elements * self.lanes, dtype=dtype, device=device)
-        row, most = (self.lanes, 2, spec.kv_heads, spec.head_dim), max(plan.homes.hbm)
-        self.slots = self.block[: most * self.widths.slot * self.lanes].view(most, spec.layers, *row)
-        self.host_kv = shared(device, (spec.layers, self.schedule.kept_to - self.schedule.kept_from, *row), dtype)
+        shape, most = (self.lanes, 2, spec.kv_heads, spec.head_dim), max(plan.homes.hbm)
+        self.slots = self.block[: most * self.widths.slot * self.lanes].view(most, spec.layers, *shape)
+        self.host_kv = shared(device, (spec.layers, self.schedule.kept_to - self.schedule.kept_from, *shape), dtype)
         self.saved = plan.saved_inputs_tokens
         self.host_inputs = shared(device, (spec.layers, self.saved, self.lanes, spec.hidden), dtype)
         self.newborn = torch.zeros((spec.layers, self.lanes, spec.hidden), dtype=dtype, device=device)
         self.padding = padding.to(torch.int32)
         self.positions = torch.zeros((self.saved, self.lanes), dtype=torch.int64, device=device)  # as they are encoded
-        self.held = _table([row.positions for row in self.schedule.rows.values()], device)
+        self.held = _table([there.positions for there in self.schedule.rows.values()], device)
+        self.places = _places(self, device)
         self.reads, self.writes = (SideStream(device, overlap=True) for _ in range(2))
         self.staging = _Staging(self, Layout(recomputed=0, fetched=0))
         self.now = 0
@@ -76,8 +81,8 @@ class StreamedSlots:
         at = torch.arange(self.saved, device=self.padding.device)[:, None]
         self.positions.copy_((at - self.padding).clamp(min=0))
 
-    def begin_step(self) -> None:
-        """Slots and staging of the step, and its first fetches where the step before had no room for them."""
+    def advance(self) -> None:
+        """Slots and staging of the next row, and its first fetches where the step before had no room for them."""
         self.now += 1
         row = self._row
         self.writes.last.wait()
@@ -89,26 +94,63 @@ class StreamedSlots:
             if place not in self.pending:
                 self._fetch(place)
 
-    def keep(self, layer: int, x: Tensor) -> None:
-        """Save the newborn tokens' inputs [lane, hidden], unless they are never asked for."""
-        position = self._cached - 1
-        if position < self.saved:
-            self.newborn[layer].copy_(x)
-            with self.writes.work():
-                self.host_inputs.host[layer, position].copy_(self.newborn[layer], non_blocking=True)
-
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
+    def bring(self, layer: int) -> None:
+        """What the layer's attention needs, once its fetch has ended."""
         place = self.now * self.layers + layer
         self.pending.pop(place).wait()
-        buffer = place % self.buffers
-        self._project(layer, buffer)
-        self._launch(layer, q, k, v, self.staging.fetched[buffer], attended)
-        if self._row.written:
+        self._project(layer, place % self.buffers)
+
+    def leave(self, layer: int) -> None:
+        """Once the layer has attended: what goes to the host, and the next fetch into its buffer."""
+        position, written = self._cached - 1, self._row.written
+        if written or position < self.saved:
             with self.writes.work():
-                for position, slot in self._row.written:
-                    there = self.host_kv.host[layer, position - self.schedule.kept_from]
+                if position < self.saved:
+                    self.host_inputs.host[layer, position].copy_(self.newborn[layer], non_blocking=True)
+                for kept, slot in written:
+                    there = self.host_kv.host[layer, kept - self.schedule.kept_from]
                     there.copy_(self.slots[slot, layer], non_blocking=True)
-        self._fetch(place + self.buffers)
+        self._fetch(self.now * self.layers + layer + self.buffers)
+
+    def begin_step(self) -> None:
+        """The host has begun it."""
+
+    def keep(self, layer: int, x: Tensor) -> None:
+        """Hold the newborn tokens' inputs [lane, hidden] until they are written, if any are ever asked for."""
+        if self.saved:
+            self.newborn[layer].copy_(x)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
+        from runtime.graph import streamed_kernels  # machines without a GPU may lack Triton
+
+        spec, held = self.decoder.spec, self.slots[:, layer]
+        streamed_kernels.attend[spec.heads, self.lanes](
+            q,
+            k,
+            v,
+            held,
+            self.held,
+            self.block,
+            self.places,
+            self.row,
+            self.padding,
+            attended,
+            spec.head_dim**-0.5,
+            q.stride(0),
+            k.stride(0),
+            held.stride(0),
+            spec.heads,
+            spec.kv_heads,
+            self.held.shape[1],
+            layer,
+            self.layers,
+            BUFFERS=self.buffers,
+            UNIT=_unit(self.widths),
+            CHANNELS=spec.head_dim,
+            PADDED=power_of_two(spec.head_dim),
+            BLOCK=32,
+            num_warps=1,
+        )
 
     def settle(self, layer: int) -> None:
         """Nothing is chosen."""
@@ -178,46 +220,18 @@ class StreamedSlots:
             x, rows = self.staging.inputs[buffer][some], self.staging.recomputed[some].flatten(2)
             self.decoder.reproject(layer, x, self.positions[some], out=rows)
 
-    def _launch(self, layer: int, q: Tensor, k: Tensor, v: Tensor, fetched: Tensor, attended: Tensor) -> None:
-        from runtime.graph import streamed_kernels  # machines without a GPU may lack Triton
-
-        spec, row, held = self.decoder.spec, self._row, self.slots[:, layer]
-        streamed_kernels.attend[spec.heads, self.lanes](
-            q,
-            k,
-            v,
-            held,
-            self.held[self.now - 1],
-            self.staging.recomputed,
-            fetched,
-            self.padding,
-            attended,
-            spec.head_dim**-0.5,
-            q.stride(0),
-            k.stride(0),
-            held.stride(0),
-            spec.heads,
-            spec.kv_heads,
-            len(row.positions),
-            row.recomputed,
-            row.fetched,
-            row.newborn,
-            CHANNELS=spec.head_dim,
-            PADDED=power_of_two(spec.head_dim),
-            BLOCK=32,
-            num_warps=1,
-        )
-
 
 class _Staging:
-    """Views of the end of the block: ``recomputed`` and each buffer of ``fetched`` [token, lane, key or value, head, channel],
-    each of ``inputs`` [token, lane, hidden].
+    """Views of the end of the block, and the ``places`` where they begin: ``recomputed`` and each buffer of ``fetched``
+    [token, lane, key or value, head, channel], each of ``inputs`` [token, lane, hidden].
     """
 
     def __init__(self, slots: StreamedSlots, layout: Layout) -> None:
         self.layout, lanes, widths = layout, slots.lanes, slots.widths
         row = slots.slots.shape[2:]
         at = slots.block.numel() - widths.staged(layout) * lanes
+        brought = at + layout.recomputed * (widths.kv + slots.buffers * widths.inputs) * lanes
+        self.places = (at, brought, layout.fetched * widths.kv * lanes)
 
         def taken(tokens: int, width: int) -> Tensor:
             nonlocal at
@@ -233,15 +247,52 @@ class _Staging:
 
 
 class StreamedStep(DecodeStep):
-    """Launched step by step: Python knows the row, and tells the slots each layer's inputs."""
+    """Replayed piece by piece; the slots do between them what Python must know the row for."""
 
     slots: StreamedSlots
 
+    def __init__(self, decoder: Decoder, slots: StreamedSlots, padding: Tensor, cached: Tensor, row: Tensor) -> None:
+        super().__init__(decoder, slots, padding, cached, row)
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+
+    def replay(self) -> None:
+        graphs, pieces = iter(self.graphs), self._pieces()
+        self.slots.advance()
+        for layer in range(self.decoder.spec.layers + 1):
+            if self.graphs:
+                next(graphs).replay()
+            else:
+                next(pieces, None)
+            if layer:
+                self.slots.leave(layer - 1)
+            if layer < self.decoder.spec.layers:
+                self.slots.bring(layer)
+
     def capture(self) -> None:
-        """Nothing is captured. On a GPU a step is run, so that its kernels are compiled."""
-        if self.decoder.device.type == "cuda" and self.cached.shape[0] > 1:
+        """Run twice, so that kernels are compiled, then capture each piece, where there is a step and a GPU."""
+        self.graphs = []
+        if self.decoder.device.type != "cuda" or self.cached.shape[0] == 1:
+            return
+        stream = warming_stream(self.decoder.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self.seek(1)
+                self.replay()
             self.seek(1)
-            self.replay()
+            torch.cuda.synchronize()
+            self.graphs = list(self._captured())
+        torch.cuda.current_stream().wait_stream(stream)
+
+    def _captured(self) -> Iterator[torch.cuda.CUDAGraph]:
+        """They pass tensors on to each other, so their memory is one pool's."""
+        pool, pieces = torch.cuda.graph_pool_handle(), self._pieces()
+        for _ in range(self.decoder.spec.layers + 1):
+            graph = torch.cuda.CUDAGraph()
+            graph.capture_begin(pool=pool)
+            next(pieces, None)
+            graph.capture_end()
+            yield graph
 
     def seek(self, row: int) -> None:
         super().seek(row)
@@ -252,7 +303,29 @@ class StreamedStep(DecodeStep):
         self.slots.attend(layer, q, k, v, self.attended)
 
 
+def _unit(widths: Widths) -> int:
+    """Elements that every place in the block is a multiple of: eight are a vector of 16 bytes."""
+    return gcd(8, widths.kv, widths.inputs)
+
+
+def _places(slots: StreamedSlots, device: torch.device) -> Tensor:
+    """[row, 7]: tokens held, recomputed and fetched, the newborn one's slot, then where staging begins in the block: what is
+    recomputed, the first buffer of what is fetched, and from each of those to the next.
+    """
+    rows = [
+        (
+            len(row.positions),
+            row.recomputed,
+            row.fetched,
+            row.newborn,
+            *_Staging(slots, row.layout).places,
+        )
+        for row in slots.schedule.rows.values()
+    ]
+    return torch.tensor([(0,) * 7, *rows], dtype=torch.int64, device=device)
+
+
 def _table(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
-    """[row, slot], filled up with zeros; each row 16-byte aligned, as a kernel is compiled anew where that changes."""
-    width = -(-max((len(row) for row in rows), default=1) // 4) * 4
-    return torch.tensor([[*row, *(0,) * (width - len(row))] for row in rows], dtype=torch.int32, device=device)
+    """[row, slot], filled up with zeros; row 0 is the prefill, which asks for none."""
+    width = max((len(row) for row in rows), default=1)
+    return torch.tensor([[*row, *(0,) * (width - len(row))] for row in ((), *rows)], dtype=torch.int32, device=device)

@@ -20,15 +20,16 @@ def _add(q, peak, total, mixed, rows, value_offset, there, mask):
     return higher, total * shrink + tl.sum(share, 0), mixed
 
 
-@triton.jit(do_not_specialize=["held", "recomputed", "fetched", "newborn"])
+@triton.jit(do_not_specialize=["width", "layer", "layers"])
 def attend(
     q_rows,  # [lane, head, channel], lanes ``q_stride`` apart
     k_rows,  # of the newborn token: [lane, key head, channel], lanes ``k_stride`` apart
     v_rows,
     held_rows,  # slots, ``held_stride`` apart
-    held_positions,
-    recomputed_rows,  # the oldest tokens
-    fetched_rows,  # those after them
+    held_positions,  # [row, slot], rows ``width`` apart
+    block,  # where all of it lies, staging too: recomputed tokens, the oldest, and the ring of those fetched, which follow
+    places,  # [row, 7]: see ``runtime.graph.streamed``
+    row,  # [1]
     padding,  # [lane]
     attended,  # [lane, head, channel]
     scale,
@@ -37,10 +38,11 @@ def attend(
     held_stride,
     heads,
     key_heads,
-    held,
-    recomputed,
-    fetched,
-    newborn,  # its slot
+    width,
+    layer,
+    layers,
+    BUFFERS: tl.constexpr,
+    UNIT: tl.constexpr,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -51,6 +53,17 @@ def attend(
     key_head = head // group
     channel = tl.arange(0, PADDED)
     inside = channel < CHANNELS
+    now = tl.load(row)
+    place = places + 7 * now
+    held = tl.load(place).to(tl.int32)
+    recomputed = tl.load(place + 1).to(tl.int32)
+    fetched = tl.load(place + 2).to(tl.int32)
+    newborn = tl.load(place + 3).to(tl.int32)
+    buffer = (now * layers + layer) % BUFFERS
+    # whole units of elements, so that rows are read as vectors
+    recomputed_rows = block + tl.load(place + 4) // UNIT * UNIT
+    fetched_rows = block + (tl.load(place + 5) + buffer * tl.load(place + 6)) // UNIT * UNIT
+    held_positions += now * width
     first_real = tl.load(padding + lane)
     own = lane * k_stride + key_head * CHANNELS + channel
     q = tl.load(q_rows + lane * q_stride + head * CHANNELS + channel, mask=inside, other=0.0).to(tl.float32) * scale
