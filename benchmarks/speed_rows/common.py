@@ -49,7 +49,7 @@ class Row(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
     """``runs`` are (seconds, those of the prefills among them); bytes, and FLOP of what is recomputed, are a decode step's
-    mean; ``notes`` go to the table.
+    mean; ``waited_link_bytes`` are those that nothing else is done beside. ``notes`` go to the table.
     """
 
     generated: int = BATCH * OUTPUT
@@ -58,6 +58,7 @@ class Measured:
     decode_steps: int
     hbm_bytes: float
     link_bytes: float
+    waited_link_bytes: float = 0.0
     kv_bytes: int
     budget_bytes: int
     setup_s: float
@@ -73,6 +74,7 @@ def figures(row: Row, measured: Measured, decoder: Decoder, rates: Rates) -> dic
     limit_step_s = max(
         measured.hbm_bytes / rates.hbm, measured.link_bytes / rates.link, measured.recompute_flop / rates.matrix
     )
+    limit_step_s += measured.waited_link_bytes / rates.link
     limit = measured.generated / (prefill_s + measured.decode_steps * limit_step_s)
     peak, allowed = torch.cuda.max_memory_allocated(), weight_bytes(decoder) + measured.budget_bytes + WORKSPACE_BYTES
     return {
@@ -86,7 +88,7 @@ def figures(row: Row, measured: Measured, decoder: Decoder, rates: Rates) -> dic
         "step_ms": step_s * 1e3,
         "limit_step_ms": limit_step_s * 1e3,
         "hbm_gb_per_s": measured.hbm_bytes / step_s / 1e9,
-        "link_gb_per_s": measured.link_bytes / step_s / 1e9,
+        "link_gb_per_s": (measured.link_bytes + measured.waited_link_bytes) / step_s / 1e9,
         "recompute_tflop_per_s": measured.recompute_flop / step_s / 1e12,
         "ceiling_hbm_gb_per_s": rates.hbm / 1e9,
         "ceiling_link_gb_per_s": rates.link / 1e9,

@@ -12,7 +12,8 @@ from runtime.models import Decoder
 from runtime.wave import Prompts
 from sim.admission import schedule
 from sim.kv import KvFormat, KvFormats
-from sim.plan import Admission, Plan
+from sim.plan import Admission, Plan, Preemption
+from sim.units import GIB
 from speed_rows.common import (
     BATCH,
     BUDGET_BYTES,
@@ -44,7 +45,8 @@ class ContinuousRow:
     @property
     def plan(self) -> Plan:
         formats, admission = KvFormats(gpu=self.kv_format), Admission.CONTINUOUS
-        chosen = dense_setting(BUDGET_BYTES, self.concurrency, kv_format=formats, admission=admission)
+        options = {"kv_format": formats, "admission": admission, "preemption": Preemption.SWAP}
+        chosen = dense_setting(BUDGET_BYTES, self.concurrency, **options)
         return dense_plan(chosen, PROMPT + OUTPUT)
 
     def measure(self, decoder: Decoder) -> Measured:
@@ -59,11 +61,13 @@ class ContinuousRow:
         decoding = planned.decoding(np.ones(OUTPUT))
         cached = planned.decoding(np.array(plan.setting.token_counts.cached, dtype=np.float64))
         steps = int((decoding > 0).sum())
+        swapped_bytes = float(planned.swapped_out.sum() + planned.swapped_in.sum())
         return Measured(
             runs=[(run.seconds, run.prefill_s) for run in runs],
             decode_steps=steps,
             hbm_bytes=read_weight_bytes(decoder) + float(cached.sum()) * token_bytes(plan.setting) / steps,
             link_bytes=0.0,
+            waited_link_bytes=swapped_bytes / steps,
             kv_bytes=wave.slots.kv_bytes,
             budget_bytes=BUDGET_BYTES,
             setup_s=setup_s,
@@ -72,6 +76,8 @@ class ContinuousRow:
                 "lanes": wave.step.attended.shape[0],
                 "mean_running": float(decoding.sum()) / steps,
                 "prefilled_tokens": int(planned.prefilled_tokens.sum()),
+                "swapped_gb": swapped_bytes / 1e9,
+                "host_gib": wave.rules.host_bytes / GIB,
             },
         )
 

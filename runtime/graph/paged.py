@@ -165,15 +165,6 @@ class PagedSlots:
     def settle(self, layer: int) -> None:
         """Nothing is chosen."""
 
-    def read(self, layer: int, pages: Tensor) -> list[Tensor]:
-        """Rows of ``pages`` [page] in every plane, copied."""
-        return [plane[layer].index_select(0, pages) for plane in self.planes]
-
-    def write(self, layer: int, pages: Tensor, rows: list[Tensor]) -> None:
-        """What ``read`` gave."""
-        for plane, row in zip(self.planes, rows, strict=True):
-            plane[layer].index_copy_(0, pages, row)
-
     @property
     def _native(self) -> Tensor:
         """Pages of open groups, [layer, page, head, token, channel]."""

@@ -208,3 +208,12 @@ def attend_int8(
         peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
     out = (mixed / total).to(attended.dtype.element_ty)
     tl.store(attended + (lane * heads * GROUPED + query) * CHANNELS + channel, out, mask=inside)
+
+
+@triton.jit
+def carry(source, target, pairs, source_pages, target_pages, words, BLOCK: tl.constexpr):
+    """A part of a page in a layer [layer, page, word]: ``pairs`` [entry, 2] are pages read and written, one side the host's."""
+    pair, layer = pairs + 2 * tl.program_id(0), tl.program_id(1).to(tl.int64)
+    word = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    moved = tl.load(source + (layer * source_pages + tl.load(pair)) * words + word, mask=word < words)
+    tl.store(target + (layer * target_pages + tl.load(pair + 1)) * words + word, moved, mask=word < words)

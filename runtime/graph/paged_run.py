@@ -6,18 +6,18 @@ Who enters and who steps back is ``sim.admission``'s rule, which the simulator f
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.admitted import StepLog, admission_rules
-from runtime.graph.copies import pinned, to_host, uploaded
+from runtime.graph.copies import pinned, uploaded
 from runtime.graph.paged import COUNT, PADDING, SEQUENCE, TABLE, Leaf, PagedSlots, PageSize, Shape
 from runtime.graph.paged_step import PagedStep
 from runtime.graph.stops import StopWatcher
 from runtime.graph.support import require_graphable
+from runtime.graph.swap import HostPages, most_swapped_bytes
 from runtime.models import Decoder
 from runtime.prefill import prompt_layer
 from runtime.wave import BudgetExceeded, Prompts, until_stop
@@ -56,7 +56,8 @@ class PagedWave:
 
     One graph serves all steps: its products read the same weights for any number of rows up to 64, and an idle lane's
     attention ends at once. ``lanes`` more than the plan's concurrency are always idle. A run has at most ``sequences``,
-    without a number the plan's batch.
+    without a number the plan's batch. The host keeps room for what the schedule of so many swaps out at once: where
+    texts that end early make that more, a sequence that finds no room there is prefilled again.
 
     Raises ValueError for a plan or a decoder that cannot be captured, BudgetExceeded where no sequence fits.
     """
@@ -71,9 +72,12 @@ class PagedWave:
         shape: Shape | None = None,
     ) -> None:
         require_graphable(plan, decoder, Admission.CONTINUOUS)
-        self.plan, self.decoder, self.rules = plan, decoder, rules_of(plan)
+        self.plan, self.decoder = plan, decoder
+        rules, batch = rules_of(plan), sequences or plan.setting.workload.batch
+        self.rules = replace(rules, host_bytes=most_swapped_bytes(replace(rules, batch=batch)))
         self.slots = PagedSlots(plan, decoder, lanes or plan.setting.concurrency, shape)
-        self.step = PagedStep(decoder, self.slots, plan, sequences or plan.setting.workload.batch)
+        self.host = HostPages(self.slots.planes, int(self.rules.host_bytes) // self.slots.size.page_bytes)
+        self.step = PagedStep(decoder, self.slots, plan, batch)
         with torch.inference_mode():
             self.step.capture()
 
@@ -112,18 +116,12 @@ def rules_of(plan: Plan) -> Rules:
     return admission_rules(plan, work.batch, held)
 
 
-class _Swapped(NamedTuple):
-    """What a sequence that stepped back left in pinned memory, [layer][plane]."""
-
-    rows: list[list[Tensor]]
-    size_bytes: int
-
-
 class _Run:
     """One run's bookkeeping: free pages and lanes, what each sequence holds, and what each machine step gave."""
 
     def __init__(self, wave: PagedWave, prompts: Prompts, stop_tokens: Sequence[int]) -> None:
         self.slots, self.captured, self.decoder, self.prompts = wave.slots, wave.step, wave.decoder, prompts
+        self.host, self.host_pages = wave.host, list(range(wave.host.pages))
         self.work = wave.plan.setting.workload
         self.padding = prompts.padding.tolist()
         self.done = [0] * len(self.padding)
@@ -133,7 +131,7 @@ class _Run:
         self.lanes = list(range(wave.plan.setting.concurrency))
         self.leaves: dict[int, Leaf] = {}
         self.lane_of: dict[int, int] = {}
-        self.swapped: dict[int, _Swapped] = {}
+        self.swapped: dict[int, list[int]] = {}  # pages on the host
         self.starts: list[list[int]] = [[] for _ in self.done]
         self.stops = StopWatcher(stop_tokens, self.captured.generated)
         self.given: list[list[tuple[int, int]]] = []  # of each machine step: sequences, and the places of their tokens
@@ -157,8 +155,8 @@ class _Run:
         self.log.end(
             fetched_bytes=fetched_bytes,
             written_bytes=written_bytes,
-            hbm_bytes=sum(self._bytes_of(leaf) for leaf in self.leaves.values()),
-            host_bytes=sum(swapped.size_bytes for swapped in self.swapped.values()),
+            hbm_bytes=sum(self._bytes_of(leaf.all) for leaf in self.leaves.values()),
+            host_bytes=sum(self._bytes_of(pages) for pages in self.swapped.values()),
         )
         self._finish(turn)
         return True
@@ -265,15 +263,14 @@ class _Run:
             raise BudgetExceeded(f"all {self.slots.pages} pages are lent: the admission rule counted fewer")
         return self.pages.pop()
 
-    def _bytes_of(self, leaf: Leaf) -> int:
-        return len(leaf.all) * self.slots.size.page_bytes
+    def _bytes_of(self, pages: list[int]) -> int:
+        return len(pages) * self.slots.size.page_bytes
 
     def _step_back(self, change: Change) -> int:
         """Give up what the sequence holds, or copy it to the host; bytes copied."""
-        if change.swapped:
-            self._swap_out(change.number)
+        moved_bytes = self._swap_out(change.number) if change.swapped else 0
         self._free(change.number)
-        return self.swapped[change.number].size_bytes if change.swapped else 0
+        return moved_bytes
 
     def _free(self, number: int) -> None:
         self.pages += self.leaves.pop(number).all
@@ -282,22 +279,20 @@ class _Run:
     def _retire(self, number: int) -> None:
         """The text has ended: what the sequence still holds, here or on the host, is free."""
         self.scheduler.retire(number)
-        self.swapped.pop(number, None)
+        self.host_pages += self.swapped.pop(number, [])
         if number in self.leaves:
             self._free(number)
 
-    def _swap_out(self, number: int) -> None:
-        """Queued before whatever will use the pages next."""
-        leaf = self.leaves[number]
-        pages = uploaded(leaf.all, self.decoder.device)
-        layers = range(self.decoder.spec.layers)
-        rows = [[to_host(plane) for plane in self.slots.read(layer, pages)] for layer in layers]
-        self.swapped[number] = _Swapped(rows, self._bytes_of(leaf))
+    def _swap_out(self, number: int) -> int:
+        """Queued before whatever will use the pages next; bytes copied."""
+        pages = self.leaves[number].all
+        self.swapped[number] = [self.host_pages.pop() for _ in pages]
+        self.host.write(pages, self.swapped[number])
+        return self._bytes_of(pages)
 
     def _swap_in(self, change: Change) -> int:
         """Bytes copied."""
-        device, swapped = self.decoder.device, self.swapped.pop(change.number)
-        pages = uploaded(self.leaves[change.number].all, device)
-        for layer, planes in enumerate(swapped.rows):
-            self.slots.write(layer, pages, [rows.to(device, non_blocking=True) for rows in planes])
-        return swapped.size_bytes
+        pages, there = self.leaves[change.number].all, self.swapped.pop(change.number)
+        self.host.read(pages, there)
+        self.host_pages += there  # free for what is queued later
+        return self._bytes_of(pages)

@@ -14,7 +14,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from runtime.execute import DTYPES
-from runtime.graph.paged_run import PagedWave
+from runtime.graph.paged_run import PagedWave, rules_of
 from runtime.graph.run import GraphWave
 from runtime.models.config import config_from_json
 from runtime.models.decoder import Decoder
@@ -23,10 +23,10 @@ from runtime.wave import Prompts
 from sim.attention import Selector
 from sim.homes import TokenHomes
 from sim.kv import KvFormat, KvFormats
-from sim.plan import Admission, Mechanism, Plan, Recompute, WriteBack
+from sim.plan import Admission, Mechanism, Plan, Preemption, Recompute, WriteBack
 from sim.spec import DType
 from tests.runtime.graphs import newest_in_hbm, resident
-from tests.runtime.plans import Choice, all_in_hbm
+from tests.runtime.plans import Choice, all_in_hbm, with_budget
 from tests.runtime.test_graph_recall import recalled
 
 LANES, PROMPT, OUTPUT = 32, 40, 12  # so many lanes that kernels are chained
@@ -89,7 +89,14 @@ def plans(spec: Any, dtype: DType) -> list[Plan]:
         found.append(newest_in_hbm(plan(Selector.DENSE, KvFormat.INT8), 20))
     formats = [KvFormat.NATIVE, KvFormat.INT8, *([] if dtype is DType.FP32 else [KvFormat.FP8])]
     whole = [plan(Selector.DENSE, kv_format) for kv_format in formats]
-    return found + [replace(one, setting=replace(one.setting, admission=Admission.CONTINUOUS)) for one in whole]
+    return found + [swapping(one) for one in whole]
+
+
+def swapping(plan: Plan) -> Plan:
+    """Continuous admission, pages for four fifths of the lanes."""
+    setting = replace(plan.setting, admission=Admission.CONTINUOUS, preemption=Preemption.SWAP)
+    plan = replace(plan, setting=setting)
+    return with_budget(plan, round(0.8 * LANES * max(rules_of(plan).held_bytes)))
 
 
 def run(plan: Plan, made: Decoder) -> None:

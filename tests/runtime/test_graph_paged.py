@@ -1,13 +1,15 @@
 """Continuous admission by pages gives each sequence the tokens that it has when it decodes alone, whoever steps back."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
 
 from runtime.execute import execute
-from runtime.graph.paged_run import PagedWave, rules_of
+from runtime.graph.paged import PageSize
+from runtime.graph.paged_run import PagedRun, PagedWave, rules_of
 from runtime.models.decoder import Decoder
 from runtime.options import Options
 from runtime.wave import padded
@@ -21,6 +23,7 @@ from sim.kv import KvFormat, KvFormats, kv_layer_bytes
 from sim.plan import Admission, Plan, Preemption, Setting
 from sim.scheduled import page_rules
 from sim.spec import DType, MachineSpec
+from sim.trace import Tier
 from sim.units import GIB
 from sim.workload import Workload
 from tests.runtime.graphs import ON_GPU, decoder
@@ -92,6 +95,43 @@ def test_an_ended_text_makes_room_for_the_next_one() -> None:
     ends = [next((at + 1 for at, token in enumerate(row) if token in stops), len(row)) for row in eager]
     assert run.completions == tuple(row[:end] for row, end in zip(eager, ends, strict=True))
     assert run.machine_steps < wave.run(padded(prompts, 12, made.device)).machine_steps
+
+
+def test_swapped_texts_that_end_leave_the_host_to_others() -> None:
+    """Which has room for what is swapped out at once."""
+    plan, made, prompts, texts = swapping()
+    stop = texts[2][3]  # the third has stepped back before that is known
+    wave = PagedWave(plan, made)
+    run = wave.run(padded(prompts, 13, made.device), (stop,))
+    outcome = run.trace.outcome
+    assert run.completions == tuple(row[: row.index(stop) + 1] if stop in row else row for row in texts)
+    assert outcome.d2h_bytes > max(outcome.h2d_bytes, wave.rules.host_bytes)
+    assert wave.rules.host_bytes == wave.host.pages * wave.slots.size.page_bytes == host_bytes(run)
+
+
+def test_who_finds_no_room_on_the_host_is_prefilled_again() -> None:
+    plan, made, prompts, texts = swapping()
+    page_bytes = PageSize.of(plan.setting).page_bytes
+    host = replace(plan.setting.machine.host, dram_bytes=page_bytes, usable_share=1.0)
+    plan = replace(plan, setting=replace(plan.setting, machine=replace(plan.setting.machine, host=host)))
+    run = PagedWave(plan, made).run(padded(prompts, 13, made.device))
+    assert run.completions == tuple(texts)
+    assert run.trace.outcome.d2h_bytes == run.trace.outcome.h2d_bytes > 0
+    assert host_bytes(run) == page_bytes
+    assert any(len(starts) > 1 for starts in run.starts)
+
+
+def swapping() -> tuple[Plan, Decoder, list[list[int]], Sequence[tuple[int, ...]]]:
+    """Six sequences in five pages, and their texts."""
+    made = decoder("llama", DType.FP32, seed=1)
+    plan, prompts = drawn(5, made, KvFormat.NATIVE, batch=6, prompt=13, output=20)
+    plan = paged(plan, pages=5, concurrency=4, preemption=Preemption.SWAP)
+    return plan, made, prompts, execute(plan, made, prompts, options=Options(stop=False, captured=False)).completions
+
+
+def host_bytes(run: PagedRun) -> float:
+    """The most that the host held."""
+    return max(level.size_bytes for level in run.trace.waves[0].levels if level.tier is Tier.HOST)
 
 
 @pytest.mark.parametrize("kv_format", [KvFormat.NATIVE, KvFormat.FP8, KvFormat.INT8])
