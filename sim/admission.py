@@ -79,6 +79,14 @@ class Schedule:
             total[run.machine_step : run.machine_step + run.length] += per_sequence[run.sequence_step : end]
         return total
 
+    def largest(self, per_sequence: Column) -> Column:
+        """Among the sequences that decode in each machine step, the most of a quantity given for each of a sequence's steps."""
+        most: Column = np.zeros(self.steps)
+        for run in self.runs:
+            steps = slice(run.machine_step, run.machine_step + run.length)
+            most[steps] = np.maximum(most[steps], per_sequence[run.sequence_step : run.sequence_step + run.length])
+        return most
+
 
 @dataclass(slots=True)
 class _Sequence:

@@ -40,6 +40,7 @@ def _operation(measurement: Measurement, machine: MachineSpec) -> Prediction:
         return _slots(plan_of(Recipe.of(measurement.case), machine), measurement.family)
     simple: dict[str, Callable[[Measurement, CostModel], float]] = {
         "product": _product,
+        "prompt_attention": _prompt_attention,
         "copy": _copy,
         "duplex": _duplex,
         "gather": _gather,
@@ -94,6 +95,11 @@ def _slots(plan: Plan, family: str) -> Prediction:
 def _product(took: Measurement, cost: CostModel) -> float:
     product = cost.gemm(took.number("inputs"), took.number("outputs"), DType(took.text("dtype")), WeightFormat.NATIVE)
     return product.at_one(took.number("rows"))
+
+
+def _prompt_attention(took: Measurement, cost: CostModel) -> float:
+    flops = 2.0 * took.number("heads") * took.number("channels") * took.number("sequences") * took.number("tokens") ** 2
+    return flops / cost.attention_flop_per_s(DType(took.text("dtype")))
 
 
 def _copy(took: Measurement, cost: CostModel) -> float:

@@ -1,10 +1,16 @@
-"""Times of machine steps that mix the decoding of many ages with the prefill of newcomers (continuous admission)."""
+"""Times of machine steps in which many ages decode and newcomers are prefilled (continuous admission).
+
+Both pass through the layers, one after the other; a captured step decodes in all its lanes, idle ones too.
+"""
+
+from dataclasses import replace
 
 import numpy as np
 
 from sim.admission import Rules, Schedule, schedule
 from sim.attention import PAGE_TOKENS
-from sim.cost import CostModel
+from sim.capture import is_captured
+from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, Occupancy, held_state_bytes
 from sim.footprint import PREFILL_CHUNK_TOKENS
 from sim.kv import kv_layer_bytes
@@ -57,34 +63,42 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     one = layer_prices(cost, setting, 1)
     gemms = LayerGemms.of(cost, setting)
     decoding = planned.decoding(np.ones_like(flows.kept))
-    rows = decoding + planned.prefilled_tokens
+    lanes = np.where(decoding > 0, setting.concurrency, 0) if is_captured(setting) else decoding
     kept, cached = planned.decoding(flows.kept), planned.decoding(flows.cached)
-    some, none = decoding > 0, np.zeros_like(rows)
+    some, enters, none = decoding > 0, planned.prefilled > 0, np.zeros_like(decoding)
     prefill_flops = 2.0 * setting.model.query_dim * planned.prefilled_squares
-    launched_s = one.launched_s * some + one.prefill_launched_s * (planned.prefilled > 0)
+    launched_s = one.launched_s * some + one.prefill_launched_s * enters
     felt_s, beside_s = (launched_s, none) if one.launches_felt else (none, launched_s)
     quantise_launch_s = cost.launch_s(1) if one.convert_s else 0.0
-    attention_s = one.attention_s * some + attention_s_per_token(cost, setting) * kept
+    in_turn_s = cost.profile.attention_token_s * setting.model.head_dim / 128 * planned.largest(flows.kept)
+    attention_s = one.attention_s * some + np.hypot(attention_s_per_token(cost, setting) * kept, in_turn_s)
+
+    def product_s(product: Pieces) -> Column:
+        product = replace(product, free_at_zero=True)
+        return product.at(lanes) + product.at(planned.prefilled_tokens)
+
     ops: dict[str, Column] = {
-        "qkv": gemms.qkv.at(rows),
+        "qkv": product_s(gemms.qkv),
         "score": one.score_s * some + one.score_s_per_cached * cached,
         "gather": none,
-        "convert": quantise_launch_s + (one.convert_s - quantise_launch_s) * rows,
+        "convert": quantise_launch_s + (one.convert_s - quantise_launch_s) * (decoding + planned.prefilled_tokens),
         "reproject": none,
         "forward": none,
         "attention": attention_s + prefill_flops / cost.attention_flop_per_s(setting.dtype),
         "select": one.select_s * some
         + one.select_s_per_kept * kept
         + first_choice_s(cost, setting, 1, 1) * planned.prefilled,
-        "out": gemms.out.at(rows),
-        "mlp": gemms.mlp.at(rows),
+        "out": product_s(gemms.out),
+        "mlp": product_s(gemms.mlp),
         "norms": prefill_row_passes_s(cost, setting) * planned.prefilled_tokens,
         "gather_sms": none,
-        "launch": one.launch_s + felt_s,
+        "launch": one.launch_s * some + one.launch_s * enters + felt_s,
     }
     query_s, attend_s, rest_s = (
         np.sum([ops[name] for name in names], axis=0) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS)
     )
+    head = replace(gemms.head, free_at_zero=True)
+    head_s = head.at(lanes) + head.at(planned.prefilled)
     swapped_in, swapped_out = (moved / setting.model.layers for moved in (planned.swapped_in, planned.swapped_out))
     delay_s = cost.duplex_delay_s(swapped_in, swapped_out)
     link = cost.transfer(Mechanism.COPY_ENGINE)
@@ -99,7 +113,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         prefetch_s=link.at(swapped_in) + delay_s,
         correct_s=none,
         write_s=link.at(swapped_out) + delay_s,
-        head_s=gemms.head.at(decoding + planned.prefilled) + cost.profile.step_overhead_s,
+        head_s=head_s + cost.profile.step_overhead_s,
         launched_s=beside_s,
         prefetch_bytes=swapped_in,
         correct_bytes=none,

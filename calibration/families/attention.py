@@ -1,4 +1,4 @@
-"""Decode attention and selection: through the slots of a captured step on a GPU, the eager parts on a CPU."""
+"""A prompt's attention; decode attention and selection, through the slots of a captured step on a GPU, the eager parts on a CPU."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from calibration.families.base import Case, Scope, each, timed
 from calibration.timer import Call
-from runtime.attention import Part, attend
+from runtime.attention import Part, attend, attend_prompt
 from runtime.graph.dense import DenseSlots
 from runtime.graph.quantised_dense import QuantisedSlots
 from runtime.graph.run import slots_kind
@@ -25,11 +25,12 @@ from sim.profile import Measurement
 from sim.recipe import Recipe, plan_of
 
 _KEPT = (64, 128, 256, 512, 1024)
+_PROMPTS = ((16, 128), (16, 512), (4, 2048))  # sequences, tokens
 _MOST_LAYERS = 16
 
 
 def cases(scope: Scope) -> Iterator[Case]:
-    """By heads, sequences and kept tokens; on a GPU the choice that follows a sparse step as well."""
+    """By heads, sequences and tokens; on a GPU the choice that follows a sparse step as well."""
     seen = set[tuple[int, int, int]]()
     for name in scope.models:
         model = plan_of(_recipe(scope, name, 1, 64), scope.machine).setting.model
@@ -37,6 +38,8 @@ def cases(scope: Scope) -> Iterator[Case]:
         if heads in seen:
             continue
         seen.add(heads)
+        for lanes, tokens in scope.some(_PROMPTS) if scope.on_gpu else ():
+            yield _prompt(scope, heads, lanes, tokens)
         for batch in scope.step_batches:
             for kept in scope.some(_KEPT):
                 case = _attention(scope, _recipe(scope, name, batch, kept))
@@ -44,6 +47,21 @@ def cases(scope: Scope) -> Iterator[Case]:
                     yield case
         if scope.on_gpu:
             yield from _choices(scope, name)
+
+
+def _prompt(scope: Scope, heads: tuple[int, int, int], lanes: int, tokens: int) -> Case:
+    """Causal attention over whole prompts, a layer's."""
+    queries, keys, channels = heads
+
+    def prepare() -> list[Call]:
+        shapes = [(lanes, tokens, count, channels) for count in (queries, keys, keys)]
+        prompts = [[scope.normal(*shape) for shape in shapes] for _ in range(2)]
+        return each(lambda rows: attend_prompt(rows[0], rows[1], rows[2], None, channels**-0.5), prompts)
+
+    words = (
+        f"sequences={lanes} tokens={tokens} heads={queries} key_heads={keys} channels={channels} dtype={scope.dtype}"
+    )
+    return timed(scope, "prompt_attention", words, prepare, flops=2.0 * lanes * queries * channels * tokens**2)
 
 
 def _recipe(scope: Scope, name: str, batch: int, kept: int) -> Recipe:

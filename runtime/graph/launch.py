@@ -10,7 +10,7 @@ from torch import Tensor
 from sim.capture import attention_parts
 from sim.spec import ModelSpec
 
-_LEAST_CHAINED_ROWS = 32
+_LEAST_CHAINED_ROWS = 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,7 +209,7 @@ def _grouped_kernels() -> ModuleType:
 def chains(device: torch.device, rows: int) -> bool:
     """Whether a kernel is launched before the one ahead of it ends (programmatic dependent launch), from Hopper on.
 
-    Measured on an H200 it gains 5 % at 64 rows and costs 13 % at 13: see benchmarks/NOTES.md.
+    Measured it gains 5 % at 64 rows and 1 to 2 % at 18, and costs 13 % at 13: see benchmarks/NOTES.md.
     """
     hopper = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
     return hopper and rows >= _LEAST_CHAINED_ROWS
