@@ -13,7 +13,7 @@ _PLAIN_LAYER = (
     12  # of a prompt: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
 )
 _TAKEN_IN = {Selector.SWA: 12, Selector.PAGES: 26}  # by a captured step's slots; else a few copies
-_STREAMED_STEP, _STREAMED_INPUTS = 4, 12  # a piece replayed, copies, the events between them; projecting again
+_STREAMED_STEP, _STREAMED_INPUTS = 5, 12  # a piece replayed, copies, the events between them; projecting again
 # Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.
 _DECODE_BOOKS, _PREFILL_BOOKS = 71, 103
 _DECODE_CHOICE = {

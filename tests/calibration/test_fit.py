@@ -28,6 +28,7 @@ TRUTH = {
     "product_setup_s": 4e-6,
     "attention_efficiency": 0.72,
     "attention_setup_s": 3e-6,
+    "prefill_attention_efficiency": 0.31,
     "link_efficiency": 0.81,
     "link_duplex_efficiency": 0.83,
     "copy_setup_s": 6e-6,
@@ -81,8 +82,13 @@ def cases() -> list[tuple[str, str]]:
     chosen = [replace(one, batch=batch, output=2) for one in window[-1:] for batch in (1, 4, 64)]
     attention = [replace(base, batch=batch, prompt=kept, output=2) for batch in (4, 64) for kept in (31, 255, 1023)]
     runs = [(family, recipe.case) for recipe in dense + window + eager for family in ("decode", "prefill")]
+    prompts = [
+        ("prompt_attention", f"sequences=16 tokens={tokens} heads=32 key_heads=8 channels=128 dtype=fp16")
+        for tokens in (128, 512)
+    ]
     return [
         *products,
+        *prompts,
         *copies,
         *both,
         *gathers,
