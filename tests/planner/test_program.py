@@ -98,7 +98,7 @@ EARNERS = (
     earner("path_computed_written", "sparse", 275, recompute=TOKENS, concurrency=3),
     earner("path_computed_ahead", "8-bit KV", 5, recompute=INPUTS_ON_HOST, concurrency=3),
     earner("path_fetched", "latency", 1, weights_on_host=0.25, concurrency=1),
-    earner("path_fetched_written", "the link fills up", 72, recompute=INPUTS_IN_HBM, concurrency=2),
+    earner("path_fetched_written", "waves", 77, recompute=TOKENS, concurrency=2),
     earner("path_fetched_ahead", "arithmetic to spare", 199, recompute=TOKENS, concurrency=2),
     earner("path_launched", "waves", 65, recompute=INPUTS_IN_HBM, concurrency=2),
     earner("path_written", "arithmetic to spare", 199, recompute=TOKENS, concurrency=2),
