@@ -195,7 +195,7 @@ def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int) -> f
 
 
 def _prompt_written_by(setting: Setting) -> Mechanism:
-    """Kernels write to host memory that is mapped; what the CPU attends to is its own, to which tensors are copied."""
+    """Kernels, captured or not: host memory is mapped. What the CPU attends to is its own, to which tensors are copied."""
     return Mechanism.COPY_ENGINE if setting.host_attention else Mechanism.GATHER_KERNEL
 
 
