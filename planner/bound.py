@@ -20,6 +20,7 @@ from sim.flows import Column, counts_of
 from sim.footprint import layer_weight_bytes
 from sim.layer import LayerGemms, attention_s_per_token
 from sim.pipeline import step_seconds
+from sim.plan import WriteBack
 
 SAVED_CASES = 4  # of how many tokens have their inputs saved, to begin with
 NARROW_SHARE = 0.0125  # a case this narrow, relative to its upper end, or narrower than a token, is not halved
@@ -91,8 +92,7 @@ def _step_bound(problem: Coefficients, timing: Timing, spill: Spill) -> Column:
         decoding = steps > 0  # the prefill fetches nothing
         if decoding.any():
             step_s[steps[decoding]] = np.maximum(step_s[steps], _spilled_s(problem, timing, spill))[decoding]
-    if len(steps) and steps[0] == 0:
-        step_s[0] = max(step_s[0], _prefill_write_s(problem, timing, spill))
+    step_s[0] = max(step_s[0], _writing_prefill_s(problem, timing, spill))
     launched: Column = np.maximum(step_s, problem.setting.model.layers * timing.still.launched_s)
     return launched
 
@@ -240,13 +240,22 @@ def _indifferent(compute: Line, fetched: Line, lowest: Column, highest: Column) 
     return mean
 
 
-def _prefill_write_s(problem: Coefficients, timing: Timing, spill: Spill) -> float:
-    """Prefill that overflows: what must cross to the host behind the first layer."""
-    per_byte_s = timing.prices.stream.pieces[-1][1]
+def _writing_prefill_s(problem: Coefficients, timing: Timing, spill: Spill) -> float:
+    """A prefill whose every layer waits until what must cross to the host has been written."""
+    layer_s = float(timing.still.layer_s[0]) + timing.prices.prompt_write.at_one(_prompt_bytes(problem, timing, spill))
+    return problem.setting.model.layers * layer_s + timing.prices.head_s
+
+
+def _prompt_bytes(problem: Coefficients, timing: Timing, spill: Spill) -> float:
+    """Of the prompt, that one layer writes at least: all of it at birth, unless it is kept otherwise; what overflows HBM."""
+    if problem.setting.write_back is WriteBack.AT_BIRTH and not (problem.uses_inputs or problem.uses_forward):
+        counts = counts_of(problem.setting)
+        return timing.d2h_bytes_by_written * float(counts.cached[0] - counts.dead[0])
+    if not len(spill.steps) or spill.steps[0]:
+        return 0.0
     ends = (spill.lowest[0], max(spill.lowest[0], spill.highest[0]))
     tokens = [(spill.kv_base[0] + spill.kv_slope[0] * x, x) for x in ends]
-    moved = min(timing.d2h_bytes_by_written * max(kv, 0.0) + timing.d2h_bytes_by_saved * x for kv, x in tokens)
-    return float(timing.still.layer_s[0] + problem.setting.model.layers * per_byte_s * moved)
+    return float(min(timing.d2h_bytes_by_written * max(kv, 0.0) + timing.d2h_bytes_by_saved * x for kv, x in tokens))
 
 
 def family_bound(family: Family, request: Request, cost: CostModel) -> float:

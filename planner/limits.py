@@ -57,7 +57,7 @@ def _stretch(setting: Setting, cost: CostModel, wave: Wave, name: str, first: in
     busy_s = {
         "gpu": float(gpu_s.sum()),
         "h2d": layers * float((times.prefetch_s + times.correct_s)[span].sum()),
-        "d2h": layers * float(times.write_s[span].sum()),
+        "d2h": layers * float((times.in_line_s + times.write_s)[span].sum()),
         "cpu": layers * float(times.host_attention_s[span].sum()),
         "host": layers * float(times.launched_s[span].sum()),
     }

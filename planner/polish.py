@@ -18,7 +18,7 @@ from planner.objective import Weights
 from sim.cost import CostModel
 from sim.flows import Column, Flows, Following, Homes, counts_of, flows_between
 from sim.homes import TokenHomes
-from sim.layer import LayerPrices, LayerTimes, layer_times
+from sim.layer import LayerPrices, LayerTimes, layer_times, prompt_write_seconds
 from sim.pipeline import seconds_before
 from sim.plan import Plan, WriteBack
 
@@ -116,10 +116,10 @@ class Neighbourhood:
             name: np.where(step, getattr(times, name)[1:], getattr(times, name)[0])
             for name in ("layer_s", "query_s", "launched_s")
         }
-        link: dict[str, Any] = {
-            name: getattr(times, name)[1:] for name in ("prefetch_s", "correct_s", "write_s", "head_s")
-        }
-        return replace(times, **gpu, **link)
+        link: dict[str, Any] = {name: getattr(times, name)[1:] for name in ("prefetch_s", "correct_s", "head_s")}
+        in_line_s = np.where(step, 0.0, prompt_write_seconds(prices, times.write_bytes[1:], self.cost))
+        gpu["layer_s"] += in_line_s
+        return replace(times, **gpu, **link, in_line_s=in_line_s, write_s=np.where(step, times.write_s[1:], 0.0))
 
     def weighed(self, wave: int, step: Index | int, times: LayerTimes, ahead_s: Column) -> Column:
         """What steps add to the objective; the first one's own fetch goes before it."""

@@ -337,7 +337,10 @@ def shape_of(program: Program) -> Shape:
 
 
 def waits_for_writes(priced: Forecast) -> bool:
-    """The waves would end sooner if writing back took no time; else writing at birth, which writes more, gains nothing."""
+    """The waves would end sooner if writing back took no time; else writing at birth, which writes more, gains nothing.
+
+    Only decode steps gain: of the prompt, at birth no less is written.
+    """
     setting = priced.plan.setting
     for wave in priced.waves:
         free = replace(wave.times, write_s=np.zeros_like(wave.times.write_s))

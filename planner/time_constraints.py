@@ -33,14 +33,20 @@ def define_fetch_time_constraints(program: Program) -> None:
 
 
 def define_layer_time_constraints(program: Program) -> None:
-    """Layer >= still + conversions + SM share of gathers + recomputation, for each piece of the recomputation's price."""
-    for timing, layer_s, fetch_s in zip(program.problem.timings, program.layer_s, program.fetch_s, strict=True):
+    """Layer >= still + conversions + SM share of gathers + recomputation, for each piece of the recomputation's price.
+
+    The prefill's write-back is in line: part of its layer.
+    """
+    by_wave = zip(program.problem.timings, program.layer_s, program.fetch_s, program.write_s, strict=True)
+    for timing, layer_s, fetch_s, write_s in by_wave:
         for place, knot in enumerate(program.knots):
             common = [
                 (program.kv[place], float(timing.gpu_s_by_kv[knot])),
                 (program.written[place], timing.gpu_s_by_written if knot else 0.0),
             ]
             times = [(fetch_s[place], timing.prices.sm_share), (layer_s[place], -1.0)]
+            if knot == 0:
+                times.append((write_s[place], 1.0))
             beside_s = timing.prices.sm_share * float(timing.still.prefetch_s[knot])  # streamed weights take no SMs
             for number, (constant_s, per_token_s) in enumerate(_recompute_pieces(program, timing, knot)):
                 second = program.forward[place] if program.problem.uses_forward else program.inputs[place]
@@ -66,10 +72,10 @@ def define_write_time_constraints(program: Program) -> None:
     """Write >= setup + seconds a byte x bytes written, in the steps after which tokens leave HBM."""
     at_birth = program.problem.setting.write_back is WriteBack.AT_BIRTH
     for timing, write_s in zip(program.problem.timings, program.write_s, strict=True):
-        setup_s, per_byte_s = timing.prices.stream.pieces[-1]
         for place, knot in enumerate(program.knots):
-            if place + 1 == len(program.knots) and not at_birth:
+            if knot and place + 1 == len(program.knots) and not at_birth:
                 continue
+            setup_s, per_byte_s = (timing.prices.stream if knot else timing.prices.prompt_write).pieces[-1]
             seconds = per_byte_s + timing.duplex_s_per_byte * (1.0 if knot else 0.0)
             terms = [(program.written[place], seconds * timing.d2h_bytes_by_written)]
             still_s = float(timing.still.write_s[knot])
@@ -104,23 +110,25 @@ def _paths(program: Program, wave: int, timing: Timing, place: int) -> list[tupl
     query_s = float(timing.still.query_s[program.knots[place]])
     launched: tuple[str, list[Term], float]
     launched = ("launched", [], layers * float(timing.still.launched_s[program.knots[place]]))
+    behind = [(write, 1.0)] if program.knots[place] else []  # the prefill's is part of its layer
+    trailing = [(write, float(layers))] if program.knots[place] else []
     if timing.prices.recalls:
         computed = [(layer, float(layers)), (fetch, float(layers))]
         first = [(layer, 1.0), (fetch, 1.0)]
         return [
             ("computed", computed, head_s),
-            ("computed_written", [*computed, (write, 1.0)], 0.0),
-            ("written", [*first, (write, float(layers))], 0.0),
+            ("computed_written", [*computed, *behind], 0.0),
+            ("written", [*first, *trailing], 0.0),
             launched,
         ]
     fetched = [(fetch, float(layers - depth)), (layer, 1.0)]
     ahead = program.following(program.fetch_s[wave], place, float(depth))
     return [
         ("computed", [(layer, float(layers))], head_s),
-        ("computed_written", [(layer, float(layers)), (write, 1.0)], 0.0),
+        ("computed_written", [(layer, float(layers)), *behind], 0.0),
         ("fetched", fetched, head_s - query_s),
-        ("fetched_written", [*fetched, (write, 1.0)], -query_s),
-        ("written", [(layer, 1.0), (write, float(layers))], 0.0),
+        ("fetched_written", [*fetched, *behind], -query_s),
+        ("written", [(layer, 1.0), *trailing], 0.0),
         ("computed_ahead", [(layer, float(layers - depth)), *ahead], 0.0),
         ("fetched_ahead", [(fetch, float(layers - depth)), *ahead], 0.0),
         launched,

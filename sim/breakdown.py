@@ -31,14 +31,15 @@ def breakdown(setting: Setting, wave: Wave) -> dict[str, Column]:
     spent = {kind: layers * np.sum([ops[name] for name in names], axis=0) for kind, names in GPU_WORK.items()}
     spent[OUTPUT_LAYER] = times.head_s
     computed_s = layers * times.layer_s + times.head_s
-    spent[CPU_WAIT] = computed_s - layers * (times.query_s + times.attend_s + times.rest_s) - times.head_s
+    on_gpu_s = times.query_s + times.attend_s + times.rest_s
+    spent[CPU_WAIT] = layers * (times.layer_s - on_gpu_s - times.in_line_s)
     none = np.zeros_like(times.write_s)
     fetched_s, written_s = (
         step_seconds(replace(times, launched_s=none, write_s=write_s), layers, setting.prefetch_layers)
         for write_s in (none, times.write_s)
     )
     spent[FETCH_WAIT] = fetched_s - computed_s
-    spent[WRITE_WAIT] = written_s - fetched_s
+    spent[WRITE_WAIT] = written_s - fetched_s + layers * times.in_line_s
     spent[LAUNCH_WAIT] = wave.step_s - written_s
     return {kind: _without_dust(seconds, wave.step_s) for kind, seconds in spent.items()}
 

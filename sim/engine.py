@@ -114,6 +114,8 @@ class _WaveRun:
             else:
                 yield from self._gpu_ops("attend", ATTEND_OPS, step, layer)
             yield from self._gpu_ops("rest", REST_OPS, step, layer)
+            if self.times["in_line_s"][step]:
+                yield from self._write(step, layer, self.times["in_line_s"][step])
             ended.advance()
         yield from self.gpu.run("head", step, None, self.times["head_s"][step])
 
@@ -151,7 +153,10 @@ class _WaveRun:
     def _write_step(self, step: int, ended: Progress) -> Process:
         for layer in range(self.layers):
             yield from ended.until(layer + 1)
-            yield from self.d2h.run("write", step, layer, self.times["write_s"][step], self.times["write_bytes"][step])
+            yield from self._write(step, layer, self.times["write_s"][step])
+
+    def _write(self, step: int, layer: int, seconds: float) -> Process:
+        yield from self.d2h.run("write", step, layer, seconds, self.times["write_bytes"][step])
 
     def _prefetch(self, step: int, layer: int) -> Process:
         seconds = self.times["prefetch_s"][step] if step < len(self.times["prefetch_s"]) else 0.0

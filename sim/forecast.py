@@ -86,7 +86,7 @@ def _outcome(priced: Forecast) -> Outcome:
         load, times = wave.load, wave.load.times
         busy_gpu_s += count * _busy_gpu_s(times, layers)
         busy_h2d_s += count * layers * float((times.prefetch_s + times.correct_s).sum())
-        busy_d2h_s += count * layers * float(times.write_s.sum())
+        busy_d2h_s += count * layers * float((times.in_line_s + times.write_s).sum())
         h2d_bytes += count * layers * float((times.prefetch_bytes + times.correct_bytes).sum())
         d2h_bytes += count * layers * float(times.write_bytes.sum())
         first, decode = served_seconds(load.served, wave.step_end_s)

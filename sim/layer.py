@@ -55,6 +55,7 @@ class LayerPrices:
     host_attention: Pieces
     fetch: Pieces
     stream: Pieces
+    prompt_write: Pieces
     sm_share: float
     weight_bytes: float
     bytes_per_kv: float
@@ -75,8 +76,10 @@ class LayerPrices:
 class LayerTimes:
     """Seconds and link bytes of one layer in each step, all columns; row 0 is the prefill.
 
-    ``layer_s`` is from start to end of a layer that waits for no transfer; the CPU attends beside the GPU.
-    ``prefetch_s`` may run ahead of the layer, ``correct_s`` is fetched between its query and its attention.
+    ``layer_s`` is from start to end of a layer that waits for no fetch; the CPU attends beside the GPU. ``in_line_s`` of it,
+    at its end, is the prefill's write-back: kernels of the GPU's own stream write the prompt, so that the next layer waits.
+    ``prefetch_s`` may run ahead of the layer, ``correct_s`` is fetched between its query and its attention. ``write_s`` is
+    written beside later layers: in decode steps.
     ``head_s`` ends the step. ``launched_s`` is how long the host takes to launch the layer beside it.
     """
 
@@ -89,6 +92,7 @@ class LayerTimes:
     host_attention_s: Column
     prefetch_s: Column
     correct_s: Column
+    in_line_s: Column
     write_s: Column
     head_s: Column
     launched_s: Column
@@ -142,6 +146,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         host_attention=cost.host_attention(sequences * host_kv, kv_flops),
         fetch=cost.transfer(setting.fetch_by),
         stream=cost.transfer(Mechanism.COPY_ENGINE),
+        prompt_write=cost.transfer(_prompt_written_by(setting)),
         sm_share=_sm_share(cost, setting),
         weight_bytes=setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format),
         bytes_per_kv=float(sequences * host_kv),
@@ -189,6 +194,11 @@ def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int) -> f
     return hypot(sequences * attention_s_per_token(cost, setting), in_turn_s)
 
 
+def _prompt_written_by(setting: Setting) -> Mechanism:
+    """Kernels, captured or not: host memory is mapped. What the CPU attends to is its own, to which tensors are copied."""
+    return Mechanism.COPY_ENGINE if setting.host_attention else Mechanism.GATHER_KERNEL
+
+
 def _sm_share(cost: CostModel, setting: Setting) -> float:
     """Share of a fetch that the GPU stream loses to it."""
     if setting.fetch_by is not Mechanism.GATHER_KERNEL:
@@ -215,17 +225,20 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: boo
     delay_s = cost.duplex_delay_s(prefetch_bytes + exposed, written)
     exposed_delay_s = delay_s * (exposed > 0)
     host_attention_s = prices.host_attention.at(flows.host_attended)
+    in_line_s, write_s = np.zeros(len(written)), prices.stream.at(written) + delay_s
+    in_line_s[:1], write_s[:1] = prompt_write_seconds(prices, written[:1], cost), 0.0
     return LayerTimes(
         decode_ops=ops,
         prefill_ops=prefill_ops,
         query_s=query_s,
         attend_s=attend_s,
         rest_s=rest_s,
-        layer_s=query_s + np.maximum(attend_s, host_attention_s) + rest_s,
+        layer_s=query_s + np.maximum(attend_s, host_attention_s) + rest_s + in_line_s,
         host_attention_s=host_attention_s,
         prefetch_s=prices.stream.at_one(prices.weight_bytes) + ahead_s + (delay_s - exposed_delay_s),
         correct_s=exposed_s + exposed_delay_s,
-        write_s=prices.stream.at(written) + delay_s,
+        in_line_s=in_line_s,
+        write_s=write_s,
         head_s=np.full(len(written), prices.head_s),
         launched_s=launched_s,
         prefetch_bytes=prefetch_bytes,
@@ -233,6 +246,14 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: boo
         write_bytes=written,
         recalls=prices.recalls,
     )
+
+
+def prompt_write_seconds(prices: LayerPrices, written: Column, cost: CostModel) -> Column:
+    """Of a prefill's layer that writes so many bytes of the prompt to the host; streamed weights may come meanwhile."""
+    seconds: Column = prices.prompt_write.at(written) + cost.duplex_delay_s(
+        np.full(len(written), prices.weight_bytes), written
+    )
+    return seconds
 
 
 def launched_seconds(prices: LayerPrices, steps: int, *, away: bool) -> Column:

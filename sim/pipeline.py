@@ -1,7 +1,8 @@
 """How long a step takes: its layers as a pipeline over the GPU stream and both copy engines, in closed form.
 
 The contract that engine and runtime keep. A step ends when all three streams have ended (one graph a step). Layer l's
-attention starts when its queries are known and its fetch has arrived; its write-back starts when the layer has ended.
+attention starts when its queries are known and its fetch has arrived; its write-back starts when the layer has ended,
+that of a prefill is the layer's end: the next one waits for it.
 A ring of depth + 1 buffers holds fetched layers: the fetch for layer l + depth starts when layer l - 1 has ended, the
 last ``depth`` of a step are for the first layers of the next one. Where part of a fetch is known only after the query
 (recall), that part goes first and the guess for the next layer follows it, so depth is 1.
@@ -28,7 +29,7 @@ def seconds_before(times: LayerTimes, ahead_s: Column, layers: int, depth: int) 
 
     - all layers computed, L c, or the fetches of this step and the last layer's attention, (L - D) f + attend + rest;
       behind either the head or the last write-back
-    - the first layer, then all write-backs: c + L w
+    - the first layer, then all write-backs: c + L w; a prefill's are part of its c, and its w is 0
     - this step's fetches, as fast as fetch or buffers allow, then the next step's first: (L - D) max(c, f) + D f'
     """
     after_fetch_s = times.layer_s - times.query_s

@@ -112,6 +112,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         host_attention_s=none,
         prefetch_s=link.at(swapped_in) + delay_s,
         correct_s=none,
+        in_line_s=none,
         write_s=link.at(swapped_out) + delay_s,
         head_s=head_s + cost.profile.step_overhead_s,
         launched_s=beside_s,

@@ -26,7 +26,7 @@ from sim.flows import Column, Counts, Flows, counts_of, flows_of, held_state_byt
 from sim.forecast import static_host_bytes
 from sim.homes import TokenHomes
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
-from sim.layer import LayerPrices, layer_prices, layer_times
+from sim.layer import LayerPrices, layer_prices, layer_times, prompt_write_seconds
 from sim.plan import Placement, Plan, Recompute, Setting, WriteBack
 from sim.scheduled import paged_bytes
 
@@ -522,7 +522,8 @@ def paths_of(setting: Setting, cost: CostModel, rows: Rows, traffic: Traffic, wr
 def _wave_paths(
     setting: Setting, cost: CostModel, prices: LayerPrices, rows: Rows, traffic: Traffic, written: Column
 ) -> tuple[Column, Column, Column]:
-    """Each row is priced as a decode step behind one that stands for the prefill, whose GPU seconds do not vary.
+    """Each row is priced as a decode step behind one that stands for the prefill, whose GPU seconds do not vary, but for
+    what it writes in line.
 
     The host launches for all as it does for plans that keep tokens outside HBM; those that do not are priced by themselves.
     """
@@ -531,7 +532,8 @@ def _wave_paths(
     first, layers, depth = rows.step == 0, setting.model.layers, setting.prefetch_layers
     layer_s = np.where(first, times.layer_s[0], times.layer_s[1:])
     query_s = np.where(first, times.query_s[0], times.query_s[1:])
-    fetch_s, correct_s, write_s = times.prefetch_s[1:], times.correct_s[1:], times.write_s[1:]
+    fetch_s, correct_s, write_s = times.prefetch_s[1:], times.correct_s[1:], np.where(first, 0.0, times.write_s[1:])
+    layer_s = layer_s + np.where(first, prompt_write_seconds(prices, times.write_bytes[1:], cost), 0.0)
     slower_s = np.maximum(layer_s, fetch_s)
     if prices.recalls:
         asked_s = query_s + layers * correct_s + (layers - 1) * slower_s

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from builders import in_hbm, make_cost, make_setting
 from exhaustive import optimum_of_setting, settings_to_search
 from instances import FAMILIES
 from planner import search
-from planner.bound import least_bound
+from planner.bound import least_bound, rough_bound
 from planner.coefficients import coefficients_of
 from planner.objective import objective_weights
 from planner.optimum import optimum
@@ -24,6 +25,7 @@ from planner.solvers import SolverRun, run_solver
 from sim import catalogue
 from sim.attention import Selector
 from sim.cost import CostModel
+from sim.forecast import forecast
 from sim.kv import KvFormat, KvFormats
 from sim.plan import Placement, Recompute, Setting, WriteBack
 from sim.profile import Profile
@@ -98,7 +100,7 @@ EARNERS = (
     earner("path_computed_written", "sparse", 275, recompute=TOKENS, concurrency=3),
     earner("path_computed_ahead", "8-bit KV", 5, recompute=INPUTS_ON_HOST, concurrency=3),
     earner("path_fetched", "latency", 1, weights_on_host=0.25, concurrency=1),
-    earner("path_fetched_written", "the link fills up", 72, recompute=INPUTS_IN_HBM, concurrency=2),
+    earner("path_fetched_written", "waves", 77, recompute=TOKENS, concurrency=2),
     earner("path_fetched_ahead", "arithmetic to spare", 199, recompute=TOKENS, concurrency=2),
     earner("path_launched", "waves", 65, recompute=INPUTS_IN_HBM, concurrency=2),
     earner("path_written", "arithmetic to spare", 199, recompute=TOKENS, concurrency=2),
@@ -127,6 +129,22 @@ def test_every_family_of_constraints_has_such_a_case() -> None:
         families |= {_family(name) for name in program.rows}
 
     assert families == {case.constraints for case in EARNERS}
+
+
+def test_the_bound_of_a_prefill_counts_the_prompt_that_it_writes_at_birth() -> None:
+    """All fits HBM, so that there is one plan: its prefill takes what the bound says, write-backs in line included."""
+    at_birth, at_eviction = (
+        make_setting(prompt=8, write_back=when) for when in (WriteBack.AT_BIRTH, WriteBack.AT_EVICTION)
+    )
+    cost = make_cost(gather_setup_s=2.0)
+
+    bounds_s = [
+        rough_bound(coefficients_of(setting, cost), lambda step_s: float(step_s[0][0]))
+        for setting in (at_birth, at_eviction)
+    ]
+
+    assert bounds_s == [forecast(in_hbm(setting), cost).waves[0].step_s[0] for setting in (at_birth, at_eviction)]
+    assert bounds_s[0] == bounds_s[1] + 2 * (2 + 8)
 
 
 def test_without_the_latency_constraint_a_limit_that_no_plan_keeps_seems_kept() -> None:

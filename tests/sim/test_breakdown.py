@@ -72,3 +72,17 @@ def test_the_output_layer_stands_by_itself() -> None:
     spent = breakdown(in_hbm(make_setting()).setting, forecast(in_hbm(make_setting()), make_cost()).waves[0])
 
     assert np.array_equal(spent[OUTPUT_LAYER], np.ones(4))
+
+
+def test_a_prefill_waits_for_what_it_writes_even_over_a_fast_link() -> None:
+    """A token a second: 3 of 4 prompt tokens without a slot and one that leaves, in each of two layers."""
+    setting = make_setting(prompt=4, output=3)
+    spilled, held = (
+        forecast(plan, make_cost()).waves[0] for plan in (newest_in_hbm(setting, slots=1), in_hbm(setting))
+    )
+
+    spent = breakdown(setting, spilled)
+
+    assert spent[WRITE_WAIT][0] == 2 * 4
+    assert spilled.step_s[0] == held.step_s[0] + 2 * 4
+    assert not spent[CPU_WAIT].any()

@@ -315,3 +315,21 @@ def test_tokens_that_move_on_from_the_host_make_room_for_written_ones() -> None:
 
     assert flows.written_kv.tolist() == [2 + 1, 1, 1, 0]
     assert flows.written_inputs.tolist() == [3, 0, 0, 0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(priced_plans())
+def test_a_prefill_takes_its_layers_and_their_write_backs_in_turn(priced: tuple[Plan, CostModel]) -> None:
+    """The GPU waits while the link is written to, so that no write-back of a prefill runs beside its work."""
+    plan, cost = priced
+    for wave in simulate(plan, cost).waves:
+        on_gpu = [span for span in wave.spans if span.resource is Resource.GPU and span.step == 0]
+        written = [span for span in wave.spans if span.resource is Resource.D2H and span.step == 0]
+
+        assert not [one for one in written for other in on_gpu if overlap_s(one, other) > 0]
+        ttft_s = sum(span.end_s - span.start_s for span in (*on_gpu, *written))
+        assert wave.step_end_s[0] >= ttft_s * (1 - 1e-9)
+
+
+def overlap_s(one: Span, other: Span) -> float:
+    return min(one.end_s, other.end_s) - max(one.start_s, other.start_s)

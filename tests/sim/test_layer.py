@@ -11,13 +11,14 @@ import pytest
 
 from builders import in_hbm, make_cost, make_homes, make_machine, make_model, make_setting, newest_in_hbm
 from sim.attention import Selector
+from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
 from sim.forecast import forecast
 from sim.kv import KvFormat, KvFormats
 from sim.launches import choice_operations, decode_operations, prefill_operations
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices, layer_times
-from sim.plan import Admission, Mechanism, Placement, Plan, Recompute
+from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, WriteBack
 from sim.spec import CPU_LINK, WeightFormat
 
 
@@ -291,7 +292,8 @@ def test_operations_belong_to_one_segment_each_and_add_up() -> None:
     assert sorted(times.ops) == sorted((*QUERY_OPS, *ATTEND_OPS, *REST_OPS))
     for names, total in ((QUERY_OPS, times.query_s), (ATTEND_OPS, times.attend_s), (REST_OPS, times.rest_s)):
         assert total.tolist() == pytest.approx(sum(times.ops[name] for name in names).tolist())
-    assert times.layer_s.tolist() == pytest.approx((times.query_s + times.attend_s + times.rest_s).tolist())
+    in_turn_s = times.query_s + times.attend_s + times.rest_s + times.in_line_s
+    assert times.layer_s.tolist() == pytest.approx(in_turn_s.tolist())
 
 
 @pytest.mark.parametrize(
@@ -305,3 +307,49 @@ def test_a_wrong_guess_is_fetched_in_vain_and_corrected(guess_hits: float | None
     assert times.prefetch_bytes.tolist() == [0, ahead * picks_bytes]
     assert times.correct_bytes.tolist() == [0, exposed * picks_bytes]
     assert (times.prefetch_s[1], times.correct_s[1]) == (ahead * 2, exposed * 2)
+
+
+def test_a_prefill_writes_in_line_what_it_does_not_keep() -> None:
+    """6 of 7 tokens have no slot and a seventh leaves: 448 bytes at 64 a second; decode steps write beside later layers."""
+    setting = make_setting(prompt=7, output=3, write_back=WriteBack.AT_EVICTION)
+    held, spilled = times_of(in_hbm(setting)), times_of(newest_in_hbm(setting, slots=1))
+
+    assert held.in_line_s.tolist() == [0, 0, 0]
+    assert spilled.in_line_s.tolist() == [7, 0, 0]
+    assert spilled.layer_s[0] == held.layer_s[0] + 7
+    assert spilled.layer_s[1:].tolist() == held.layer_s[1:].tolist()
+    assert spilled.write_s.tolist() == [0, 1, 0]
+    assert spilled.write_bytes.tolist() == [7 * 64, 64, 0]
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_kernels_write_a_prompt_whether_or_not_steps_are_captured(captured: bool) -> None:
+    """They start in 2 s and keep half the link's rate: 2 + 7 / 0.5; exact top-k is launched operation by operation."""
+    setting = make_setting(**({} if captured else {"selector": Selector.TOPK, "sparsity": 0.5}), prompt=7, output=3)
+    cost = make_cost(gather_setup_s=2.0, gather_link_efficiency=0.5)
+
+    times = times_of(newest_in_hbm(setting, slots=setting.slots_needed[0]), cost)
+
+    moved = times.write_bytes[0] / 64
+    assert is_captured(setting) == captured
+    assert moved > 0
+    assert times.in_line_s.tolist() == [2 + 2 * moved, 0, 0]
+
+
+def test_what_the_cpu_attends_to_is_copied_to_its_own_memory() -> None:
+    """A copy starts in 3 s, the kernels' constants do not matter."""
+    setting = make_setting(prompt=7, output=3, host_attention=True)
+    cost = make_cost(copy_setup_s=3.0, gather_setup_s=2.0, gather_link_efficiency=0.5)
+
+    assert times_of(newest_in_hbm(setting, slots=1), cost).in_line_s.tolist() == [3 + 7, 0, 0]
+
+
+def test_streamed_weights_slow_a_prompts_write() -> None:
+    """1280 bytes of weights come while 448 are written, at half the rate each: 7 s more for both."""
+    setting = make_setting(prompt=7, output=3, weights_on_host=0.5)
+    cost = make_cost(link_duplex_efficiency=0.5)
+
+    times, still = (times_of(plan, cost) for plan in (newest_in_hbm(setting, slots=1), in_hbm(setting)))
+
+    assert times.in_line_s.tolist() == [14, 0, 0]
+    assert times.prefetch_s[0] == still.prefetch_s[0] + 7

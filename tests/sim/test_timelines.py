@@ -99,7 +99,8 @@ def test_fetches_known_ahead() -> None:
     """One slot in HBM, 2 s a token over the link: 7 then 8 tokens are fetched for each layer, 14 and 16 s.
 
     The first layer's fetch fills the end of the step before; the second layer's starts with the step and keeps the GPU
-    waiting. The prefill writes back the 6 prompt tokens without a slot and the one that step 1 leaves none for.
+    waiting. The prefill writes the 6 prompt tokens without a slot and the one that step 1 leaves none for, in line: its next
+    layer waits.
     """
     wave = timeline(newest_in_hbm(setting_of(prompt=7, link_bytes_per_s=32), slots=1))
 
@@ -107,48 +108,48 @@ def test_fetches_known_ahead() -> None:
         ("query", 0, 0, 0, 3),
         ("attend", 0, 0, 3, 3),
         ("rest", 0, 0, 3, 29.0625),
-        ("query", 0, 1, 29.0625, 32.0625),
-        ("attend", 0, 1, 32.0625, 32.0625),
-        ("rest", 0, 1, 32.0625, 58.125),
-        ("head", 0, None, 58.125, 59.125),
-        ("query", 1, 0, 72.125, 75.125),  # behind the prefill's write-backs
-        ("attend", 1, 0, 75.125, 76.125),
-        ("rest", 1, 0, 76.125, 78.125),
-        ("query", 1, 1, 78.125, 81.125),
-        ("attend", 1, 1, 86.125, 87.125),  # 5 s after its query
-        ("rest", 1, 1, 87.125, 89.125),
-        ("head", 1, None, 89.125, 90.125),
-        ("query", 2, 0, 102.125, 105.125),  # behind the fetch for its own layer
-        ("attend", 2, 0, 105.125, 106.25),
-        ("rest", 2, 0, 106.25, 108.25),
-        ("query", 2, 1, 108.25, 111.25),
-        ("attend", 2, 1, 118.125, 119.25),
-        ("rest", 2, 1, 119.25, 121.25),
-        ("head", 2, None, 121.25, 122.25),
+        ("query", 0, 1, 43.0625, 46.0625),
+        ("attend", 0, 1, 46.0625, 46.0625),
+        ("rest", 0, 1, 46.0625, 72.125),
+        ("head", 0, None, 86.125, 87.125),
+        ("query", 1, 0, 87.125, 90.125),
+        ("attend", 1, 0, 90.125, 91.125),
+        ("rest", 1, 0, 91.125, 93.125),
+        ("query", 1, 1, 93.125, 96.125),
+        ("attend", 1, 1, 101.125, 102.125),  # 5 s after its query
+        ("rest", 1, 1, 102.125, 104.125),
+        ("head", 1, None, 104.125, 105.125),
+        ("query", 2, 0, 117.125, 120.125),  # behind the fetch for its own layer
+        ("attend", 2, 0, 120.125, 121.25),
+        ("rest", 2, 0, 121.25, 123.25),
+        ("query", 2, 1, 123.25, 126.25),
+        ("attend", 2, 1, 133.125, 134.25),
+        ("rest", 2, 1, 134.25, 136.25),
+        ("head", 2, None, 136.25, 137.25),
     ]
     assert rows_of(wave, Resource.H2D) == [
-        ("fetch", 1, 0, 29.0625, 43.0625),  # once the prefill's first layer has left its buffer
-        ("fetch", 1, 1, 72.125, 86.125),
-        ("fetch", 2, 0, 86.125, 102.125),
-        ("fetch", 2, 1, 102.125, 118.125),
+        ("fetch", 1, 0, 43.0625, 57.0625),  # once the prefill's first layer has left its buffer
+        ("fetch", 1, 1, 87.125, 101.125),
+        ("fetch", 2, 0, 101.125, 117.125),
+        ("fetch", 2, 1, 117.125, 133.125),
     ]
     assert rows_of(wave, Resource.D2H) == [
         ("write", 0, 0, 29.0625, 43.0625),
-        ("write", 0, 1, 58.125, 72.125),
-        ("write", 1, 0, 78.125, 80.125),
-        ("write", 1, 1, 89.125, 91.125),
+        ("write", 0, 1, 72.125, 86.125),
+        ("write", 1, 0, 93.125, 95.125),
+        ("write", 1, 1, 104.125, 106.125),
     ]
     assert bytes_of(wave, Resource.H2D) == [7 * 64, 7 * 64, 8 * 64, 8 * 64]
     assert bytes_of(wave, Resource.D2H) == [7 * 64, 7 * 64, 64, 64]
-    assert wave.step_end_s == (72.125, 102.125, 122.25)
+    assert wave.step_end_s == (87.125, 117.125, 137.25)
     # One slot in two layers, and two layers of the prompt on their way out, or two buffers of fetched tokens.
     assert levels_of(wave, Tier.HBM) == [
         (0, 0, 2 * 64 + 2 * 6 * 64),
-        (1, 72.125, 2 * 64 + 2 * 7 * 64),
-        (2, 102.125, 2 * 64 + 2 * 8 * 64),
+        (1, 87.125, 2 * 64 + 2 * 7 * 64),
+        (2, 117.125, 2 * 64 + 2 * 8 * 64),
     ]
     # What is written during a step has its place on the host from the step's start.
-    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 7 * 64), (1, 72.125, 2 * 8 * 64), (2, 102.125, 2 * 8 * 64)]
+    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 7 * 64), (1, 87.125, 2 * 8 * 64), (2, 117.125, 2 * 8 * 64)]
 
 
 def test_recall_guessed_half_right() -> None:
@@ -167,52 +168,52 @@ def test_recall_guessed_half_right() -> None:
         ("query", 0, 0, 0, 3),
         ("attend", 0, 0, 3, 3),
         ("rest", 0, 0, 3, 29.0625),
-        ("query", 0, 1, 29.0625, 32.0625),
-        ("attend", 0, 1, 32.0625, 32.0625),
-        ("rest", 0, 1, 32.0625, 58.125),
-        ("head", 0, None, 58.125, 59.125),
-        ("query", 1, 0, 64.125, 67.875),  # behind the prefill's write-backs
-        ("attend", 1, 0, 68.875, 69.875),
-        ("rest", 1, 0, 69.875, 71.875),
-        ("query", 1, 1, 71.875, 75.625),
-        ("attend", 1, 1, 76.625, 77.625),
-        ("rest", 1, 1, 77.625, 79.625),
-        ("head", 1, None, 79.625, 80.625),
-        ("query", 2, 0, 80.625, 84.46875),  # 3 + 9 * 3/32
-        ("attend", 2, 0, 85.46875, 86.46875),
-        ("rest", 2, 0, 86.46875, 88.46875),
-        ("query", 2, 1, 88.46875, 92.3125),
-        ("attend", 2, 1, 93.3125, 94.3125),
-        ("rest", 2, 1, 94.3125, 96.3125),
-        ("head", 2, None, 96.3125, 97.3125),
+        ("query", 0, 1, 35.0625, 38.0625),
+        ("attend", 0, 1, 38.0625, 38.0625),
+        ("rest", 0, 1, 38.0625, 64.125),
+        ("head", 0, None, 70.125, 71.125),
+        ("query", 1, 0, 71.125, 74.875),
+        ("attend", 1, 0, 75.875, 76.875),
+        ("rest", 1, 0, 76.875, 78.875),
+        ("query", 1, 1, 78.875, 82.625),
+        ("attend", 1, 1, 83.625, 84.625),
+        ("rest", 1, 1, 84.625, 86.625),
+        ("head", 1, None, 86.625, 87.625),
+        ("query", 2, 0, 87.625, 91.46875),  # 3 + 9 * 3/32
+        ("attend", 2, 0, 92.46875, 93.46875),
+        ("rest", 2, 0, 93.46875, 95.46875),
+        ("query", 2, 1, 95.46875, 99.3125),
+        ("attend", 2, 1, 100.3125, 101.3125),
+        ("rest", 2, 1, 101.3125, 103.3125),
+        ("head", 2, None, 103.3125, 104.3125),
     ]
     assert rows_of(wave, Resource.H2D) == [
-        ("fetch", 1, 0, 32.0625, 34.0625),
-        ("correct", 1, 0, 67.875, 68.875),
-        ("fetch", 1, 1, 68.875, 70.875),
-        ("correct", 1, 1, 75.625, 76.625),
-        ("fetch", 2, 0, 76.625, 78.625),
-        ("correct", 2, 0, 84.46875, 85.46875),
-        ("fetch", 2, 1, 85.46875, 87.46875),
-        ("correct", 2, 1, 92.3125, 93.3125),
+        ("fetch", 1, 0, 38.0625, 40.0625),
+        ("correct", 1, 0, 74.875, 75.875),
+        ("fetch", 1, 1, 75.875, 77.875),
+        ("correct", 1, 1, 82.625, 83.625),
+        ("fetch", 2, 0, 83.625, 85.625),
+        ("correct", 2, 0, 91.46875, 92.46875),
+        ("fetch", 2, 1, 92.46875, 94.46875),
+        ("correct", 2, 1, 99.3125, 100.3125),
     ]
     assert rows_of(wave, Resource.D2H) == [
         ("write", 0, 0, 29.0625, 35.0625),
-        ("write", 0, 1, 58.125, 64.125),
-        ("write", 1, 0, 71.875, 72.875),
-        ("write", 1, 1, 79.625, 80.625),
+        ("write", 0, 1, 64.125, 70.125),
+        ("write", 1, 0, 78.875, 79.875),
+        ("write", 1, 1, 86.625, 87.625),
     ]
     # Two slots, two buffers of two fetched tokens, and the keys (32 bytes) of all that are on the host.
     assert levels_of(wave, Tier.HBM) == [
         (0, 0, 2 * (2 * 64 + 5 * 32) + 2 * 5 * 64),
-        (1, 64.125, 2 * (2 * 64 + 6 * 32) + 2 * 2 * 64),
-        (2, 80.625, 2 * (2 * 64 + 7 * 32) + 2 * 2 * 64),
+        (1, 71.125, 2 * (2 * 64 + 6 * 32) + 2 * 2 * 64),
+        (2, 87.625, 2 * (2 * 64 + 7 * 32) + 2 * 2 * 64),
     ]
 
 
 def test_write_backs_at_birth() -> None:
-    """4 s a token: the prompt's 3 tokens take 12 s a layer, which takes 15.3125, and every newborn one 4 s; a step ends
-    behind the last.
+    """4 s a token: the prompt's 3 tokens take 12 s, behind which its next layer comes, every newborn one 4 s beside later
+    layers; a decode step ends behind the last.
     """
     setting = setting_of(prompt=3, link_bytes_per_s=16, write_back=WriteBack.AT_BIRTH)
 
@@ -222,33 +223,33 @@ def test_write_backs_at_birth() -> None:
         ("query", 0, 0, 0, 3),
         ("attend", 0, 0, 3, 3),
         ("rest", 0, 0, 3, 15.3125),
-        ("query", 0, 1, 15.3125, 18.3125),
-        ("attend", 0, 1, 18.3125, 18.3125),
-        ("rest", 0, 1, 18.3125, 30.625),
-        ("head", 0, None, 30.625, 31.625),
-        ("query", 1, 0, 42.625, 45.625),
-        ("attend", 1, 0, 45.625, 46.125),
-        ("rest", 1, 0, 46.125, 48.125),
-        ("query", 1, 1, 48.125, 51.125),
-        ("attend", 1, 1, 51.125, 51.625),
-        ("rest", 1, 1, 51.625, 53.625),
-        ("head", 1, None, 53.625, 54.625),
-        ("query", 2, 0, 57.625, 60.625),
-        ("attend", 2, 0, 60.625, 61.25),
-        ("rest", 2, 0, 61.25, 63.25),
-        ("query", 2, 1, 63.25, 66.25),
-        ("attend", 2, 1, 66.25, 66.875),
-        ("rest", 2, 1, 66.875, 68.875),
-        ("head", 2, None, 68.875, 69.875),
+        ("query", 0, 1, 27.3125, 30.3125),
+        ("attend", 0, 1, 30.3125, 30.3125),
+        ("rest", 0, 1, 30.3125, 42.625),
+        ("head", 0, None, 54.625, 55.625),
+        ("query", 1, 0, 55.625, 58.625),
+        ("attend", 1, 0, 58.625, 59.125),
+        ("rest", 1, 0, 59.125, 61.125),
+        ("query", 1, 1, 61.125, 64.125),
+        ("attend", 1, 1, 64.125, 64.625),
+        ("rest", 1, 1, 64.625, 66.625),
+        ("head", 1, None, 66.625, 67.625),
+        ("query", 2, 0, 70.625, 73.625),
+        ("attend", 2, 0, 73.625, 74.25),
+        ("rest", 2, 0, 74.25, 76.25),
+        ("query", 2, 1, 76.25, 79.25),
+        ("attend", 2, 1, 79.25, 79.875),
+        ("rest", 2, 1, 79.875, 81.875),
+        ("head", 2, None, 81.875, 82.875),
     ]
     assert rows_of(wave, Resource.D2H) == [
         ("write", 0, 0, 15.3125, 27.3125),
-        ("write", 0, 1, 30.625, 42.625),
-        ("write", 1, 0, 48.125, 52.125),
-        ("write", 1, 1, 53.625, 57.625),
-        ("write", 2, 0, 63.25, 67.25),
-        ("write", 2, 1, 68.875, 72.875),
+        ("write", 0, 1, 42.625, 54.625),
+        ("write", 1, 0, 61.125, 65.125),
+        ("write", 1, 1, 66.625, 70.625),
+        ("write", 2, 0, 76.25, 80.25),
+        ("write", 2, 1, 81.875, 85.875),
     ]
     assert rows_of(wave, Resource.H2D) == []
-    assert wave.step_end_s == (42.625, 57.625, 72.875)
-    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 3 * 64), (1, 42.625, 2 * 4 * 64), (2, 57.625, 2 * 5 * 64)]
+    assert wave.step_end_s == (55.625, 70.625, 85.875)
+    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 3 * 64), (1, 55.625, 2 * 4 * 64), (2, 70.625, 2 * 5 * 64)]
