@@ -1,6 +1,7 @@
 """Bytes and FLOPs to seconds, operation by operation. Pure; with ``sim.layer`` the one place where durations come from."""
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -9,6 +10,11 @@ from sim.kv import KvFormat
 from sim.plan import Mechanism
 from sim.profile import Profile
 from sim.spec import DType, MachineSpec, WeightFormat, weight_bytes_per_parameter
+
+Amount = TypeVar("Amount", float, Column)
+DIAGONAL_TILE = (
+    128  # tokens: a GPU's causal attention computes the tiles on the diagonal whole, one a query and head at least
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +106,11 @@ class CostModel:
         native = kv_format is KvFormat.NATIVE
         efficiency = self.profile.attention_efficiency if native else self.profile.quantised_attention_efficiency
         return max(kv_bytes / (self.hbm_bytes_per_s * efficiency), flops / self.attention_flop_per_s(dtype))
+
+    def prompt_attention_s(self, query_dim: int, tokens: Amount, squares: Amount, dtype: DType) -> Amount:
+        """A layer's causal attention over prompts of ``tokens`` together, and of ``squares`` of their lengths."""
+        tile = 0 if self.machine.is_cpu else DIAGONAL_TILE
+        return 2.0 * query_dim * (squares + tile * tokens) / self.attention_flop_per_s(dtype)
 
     def attention_flop_per_s(self, dtype: DType) -> float:
         return self.machine.gpu.flop_per_s(dtype) * self.profile.prefill_attention_efficiency

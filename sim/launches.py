@@ -1,7 +1,9 @@
-"""How many operations the host launches one by one for a layer: beside the GPU's work, or, where that is short, in its place.
+"""How many operations the host launches one by one: beside the GPU's work, or, where that is short, in its place.
 
 The numbers are counts of the runtime's operations in fp16, views left out; a test counts them again.
 """
+
+from typing import NamedTuple
 
 from sim.attention import Selector
 from sim.capture import is_captured, streams
@@ -12,8 +14,13 @@ from sim.spec import ModelSpec, WeightFormat
 _PLAIN_LAYER = (
     12  # of a prompt: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
 )
-_TAKEN_IN = {Selector.SWA: 12, Selector.PAGES: 26}  # by a captured step's slots; else a few copies
-_STREAMED_STEP, _STREAMED_INPUTS = 5, 12  # a piece replayed, copies, the events between them; projecting again
+_STREAMED_STEP, _STREAMED_INPUTS = 6, 4  # what a piece replayed, copies and the events between take; projecting again
+# What an operation takes the host, where one that keeps books takes 1: seen on an H100's host.
+_LAYER_WORTH, _KERNEL_WORTH = (
+    1.4,
+    2.5,
+)  # products and attention are chosen among many kernels; Triton's launcher is Python
+_ENDS, _EAGER_ENDS, _TURNED_ENDS = 14, {True: 34, False: 16}, 9  # of a step, before its first layer and after its last
 # Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.
 _DECODE_BOOKS, _PREFILL_BOOKS = 71, 103
 _DECODE_CHOICE = {
@@ -27,47 +34,82 @@ _DECODE_CHOICE = {
 _PREFILL_CHOICE = {Selector.SWA: 96, Selector.H2O: 84, Selector.STRIDED: 87, Selector.LOCAL: 36}
 
 
-def decode_operations(setting: Setting, *, away: bool) -> float:
+class Operations(NamedTuple):
+    """Some numbers of them: a layer's own, those that keep the runtime's books, and launches of its own kernels."""
+
+    layer: float = 0.0
+    books: float = 0.0
+    kernels: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return sum(self)
+
+    @property
+    def worth(self) -> float:
+        """In operations that keep books."""
+        return _LAYER_WORTH * self.layer + self.books + _KERNEL_WORTH * self.kernels
+
+
+def decode_operations(setting: Setting, *, away: bool) -> Operations:
     """Of one layer of a decode step; none where a captured step is replayed. ``away``: of a plan that keeps tokens
     outside HBM.
     """
     if is_captured(setting):
         inputs = _STREAMED_INPUTS if setting.recompute is Recompute.ACTIVATIONS_HOST else 0
-        return _STREAMED_STEP + inputs if streams(setting, away=away) else 0
+        return Operations(books=_STREAMED_STEP + inputs if streams(setting, away=away) else 0)
     books = _DECODE_BOOKS + _DECODE_CHOICE.get(setting.attention.selector, 0) + _stored_weights(setting)
     books += 63 * setting.kv_format.gpu.is_grouped
-    return _layer_operations(setting.model) + books + away * _away_operations(setting)
+    again, more = _away_operations(setting) if away else (0, 0)
+    return Operations(layer=_layer_operations(setting.model) + again, books=books + more)
 
 
-def _away_operations(setting: Setting) -> int:
+def _away_operations(setting: Setting) -> tuple[int, int]:
     """What a decode step adds for tokens outside HBM: those recomputed pass through a layer, or into it, again."""
     layer, grouped = _layer_operations(setting.model), setting.kv_format.gpu.is_grouped
     if setting.recompute is Recompute.TOKENS:
-        return layer + 55
+        return layer, 55
     resident = 58 * (setting.placement is Placement.RESIDENT)
     if setting.recompute.from_activations:
-        return layer + 66 + resident
-    return (97 if setting.attention.selector.recalls else 111) + resident + 70 * grouped
+        return layer, 66 + resident
+    return 0, (97 if setting.attention.selector.recalls else 111) + resident + 70 * grouped
 
 
-def prefill_operations(setting: Setting, passes: float, *, away: bool) -> float:
+def prefill_operations(setting: Setting, passes: float, *, away: bool) -> Operations:
     """Of one layer of a prefill in ``passes``. Captured steps take in each pass for itself; an eager prefill keeps its
     books once a layer, and puts several passes together.
     """
     layer, grouped = prompt_operations(setting.model), setting.kv_format.gpu.is_grouped
     selector, groups = setting.attention.selector, setting.workload.prompt_tokens // GROUP_TOKENS
     if is_captured(setting):
-        return passes * (layer + _TAKEN_IN.get(selector, 53 if grouped else 4))
+        taken_in = _taken_in(setting)
+        return Operations(layer=passes * layer, books=passes * taken_in.books, kernels=passes * taken_in.kernels)
     books = _PREFILL_BOOKS + _PREFILL_CHOICE.get(selector, 0) + _stored_weights(setting)
     written = 72 if setting.recompute is not Recompute.NONE else 158 + 94 * grouped
     turned = 0 if setting.model.positions else 9  # each pass works out its cosines and sines anew
     together = 4 + passes * (4 + turned) if passes > 1 else 0
-    return passes * layer + together + books + (39 + 67 * groups) * grouped + written * away
+    return Operations(layer=passes * layer, books=together + books + (39 + 67 * groups) * grouped + written * away)
 
 
-def choice_operations(setting: Setting) -> int:
+def end_operations(setting: Setting, *, prefill: bool) -> float:
+    """Of a step besides its layers."""
+    if is_captured(setting):
+        return (_ENDS + (0 if setting.model.positions else _TURNED_ENDS)) * prefill
+    return _EAGER_ENDS[prefill] + (0 if setting.model.positions else _TURNED_ENDS)
+
+
+def choice_operations(setting: Setting) -> float:
     """Of a first choice from a prompt's attention, under a selector that chooses ahead."""
-    return (_TAKEN_IN if is_captured(setting) else _PREFILL_CHOICE)[setting.attention.selector]
+    return _taken_in(setting).total if is_captured(setting) else _PREFILL_CHOICE[setting.attention.selector]
+
+
+def _taken_in(setting: Setting) -> Operations:
+    """By a captured step's slots, of a layer's prompts: first choices, ranges; else a few copies."""
+    if setting.attention.selector is Selector.SWA:
+        return Operations(books=7, kernels=5)
+    if setting.attention.selector is Selector.PAGES:
+        return Operations(books=26)
+    return Operations(books=53 if setting.kv_format.gpu.is_grouped else 4)
 
 
 def prompt_operations(model: ModelSpec) -> int:

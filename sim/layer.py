@@ -12,7 +12,7 @@ from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, keeps_away
 from sim.footprint import layer_weight_bytes, prefill_rows
 from sim.kv import inputs_layer_bytes, kv_layer_bytes
-from sim.launches import choice_operations, decode_operations, prefill_operations
+from sim.launches import choice_operations, decode_operations, end_operations, prefill_operations
 from sim.plan import Mechanism, Placement, Setting
 from sim.spec import DType, ModelSpec, WeightFormat
 
@@ -125,6 +125,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
     quantises = formats.gpu is not type(formats.gpu).NATIVE
     kv_flops = attention_flops(model, sequences)
     guess = setting.guess_hits
+    tile_s, square_s = (cost.prompt_attention_s(model.query_dim, *one, dtype) for one in ((1.0, 0.0), (0.0, 1.0)))
     return LayerPrices(
         sequences=sequences,
         qkv_s=gemms.qkv.at_one(sequences),
@@ -141,8 +142,8 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         attention_s=profile.attention_setup_s,
         attention_s_per_kept=attention_s_per_kept(cost, setting, sequences),
         reproject=_more(gemms.kv, _passes_s(cost, _input_widths(model), dtype)).scaled(sequences),
-        forward=_more(gemms.layer, _passes_s(cost, _layer_widths(model), dtype)).scaled(sequences),
-        forward_s_per_token_squared=kv_flops / 2 / cost.attention_flop_per_s(dtype),
+        forward=_more(gemms.layer, _passes_s(cost, _layer_widths(model), dtype) + tile_s).scaled(sequences),
+        forward_s_per_token_squared=sequences * square_s,
         host_attention=cost.host_attention(sequences * host_kv, kv_flops),
         fetch=cost.transfer(setting.fetch_by),
         stream=cost.transfer(Mechanism.COPY_ENGINE),
@@ -162,12 +163,14 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
 
 
 def _launch_prices(cost: CostModel, setting: Setting, passes: int) -> dict[str, float]:
-    operation_s = cost.profile.host_operation_s
+    """Of a layer, with its share of what the host launches at a step's ends."""
+    operation_s, layers = cost.profile.host_operation_s, setting.model.layers
+    step, prefill = (end_operations(setting, prefill=prefill) / layers for prefill in (False, True))
     return {
-        "launched_s": operation_s * decode_operations(setting, away=False),
-        "launched_away_s": operation_s * decode_operations(setting, away=True),
-        "prefill_launched_s": operation_s * prefill_operations(setting, passes, away=False),
-        "prefill_launched_away_s": operation_s * prefill_operations(setting, passes, away=True),
+        "launched_s": operation_s * (step + decode_operations(setting, away=False).worth),
+        "launched_away_s": operation_s * (step + decode_operations(setting, away=True).worth),
+        "prefill_launched_s": operation_s * (prefill + prefill_operations(setting, passes, away=False).worth),
+        "prefill_launched_away_s": operation_s * (prefill + prefill_operations(setting, passes, away=True).worth),
     }
 
 
@@ -420,12 +423,12 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
     model, dtype, prompt = setting.model, setting.dtype, setting.workload.prompt_tokens
     passes = prefill_passes(sequences, prompt)
     mean_rows = sequences * prompt / passes
-    flops = 2.0 * sequences * model.query_dim * prompt**2
+    tokens = float(sequences * prompt)
     kv_bytes = sequences * prompt * kv_layer_bytes(model, dtype, setting.kv_format.gpu)
     quantises = not setting.kv_format.are_native
     return {
         "qkv": passes * gemms.qkv.at_one(mean_rows),
-        "attention": flops / cost.attention_flop_per_s(dtype),
+        "attention": cost.prompt_attention_s(model.query_dim, tokens, tokens * prompt, dtype),
         "convert": cost.conversion_s(3 * kv_bytes) if quantises else 0.0,
         "out": passes * gemms.out.at_one(mean_rows),
         "mlp": passes * gemms.mlp.at_one(mean_rows),

@@ -98,8 +98,11 @@ def _product(took: Measurement, cost: CostModel) -> float:
 
 
 def _prompt_attention(took: Measurement, cost: CostModel) -> float:
-    flops = 2.0 * took.number("heads") * took.number("channels") * took.number("sequences") * took.number("tokens") ** 2
-    return flops / cost.attention_flop_per_s(DType(took.text("dtype")))
+    """With its result copied once."""
+    dtype, width = DType(took.text("dtype")), took.number("heads") * took.number("channels")
+    tokens = float(took.number("sequences") * took.number("tokens"))
+    copied_s = cost.elementwise_s(2 * tokens * width * dtype.size_bytes)
+    return cost.prompt_attention_s(width, tokens, tokens * took.number("tokens"), dtype) + copied_s
 
 
 def _copy(took: Measurement, cost: CostModel) -> float:

@@ -66,7 +66,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     lanes = np.where(decoding > 0, setting.concurrency, 0) if is_captured(setting) else decoding
     kept, cached = planned.decoding(flows.kept), planned.decoding(flows.cached)
     some, enters, none = decoding > 0, planned.prefilled > 0, np.zeros_like(decoding)
-    prefill_flops = 2.0 * setting.model.query_dim * planned.prefilled_squares
+    prompts = (setting.model.query_dim, planned.prefilled_tokens, planned.prefilled_squares)
     launched_s = one.launched_s * some + one.prefill_launched_s * enters
     felt_s, beside_s = (launched_s, none) if one.launches_felt else (none, launched_s)
     quantise_launch_s = cost.launch_s(1) if one.convert_s else 0.0
@@ -84,7 +84,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         "convert": quantise_launch_s + (one.convert_s - quantise_launch_s) * (decoding + planned.prefilled_tokens),
         "reproject": none,
         "forward": none,
-        "attention": attention_s + prefill_flops / cost.attention_flop_per_s(setting.dtype),
+        "attention": attention_s + cost.prompt_attention_s(*prompts, setting.dtype),
         "select": one.select_s * some
         + one.select_s_per_kept * kept
         + first_choice_s(cost, setting, 1, 1) * planned.prefilled,

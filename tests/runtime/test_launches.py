@@ -31,7 +31,13 @@ from sim.attention import Selector
 from sim.capture import is_captured
 from sim.flows import flows_of, home_columns, keeps_away
 from sim.kv import KvFormat
-from sim.launches import choice_operations, decode_operations, prefill_operations, prompt_operations
+from sim.launches import (
+    choice_operations,
+    decode_operations,
+    end_operations,
+    prefill_operations,
+    prompt_operations,
+)
 from sim.layer import prefill_passes
 from sim.plan import Placement, Plan, Recompute
 from sim.recipe import Recipe, plan_for
@@ -150,6 +156,19 @@ def by_step(family: str, recipe: Recipe, layers: int) -> tuple[Plan, list[int]]:
     return plan, [after - before for before, after in pairwise(ends)]
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("family", ["opt", "grouped llama"])
+def test_a_step_has_as_many_operations_besides_its_layers_as_are_priced(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, prefill, step = by_layer(family, BASE)
+    _, (whole_prefill, _, whole_step, *_) = by_step(family, BASE, 2)
+    monkeypatch.setattr("sim.launches.is_captured", lambda _: False)
+
+    for prefills, besides in ((True, whole_prefill - 2 * prefill), (False, whole_step - 2 * step)):
+        assert end_operations(plan.setting, prefill=prefills) == pytest.approx(besides, rel=CLOSE)
+
+
 def by_layer(family: str, recipe: Recipe) -> tuple[Plan, float, float]:
     """A plan, and its operations of one layer in the prefill and in a decode step."""
     plan, two = by_step(family, recipe, 2)
@@ -170,7 +189,7 @@ def test_an_eager_layer_is_as_many_operations_as_are_priced(
 
     away = keeps_away(flows_of(plan, home_columns(plan.homes)))
     assert away == (recipe.hbm < 100 and recipe.selector not in (Selector.LOCAL,)), name
-    said = prefill_operations(plan.setting, 1, away=away), decode_operations(plan.setting, away=away)
+    said = prefill_operations(plan.setting, 1, away=away).total, decode_operations(plan.setting, away=away).total
     assert said == (pytest.approx(prefill, rel=CLOSE), pytest.approx(step, rel=CLOSE))
 
 
@@ -183,7 +202,7 @@ def test_several_passes_take_a_layer_each(family: str) -> None:
 
     passes = prefill_passes(recipe.batch, recipe.prompt)
     assert passes == 3
-    assert prefill_operations(plan.setting, passes, away=False) == pytest.approx(prefill, rel=CLOSE)
+    assert prefill_operations(plan.setting, passes, away=False).total == pytest.approx(prefill, rel=CLOSE)
 
 
 @kernels
@@ -225,6 +244,6 @@ def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced
 
     model = plan.setting.model
     assert prompt_operations(model) == pytest.approx(counts["prompt"], rel=CLOSE)
-    assert prefill_operations(plan.setting, 1, away=False) == pytest.approx(counts["prefill"], rel=CLOSE)
+    assert prefill_operations(plan.setting, 1, away=False).total == pytest.approx(counts["prefill"], rel=CLOSE)
     if plan.setting.attention.selector is Selector.SWA:
         assert choice_operations(plan.setting) == counts["prefill"] - counts["prompt"]

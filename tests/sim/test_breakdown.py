@@ -9,7 +9,7 @@ from sim.attention import Selector
 from sim.breakdown import CPU_WAIT, FETCH_WAIT, LAUNCH_WAIT, OUTPUT_LAYER, WRITE_WAIT, breakdown, totals
 from sim.cost import CostModel
 from sim.forecast import forecast
-from sim.launches import decode_operations
+from sim.launches import decode_operations, end_operations
 from sim.plan import Plan
 from strategies import priced_plans
 
@@ -60,10 +60,11 @@ def test_a_slow_host_makes_steps_wait_for_its_launches() -> None:
     slow, free = (forecast(plan, make_cost(host_operation_s=seconds)).waves[0] for seconds in (100.0, 0.0))
 
     waited = breakdown(plan.setting, slow)[LAUNCH_WAIT]
+    layer = decode_operations(plan.setting, away=False)
 
     assert waits_of(plan, make_cost(host_operation_s=100.0)) == {LAUNCH_WAIT}
     assert waited[1:].tolist() == pytest.approx(
-        (2 * 100 * decode_operations(plan.setting, away=False) - free.step_s[1:]).tolist()
+        (100 * (2 * layer.worth + end_operations(plan.setting, prefill=False)) - free.step_s[1:]).tolist()
     )
 
 
