@@ -290,8 +290,10 @@ class StreamedStep(DecodeStep):
         for _ in range(self.decoder.spec.layers + 1):
             graph = torch.cuda.CUDAGraph()
             graph.capture_begin(pool=pool)
-            next(pieces, None)
-            graph.capture_end()
+            try:
+                next(pieces, None)
+            finally:  # a stream that goes on capturing would hide why it failed
+                graph.capture_end()
             yield graph
 
     def seek(self, row: int) -> None:
