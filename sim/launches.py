@@ -13,7 +13,7 @@ _PLAIN_LAYER = (
     12  # of a prompt: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
 )
 _TAKEN_IN = {Selector.SWA: 12, Selector.PAGES: 26}  # by a captured step's slots; else a few copies
-_STREAMED_STEP, _STREAMED_INPUTS = 5, 12  # a piece replayed, copies, the events between them; projecting again
+_STREAMED = 5  # a piece that is replayed, what comes, what goes; events for two, as an H100's steps say
 # Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.
 _DECODE_BOOKS, _PREFILL_BOOKS = 71, 103
 _DECODE_CHOICE = {
@@ -28,12 +28,13 @@ _PREFILL_CHOICE = {Selector.SWA: 96, Selector.H2O: 84, Selector.STRIDED: 87, Sel
 
 
 def decode_operations(setting: Setting, *, away: bool) -> float:
-    """Of one layer of a decode step; none where a captured step is replayed. ``away``: of a plan that keeps tokens
-    outside HBM.
+    """Of one layer of a decode step; none where a captured step is replayed as a whole. ``away``: of a plan that keeps
+    tokens outside HBM.
     """
     if is_captured(setting):
-        inputs = _STREAMED_INPUTS if setting.recompute is Recompute.ACTIVATIONS_HOST else 0
-        return _STREAMED_STEP + inputs if streams(setting, away=away) else 0
+        again = away and setting.recompute is Recompute.ACTIVATIONS_HOST
+        inputs = _projecting_operations(setting.model) if again else 0
+        return _STREAMED + inputs if streams(setting, away=away) else 0
     books = _DECODE_BOOKS + _DECODE_CHOICE.get(setting.attention.selector, 0) + _stored_weights(setting)
     books += 63 * setting.kv_format.gpu.is_grouped
     return _layer_operations(setting.model) + books + away * _away_operations(setting)
@@ -80,6 +81,11 @@ def _layer_operations(model: ModelSpec) -> int:
     rotation = 0 if model.positions else 10
     norms = 0 if model.norm_bias else 6
     return _PLAIN_LAYER + rotation + norms + 8 * model.qk_norm + model.gated_mlp
+
+
+def _projecting_operations(model: ModelSpec) -> int:
+    """Of saved inputs: norm and product; rotation and the key's norm, whose result is put where the product's was."""
+    return 2 + (0 if model.positions else 6) + (0 if model.norm_bias else 3) + 4 * model.qk_norm
 
 
 def _stored_weights(setting: Setting) -> int:
