@@ -14,12 +14,10 @@ from sim.spec import ModelSpec, WeightFormat
 _PLAIN_LAYER = (
     12  # of a prompt: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
 )
-_STREAMED_STEP, _STREAMED_INPUTS = 6, 4  # what a piece replayed, copies and the events between take; projecting again
-# What an operation takes the host, where one that keeps books takes 1: seen on an H100's host.
-_LAYER_WORTH, _KERNEL_WORTH = (
-    1.4,
-    2.5,
-)  # products and attention are chosen among many kernels; Triton's launcher is Python
+_STREAMED = 5  # a piece that is replayed, what comes, what goes; events for two, as an H100's steps say
+# What a layer's own operation takes the host, and a kernel of the runtime's, where an operation that keeps books takes 1: seen
+# on an H100's host. Products and attention are chosen among many kernels; Triton's launcher is Python.
+_LAYER_WORTH, _KERNEL_WORTH = 1.4, 2.5
 _ENDS, _EAGER_ENDS, _TURNED_ENDS = 14, {True: 34, False: 16}, 9  # of a step, before its first layer and after its last
 # Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.
 _DECODE_BOOKS, _PREFILL_BOOKS = 71, 103
@@ -52,12 +50,14 @@ class Operations(NamedTuple):
 
 
 def decode_operations(setting: Setting, *, away: bool) -> Operations:
-    """Of one layer of a decode step; none where a captured step is replayed. ``away``: of a plan that keeps tokens
-    outside HBM.
+    """Of one layer of a decode step; none where a captured step is replayed as a whole. ``away``: of a plan that keeps
+    tokens outside HBM.
     """
     if is_captured(setting):
-        inputs = _STREAMED_INPUTS if setting.recompute is Recompute.ACTIVATIONS_HOST else 0
-        return Operations(books=_STREAMED_STEP + inputs if streams(setting, away=away) else 0)
+        if not streams(setting, away=away):
+            return Operations()
+        projects = away and setting.recompute is Recompute.ACTIVATIONS_HOST
+        return Operations(layer=_projecting_operations(setting.model) if projects else 0, books=_STREAMED)
     books = _DECODE_BOOKS + _DECODE_CHOICE.get(setting.attention.selector, 0) + _stored_weights(setting)
     books += 63 * setting.kv_format.gpu.is_grouped
     again, more = _away_operations(setting) if away else (0, 0)
@@ -122,6 +122,11 @@ def _layer_operations(model: ModelSpec) -> int:
     rotation = 0 if model.positions else 10
     norms = 0 if model.norm_bias else 6
     return _PLAIN_LAYER + rotation + norms + 8 * model.qk_norm + model.gated_mlp
+
+
+def _projecting_operations(model: ModelSpec) -> int:
+    """Of saved inputs: norm and product; rotation and the key's norm, whose result is put where the product's was."""
+    return 2 + (0 if model.positions else 6) + (0 if model.norm_bias else 3) + 4 * model.qk_norm
 
 
 def _stored_weights(setting: Setting) -> int:

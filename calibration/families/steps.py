@@ -73,7 +73,7 @@ def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
 
 
 def _few(dense: Recipe) -> Iterator[Recipe]:
-    """Of few sequences: what a step takes at least where it is launched, not replayed."""
+    """Of few sequences: what a step takes at least where it is launched, or replayed in pieces."""
     yield replace(dense, hbm=50)
     yield replace(dense, hbm=50, recompute=Recompute.ACTIVATIONS_HOST)
     yield replace(dense, hbm=70, recompute=Recompute.TOKENS)

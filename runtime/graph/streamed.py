@@ -50,6 +50,7 @@ class StreamedSlots:
         self.places = _places(self, device)
         self.reads, self.writes = (SideStream(device, overlap=True) for _ in range(2))
         self.staging = _Staging(self, Layout(recomputed=0, fetched=0))
+        self.again: list[tuple[slice, Tensor]] = []  # the row's tokens that are projected at once, and their positions
         self.now = 0
         self.pending: dict[int, Done] = {}  # by place: row * layers + layer
 
@@ -88,6 +89,7 @@ class StreamedSlots:
         self.writes.last.wait()
         if self.staging.layout != row.layout:
             self.staging = _Staging(self, row.layout)
+        self.again = self._at_once(row.recomputed)
         for there, here in row.moves:
             self.slots[here].copy_(self.slots[there])
         for place in range(self.now * self.layers, self.now * self.layers + self.buffers):
@@ -212,13 +214,17 @@ class StreamedSlots:
         self.pending.clear()
         self.reads.last.wait()
 
+    def _at_once(self, tokens: int) -> list[tuple[slice, Tensor]]:
+        """Made once for all layers: the decoder knows positions that it has turned by the tensor."""
+        most = max(1, _PROJECTED_ROWS // self.lanes)
+        parts = [slice(first, min(first + most, tokens)) for first in range(0, tokens, most)]
+        return [(some, self.positions[some]) for some in parts]
+
     def _project(self, layer: int, buffer: int) -> None:
         """Keys and values of the oldest tokens, from their inputs."""
-        tokens = max(1, _PROJECTED_ROWS // self.lanes)
-        for first in range(0, self._row.recomputed, tokens):
-            some = slice(first, min(first + tokens, self._row.recomputed))
+        for some, positions in self.again:
             x, rows = self.staging.inputs[buffer][some], self.staging.recomputed[some].flatten(2)
-            self.decoder.reproject(layer, x, self.positions[some], out=rows)
+            self.decoder.reproject(layer, x, positions, out=rows)
 
 
 class _Staging:
@@ -290,8 +296,10 @@ class StreamedStep(DecodeStep):
         for _ in range(self.decoder.spec.layers + 1):
             graph = torch.cuda.CUDAGraph()
             graph.capture_begin(pool=pool)
-            next(pieces, None)
-            graph.capture_end()
+            try:
+                next(pieces, None)
+            finally:  # a stream that goes on capturing would hide why it failed
+                graph.capture_end()
             yield graph
 
     def seek(self, row: int) -> None:

@@ -19,7 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from builders import make_machine
 from runtime.attention import Plain
 from runtime.execute import execute
-from runtime.graph.run import slots_kind
+from runtime.graph.run import GraphWave, slots_kind
+from runtime.graph.streamed import StreamedStep
 from runtime.lanes import Lanes
 from runtime.models import Decoder, as_planned
 from runtime.models.config import config_from_json
@@ -39,7 +40,7 @@ from sim.launches import (
     prompt_operations,
 )
 from sim.layer import prefill_passes
-from sim.plan import Placement, Plan, Recompute
+from sim.plan import Placement, Plan, Recompute, WriteBack
 from sim.recipe import Recipe, plan_for
 from sim.spec import WeightFormat
 from tests.runtime.graphs import draw_prompts, kernels
@@ -247,3 +248,48 @@ def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced
     assert prefill_operations(plan.setting, 1, away=False).total == pytest.approx(counts["prefill"], rel=CLOSE)
     if plan.setting.attention.selector is Selector.SWA:
         assert choice_operations(plan.setting) == counts["prefill"] - counts["prompt"]
+
+
+class Replayed:
+    """Stands for a piece that the host replays: one operation, which computes nothing."""
+
+    def __init__(self, counting: Counting) -> None:
+        self.counting = counting
+
+    def replay(self) -> None:
+        self.counting.count += 1
+
+
+def between_pieces(family: str, recipe: Recipe, layers: int, write_back: WriteBack) -> tuple[Plan, list[int]]:
+    """Operations of each step, pieces among them."""
+    made = decoder(family, layers)
+    plan = plan_for(made.spec, recipe, CARD)
+    plan = replace(plan, setting=replace(plan.setting, write_back=write_back))
+    wave, counts = GraphWave(plan, made, [0] * recipe.batch), list[int]()
+    assert isinstance(wave.step, StreamedStep)
+    wave.step.seek(1)
+    for _ in range(1, plan.homes.steps):
+        with torch.inference_mode(), Counting() as counting:
+            wave.step.graphs = [Replayed(counting)] * (layers + 1)  # type: ignore[list-item]
+            wave.step.replay()
+        counts.append(counting.count)
+    return plan, counts
+
+
+@kernels
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("write_back", WriteBack)
+@pytest.mark.parametrize("name", ["off HBM", "inputs on the host"])
+def test_between_pieces_a_streamed_layer_is_as_many_operations_as_are_priced(
+    family: str, write_back: WriteBack, name: str
+) -> None:
+    """A piece, copies and what projects inputs. Events are taken for two. What is priced in any case: a write, though none
+    may be due. What is not: that some families turn a part of each head's channels.
+    """
+    recipe = replace(BASE, output=9, **DENSE[name])
+    plan, two = between_pieces(family, recipe, 2, write_back)
+    _, four = between_pieces(family, recipe, 4, write_back)
+
+    counted = median((more - fewer) / 2 for more, fewer in zip(four, two, strict=True))
+    events = 2
+    assert decode_operations(plan.setting, away=True).total == pytest.approx(counted + events, abs=1)

@@ -11,14 +11,16 @@ import pytest
 import torch
 
 from runtime.graph.schedule import Schedule, Widths, schedule_of
+from runtime.graph.streamed import StreamedSlots, StreamedStep
 from sim import catalogue
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.homes import TokenHomes
 from sim.kv import kv_layer_bytes
 from sim.plan import Plan, Recompute, WriteBack
 from sim.spec import DType, ModelSpec
-from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, kernels
+from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, draw_prompts, kernels
 from tests.runtime.plans import Choice, all_in_hbm, draw_plan
+from tests.runtime.recorded import RecordedGraph, recorded_graphs
 
 SOURCES = [Recompute.NONE, Recompute.ACTIVATIONS_HOST]
 
@@ -134,3 +136,50 @@ def test_a_step_may_be_reached_out_of_order() -> None:
     wave.decode(5, plan.homes.steps)
 
     torch.testing.assert_close(wave.step.generated, whole)
+
+
+@kernels
+@pytest.mark.skipif(ON_GPU, reason="a GPU captures")
+@pytest.mark.parametrize("recompute", SOURCES)
+@pytest.mark.parametrize(("family", "seed"), [("opt", 5), ("grouped qwen3", 1)])
+def test_pieces_captured_at_one_row_are_right_at_every_other(
+    family: str, seed: int, recompute: Recompute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What changes from row to row they find on the device: nothing that Python knew at capture is still true."""
+    from runtime.graph.run import GraphWave
+    from runtime.wave import padded
+
+    made, rng = decoder(family, DType.FP32, seed=seed), random.Random(f"{seed} {recompute}")
+    plan = drawn(rng, made.spec, recompute)
+    longest = plan.setting.workload.prompt_tokens
+    prompts = padded(draw_prompts([longest, 2, longest - 1], seed), longest, made.device)
+    wave = GraphWave(plan, made, prompts.padding.tolist())
+    whole, logits = wave.run(prompts).tokens, wave.step.logits.clone()
+
+    with recorded_graphs(monkeypatch), torch.inference_mode():
+        assert isinstance(wave.step, StreamedStep)
+        wave.step.seek(1)
+        wave.step.graphs = list(wave.step._captured())
+        again = wave.run(prompts).tokens
+
+    torch.testing.assert_close(again, whole, atol=0, rtol=0)
+    torch.testing.assert_close(wave.step.logits, logits, atol=1e-4, rtol=0)
+    steps = plan.homes.steps - 1
+    assert [graph.replays for graph in wave.step.graphs if isinstance(graph, RecordedGraph)] == 3 * [steps]
+
+
+@kernels
+@pytest.mark.skipif(ON_GPU, reason="a GPU captures")
+def test_a_capture_that_fails_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else all that follows would fail for being captured, and hide why."""
+    from runtime.graph.run import GraphWave
+
+    made = decoder("opt", DType.FP32, seed=1)
+    plan = drawn(random.Random(3), made.spec, Recompute.NONE)
+    step = GraphWave(plan, made, [0] * 3).step
+    assert isinstance(step, StreamedStep)
+    monkeypatch.setattr(StreamedSlots, "attend", lambda *_: torch.empty(-1))
+
+    with recorded_graphs(monkeypatch), pytest.raises(RuntimeError, match="negative dimension"):
+        list(step._captured())
+    assert RecordedGraph.recording is None
