@@ -108,16 +108,22 @@ def require_here(profile: Profile, device: torch.device) -> None:
         )
 
 
-def prepare(profile: Profile, machine: MachineSpec, *, seed: int, plans: int) -> Campaign:
-    """Draw plans, as evenly over the strata as they can be found, sorted so that a model's weights are drawn once."""
+def prepare(
+    profile: Profile, machine: MachineSpec, *, seed: int, plans: int, longest_s: float | None = None
+) -> Campaign:
+    """Draw plans, as evenly over the strata as they can be found, sorted so that a model's weights are drawn once.
+
+    None is predicted to run longer than ``longest_s``. Raises ValueError where fewer ``plans`` fit.
+    """
     rng, on_gpu = random.Random(seed), not machine.is_cpu
+    longest_s = longest_s or LONGEST_S["gpu" if on_gpu else "cpu"]
     cost, quota = CostModel(machine=machine, profile=profile), max(1, plans // len(Stratum))
     drawn, spare, seen, count = list[Drawn](), list[Drawn](), set[str](), Counter[Stratum]()
     for _ in range(_DRAWS * plans):
         if len(drawn) == min(plans, quota * len(Stratum)):
             break
         recipe = draw_recipe(rng, on_gpu=on_gpu)
-        one = None if recipe.case in seen else _judged(recipe, profile, cost, on_gpu)
+        one = None if recipe.case in seen else _judged(recipe, profile, cost, longest_s)
         seen.add(recipe.case)
         if one is None:
             continue
@@ -128,7 +134,7 @@ def prepare(profile: Profile, machine: MachineSpec, *, seed: int, plans: int) ->
             spare.append(one)
     drawn += spare[: plans - len(drawn)]
     if len(drawn) < plans:
-        raise ValueError(f"plans={plans}, only {len(drawn)} fit this machine: ask for fewer")
+        raise ValueError(f"plans={plans}, only {len(drawn)} fit this machine and {longest_s:g} s: ask for fewer")
     drawn.sort(key=_by_weights)
     return Campaign(
         profile=profile.name,
@@ -145,9 +151,9 @@ def _by_weights(one: Drawn) -> tuple[str, str, int, str]:
     return recipe.model, recipe.weights, recipe.streamed, one.recipe
 
 
-def _judged(recipe: Recipe, profile: Profile, cost: CostModel, on_gpu: bool) -> Drawn | None:
+def _judged(recipe: Recipe, profile: Profile, cost: CostModel, longest_s: float) -> Drawn | None:
     """None for a plan that does not fit the machine or takes too long."""
-    machine, kind = cost.machine, "gpu" if on_gpu else "cpu"
+    machine, kind = cost.machine, "cpu" if cost.machine.is_cpu else "gpu"
     try:
         priced = forecast(plan_of(recipe, machine, profile), cost)
     except ValueError:  # more tokens than the model's context, or a format that the card lacks
@@ -155,7 +161,7 @@ def _judged(recipe: Recipe, profile: Profile, cost: CostModel, on_gpu: bool) -> 
     outcome = priced.outcome
     fits = outcome.peak_hbm_bytes < _HBM_SHARE * machine.gpu.hbm_bytes
     fits = fits and outcome.peak_host_bytes < min(_MOST_HOST_BYTES, _HOST_SHARE * machine.host.dram_bytes)
-    if not fits or not SHORTEST_S[kind] < outcome.makespan_s < LONGEST_S[kind]:
+    if not fits or not SHORTEST_S[kind] < outcome.makespan_s < longest_s:
         return None
     return Drawn(stratum=stratum_of(priced), recipe=recipe.case, predicted_s=outcome.makespan_s)
 

@@ -35,6 +35,10 @@ def validate(
     ] = None,
     plans: Annotated[int, typer.Option(metavar="N", help="Plans to draw.")] = 8,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the drawing.")] = 0,
+    longest: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Of a run, as predicted.", show_default="10 on a GPU, 4 on a CPU"),
+    ] = None,
     prepare: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the plans, write them down and run nothing.")
     ] = None,
@@ -52,6 +56,8 @@ def validate(
         raise ValueError("--prepare and --campaign, exclude each other: prepare first, then run")
     if so_far and campaign is None:
         raise ValueError("--so-far, needs a campaign that has begun: give --campaign FILE")
+    if longest is not None and not longest > 0:
+        raise ValueError(f"--longest={longest:g}, must be above 0 seconds")
     if plans < 1:
         raise ValueError(f"--plans={plans}, must be at least 1")
     _require_extra()
@@ -61,12 +67,16 @@ def validate(
 
     machine = running.machine_of(loaded)
     if prepare is not None:
-        drawn = running.prepare(loaded, machine, seed=seed, plans=plans)
+        drawn = running.prepare(loaded, machine, seed=seed, plans=plans, longest_s=longest)
         running.save(prepare, drawn)
         seconds = sum(one.predicted_s for one in drawn.plans)
         print(f"{prepare}: {plans} plans of seed {seed} for {drawn.profile_hash}, {seconds:.0f} s predicted")
         return
-    drawn = running.load_campaign(campaign) if campaign else running.prepare(loaded, machine, seed=seed, plans=plans)
+    drawn = (
+        running.load_campaign(campaign)
+        if campaign
+        else running.prepare(loaded, machine, seed=seed, plans=plans, longest_s=longest)
+    )
     file = running.results_file(campaign) if campaign else None
     before = running.load_results(file, drawn) if file else running.Results(campaign_hash=running.campaign_hash(drawn))
     moved: float | None = None

@@ -14,10 +14,10 @@ from sim.spec import ModelSpec, WeightFormat
 _PLAIN_LAYER = (
     12  # of a prompt: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
 )
-_STREAMED = 5  # a piece that is replayed, what comes, what goes; events for two, as an H100's steps say
+_STREAMED = 6  # a piece that is replayed, what comes, what goes; events for two, as an H100's steps say
 # What a layer's own operation takes the host, and a kernel of the runtime's, where an operation that keeps books takes 1: seen
 # on an H100's host. Products and attention are chosen among many kernels; Triton's launcher is Python.
-_LAYER_WORTH, _KERNEL_WORTH = 1.4, 2.5
+_LAYER_WORTH, _KERNEL_WORTH = 1.75, 3.5
 _ENDS, _EAGER_ENDS, _TURNED_ENDS = 14, {True: 34, False: 16}, 9  # of a step, before its first layer and after its last
 # Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.
 _DECODE_BOOKS, _PREFILL_BOOKS = 71, 103
@@ -91,11 +91,12 @@ def prefill_operations(setting: Setting, passes: float, *, away: bool) -> Operat
     return Operations(layer=passes * layer, books=together + books + (39 + 67 * groups) * grouped + written * away)
 
 
-def end_operations(setting: Setting, *, prefill: bool) -> float:
+def end_operations(setting: Setting, *, prefill: bool) -> Operations:
     """Of a step besides its layers."""
+    turned = 0 if setting.model.positions else _TURNED_ENDS
     if is_captured(setting):
-        return (_ENDS + (0 if setting.model.positions else _TURNED_ENDS)) * prefill
-    return _EAGER_ENDS[prefill] + (0 if setting.model.positions else _TURNED_ENDS)
+        return Operations(layer=(_ENDS + turned) * prefill)
+    return Operations(layer=_EAGER_ENDS[prefill] + turned)
 
 
 def choice_operations(setting: Setting) -> float:

@@ -165,7 +165,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
 def _launch_prices(cost: CostModel, setting: Setting, passes: int) -> dict[str, float]:
     """Of a layer, with its share of what the host launches at a step's ends."""
     operation_s, layers = cost.profile.host_operation_s, setting.model.layers
-    step, prefill = (end_operations(setting, prefill=prefill) / layers for prefill in (False, True))
+    step, prefill = (end_operations(setting, prefill=prefill).worth / layers for prefill in (False, True))
     return {
         "launched_s": operation_s * (step + decode_operations(setting, away=False).worth),
         "launched_away_s": operation_s * (step + decode_operations(setting, away=True).worth),

@@ -167,7 +167,7 @@ def test_a_step_has_as_many_operations_besides_its_layers_as_are_priced(
     monkeypatch.setattr("sim.launches.is_captured", lambda _: False)
 
     for prefills, besides in ((True, whole_prefill - 2 * prefill), (False, whole_step - 2 * step)):
-        assert end_operations(plan.setting, prefill=prefills) == pytest.approx(besides, rel=CLOSE)
+        assert end_operations(plan.setting, prefill=prefills).total == pytest.approx(besides, rel=CLOSE)
 
 
 def by_layer(family: str, recipe: Recipe) -> tuple[Plan, float, float]:

@@ -64,7 +64,7 @@ def test_a_slow_host_makes_steps_wait_for_its_launches() -> None:
 
     assert waits_of(plan, make_cost(host_operation_s=100.0)) == {LAUNCH_WAIT}
     assert waited[1:].tolist() == pytest.approx(
-        (100 * (2 * layer.worth + end_operations(plan.setting, prefill=False)) - free.step_s[1:]).tolist()
+        (100 * (2 * layer.worth + end_operations(plan.setting, prefill=False).worth) - free.step_s[1:]).tolist()
     )
 
 

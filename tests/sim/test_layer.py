@@ -221,8 +221,8 @@ def test_the_host_launches_the_operations_of_each_layer() -> None:
 
 def launches(setting: Setting, *, away: bool) -> list[float]:
     """What a layer of the prefill and of three steps launches, with its share of their ends."""
-    first = prefill_operations(setting, 1, away=away).worth, end_operations(setting, prefill=True)
-    later = decode_operations(setting, away=away).worth, end_operations(setting, prefill=False)
+    first = prefill_operations(setting, 1, away=away).worth, end_operations(setting, prefill=True).worth
+    later = decode_operations(setting, away=away).worth, end_operations(setting, prefill=False).worth
     return [layer + ends / setting.model.layers for layer, ends in (first, later, later, later)]
 
 
