@@ -177,6 +177,17 @@ def test_drawing_again_gives_the_same_plans(profile: Profile) -> None:
     assert all(campaigns.SHORTEST_S["cpu"] < one.predicted_s < campaigns.LONGEST_S["cpu"] for one in first.plans)
 
 
+def test_no_plan_is_drawn_that_runs_longer_than_is_asked(profile: Profile) -> None:
+    drawn = prepare(profile, machine(), seed=5, plans=3)
+    longest_s = max(one.predicted_s for one in drawn.plans)
+
+    shorter = prepare(profile, machine(), seed=5, plans=3, longest_s=longest_s)
+
+    assert max(one.predicted_s for one in shorter.plans) < longest_s
+    with pytest.raises(ValueError, match=r"plans=3, only \d+ fit this machine and 0\.001 s: ask for fewer"):
+        prepare(profile, machine(), seed=5, plans=3, longest_s=0.001)
+
+
 def test_measurements_of_another_machine_are_not_gone_on_with(tmp_path: Path) -> None:
     save_measured(file_of(tmp_path), nothing_yet())
 
