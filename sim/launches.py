@@ -14,7 +14,7 @@ from sim.spec import ModelSpec, WeightFormat
 _PLAIN_LAYER = (
     12  # of a prompt: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
 )
-_STREAMED = 6  # a piece that is replayed, what comes, what goes; events for two, as an H100's steps say
+_STREAMED = 6  # a piece that is replayed, what comes, what goes; events for three, as an H100's steps say
 # What a layer's own operation takes the host, and a kernel of the runtime's, where an operation that keeps books takes 1: seen
 # on an H100's host. Products and attention are chosen among many kernels; Triton's launcher is Python.
 _LAYER_WORTH, _KERNEL_WORTH = 1.75, 3.5

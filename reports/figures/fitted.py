@@ -302,7 +302,7 @@ def fit_errors(errors: Sequence[FamilyError]) -> Chart:
     ticks = [tick for tick in one_two_five(low, high) if tick <= high / 2]
     layout = {
         "xaxis": axis(
-            "error, % of what was measured",
+            "error, % of measured",
             type="log",
             range=[float(np.log10(low)), float(np.log10(high))],
             tickvals=ticks,

@@ -283,7 +283,7 @@ def between_pieces(family: str, recipe: Recipe, layers: int, write_back: WriteBa
 def test_between_pieces_a_streamed_layer_is_as_many_operations_as_are_priced(
     family: str, write_back: WriteBack, name: str
 ) -> None:
-    """A piece, copies and what projects inputs. Events are taken for two. What is priced in any case: a write, though none
+    """A piece, copies and what projects inputs. Events are taken for three. What is priced in any case: a write, though none
     may be due. What is not: that some families turn a part of each head's channels.
     """
     recipe = replace(BASE, output=9, **DENSE[name])
@@ -291,5 +291,5 @@ def test_between_pieces_a_streamed_layer_is_as_many_operations_as_are_priced(
     _, four = between_pieces(family, recipe, 4, write_back)
 
     counted = median((more - fewer) / 2 for more, fewer in zip(four, two, strict=True))
-    events = 2
+    events = 3
     assert decode_operations(plan.setting, away=True).total == pytest.approx(counted + events, abs=1)
