@@ -56,6 +56,8 @@ def validate(
         raise ValueError("--prepare and --campaign, exclude each other: prepare first, then run")
     if so_far and campaign is None:
         raise ValueError("--so-far, needs a campaign that has begun: give --campaign FILE")
+    if longest is not None and campaign is not None:
+        raise ValueError("--longest, is of plans to be drawn: leave it out, or draw another campaign by --prepare")
     if longest is not None and not longest > 0:
         raise ValueError(f"--longest={longest:g}, must be above 0 seconds")
     if plans < 1:

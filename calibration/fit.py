@@ -55,6 +55,7 @@ _SHOWS = {
     "gemm_half_rows": 0.1,
     "copy_setup_s": 0.5,
 }
+# What moves the place where streaming gives way to arithmetic, and a step across it, in its logarithm.
 _KINK, _FAR_SIDE = "gemm_half_rows", 0.4
 _FLOORS = ("host_operation_s",)  # seen only where they bind
 _PULL, _LOW = 0.003, float(np.log(0.01))

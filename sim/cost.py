@@ -12,9 +12,7 @@ from sim.profile import Profile
 from sim.spec import DType, MachineSpec, WeightFormat, weight_bytes_per_parameter
 
 Amount = TypeVar("Amount", float, Column)
-DIAGONAL_TILE = (
-    128  # tokens: a GPU's causal attention computes the tiles on the diagonal whole, one a query and head at least
-)
+DIAGONAL_TILE = 128  # tokens: a GPU's causal attention computes the tiles on the diagonal whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +104,10 @@ class CostModel:
         native = kv_format is KvFormat.NATIVE
         efficiency = self.profile.attention_efficiency if native else self.profile.quantised_attention_efficiency
         return max(kv_bytes / (self.hbm_bytes_per_s * efficiency), flops / self.attention_flop_per_s(dtype))
+
+    def attention_turn_s(self, head_dim: int) -> float:
+        """What a head's program takes for each token that it goes over, however few sequences there are."""
+        return self.profile.attention_token_s * head_dim / 128
 
     def prompt_attention_s(self, query_dim: int, tokens: Amount, squares: Amount, dtype: DType) -> Amount:
         """A layer's causal attention over prompts of ``tokens`` together, and of ``squares`` of their lengths."""

@@ -191,10 +191,10 @@ def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int) -> f
 
     Few sequences wait for the programs, many for HBM; in between both are felt, less than one after the other.
     """
-    model = setting.model
-    parts = attention_parts(sequences, model.kv_heads, model.heads)
-    in_turn_s = cost.profile.attention_token_s * model.head_dim / 128 / parts
-    return hypot(sequences * attention_s_per_token(cost, setting), in_turn_s)
+    parts = attention_parts(sequences, setting.model.kv_heads, setting.model.heads)
+    return hypot(
+        sequences * attention_s_per_token(cost, setting), cost.attention_turn_s(setting.model.head_dim) / parts
+    )
 
 
 def _prompt_written_by(setting: Setting) -> Mechanism:

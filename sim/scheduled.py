@@ -70,7 +70,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     launched_s = one.launched_s * some + one.prefill_launched_s * enters
     felt_s, beside_s = (launched_s, none) if one.launches_felt else (none, launched_s)
     quantise_launch_s = cost.launch_s(1) if one.convert_s else 0.0
-    in_turn_s = cost.profile.attention_token_s * setting.model.head_dim / 128 * planned.largest(flows.kept)
+    in_turn_s = cost.attention_turn_s(setting.model.head_dim) * planned.largest(flows.kept)
     attention_s = one.attention_s * some + np.hypot(attention_s_per_token(cost, setting) * kept, in_turn_s)
 
     def product_s(product: Pieces) -> Column:

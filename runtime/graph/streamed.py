@@ -262,17 +262,19 @@ class StreamedStep(DecodeStep):
         self.graphs: list[torch.cuda.CUDAGraph] = []
 
     def replay(self) -> None:
-        graphs, pieces = iter(self.graphs), self._pieces()
+        pieces: Iterator[object] = self._replayed() if self.graphs else self._pieces()
         self.slots.advance()
         for layer in range(self.decoder.spec.layers + 1):
-            if self.graphs:
-                next(graphs).replay()
-            else:
-                next(pieces, None)
+            next(pieces, None)
             if layer:
                 self.slots.leave(layer - 1)
             if layer < self.decoder.spec.layers:
                 self.slots.bring(layer)
+
+    def _replayed(self) -> Iterator[None]:
+        for graph in self.graphs:
+            graph.replay()
+            yield
 
     def capture(self) -> None:
         """Run twice, so that kernels are compiled, then capture each piece, where there is a step and a GPU."""

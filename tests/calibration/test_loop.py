@@ -209,6 +209,10 @@ def test_the_command_line_says_what_is_wrong(profile: Profile, tmp_path: Path) -
     )
     assert run("validate", str(saved), "--plans", "0").error == "--plans=0, must be at least 1"
     assert run("validate", str(saved), "--prepare", "a", "--campaign", "b").error.startswith("--prepare and --campaign")
+    assert run("validate", str(saved), "--longest", "0").error == "--longest=0, must be above 0 seconds"
+    assert run("validate", str(saved), "--longest", "2", "--campaign", "b").error.startswith(
+        "--longest, is of plans to"
+    )
     assert run("calibrate", "--device", "tpu", "-o", str(tmp_path / "x.json")).error.startswith("--device=tpu, must be")
     assert "--checkpoint and --prompts" in run("calibrate", "--checkpoint", "x").error
     assert run("calibrate", "--from", str(saved)).error.startswith(f"{saved}: schema_version=3, must be 1")
