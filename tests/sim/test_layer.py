@@ -19,7 +19,7 @@ from sim.kv import KvFormat, KvFormats
 from sim.launches import choice_operations, decode_operations, end_operations, prefill_operations
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices, layer_times
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, Setting, WriteBack
-from sim.spec import CPU_LINK, WeightFormat
+from sim.spec import CPU_LINK, DType, WeightFormat
 
 
 def times_of(plan: Plan, cost: CostModel | None = None) -> LayerTimes:
@@ -236,6 +236,17 @@ def test_on_a_cpu_launches_come_on_top_of_what_they_launch() -> None:
         [2 * worth for worth in launches(plan.setting, away=False)]
     )
     assert decode_operations(plan.setting, away=False).worth > 0  # nothing is captured there
+
+
+def test_only_a_gpu_computes_whole_tiles_on_the_diagonal() -> None:
+    """Two prompts of 4 tokens, 16 channels wide: half of 4 x 16 FLOP for each pair of tokens; a GPU's tile has 128."""
+    machine = make_machine()
+    cpu = replace(machine, gpu=replace(machine.gpu, link=replace(machine.gpu.link, name=CPU_LINK)))
+
+    seconds = [make_cost(one).prompt_attention_s(16, 8.0, 32.0, DType.FP16) for one in (machine, cpu)]
+
+    flop_per_s = make_cost(machine).attention_flop_per_s(DType.FP16)
+    assert seconds == [pytest.approx(2 * 16 * pairs / flop_per_s) for pairs in (32 + 128 * 8, 32)]
 
 
 def test_a_captured_step_launches_nothing_but_its_prefill() -> None:

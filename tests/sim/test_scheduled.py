@@ -1,0 +1,61 @@
+"""What a machine step costs in which some sequences decode and others enter: by hand, on a schedule written by hand."""
+
+import numpy as np
+import pytest
+
+from builders import in_hbm, make_cost, make_machine, make_setting
+from sim.admission import Run, Schedule
+from sim.cost import CostModel
+from sim.flows import flows_of, home_columns
+from sim.kv import KvFormat, KvFormats
+from sim.layer import LayerTimes
+from sim.plan import Admission
+from sim.scheduled import scheduled_times
+
+NONE = np.zeros(5)
+# The first enters in step 0, the second in step 1, beside the first one's first decode step; the last step is the second's.
+STAGGERED = Schedule(
+    steps=5,
+    runs=(Run(machine_step=1, sequence_step=1, length=3), Run(machine_step=2, sequence_step=1, length=3)),
+    prefilled=np.array([1.0, 1.0, 0.0, 0.0, 0.0]),
+    prefilled_tokens=np.array([4.0, 4.0, 0.0, 0.0, 0.0]),
+    prefilled_squares=np.array([16.0, 16.0, 0.0, 0.0, 0.0]),
+    swapped_in=NONE,
+    swapped_out=NONE,
+    held_bytes=NONE,
+    host_bytes=NONE,
+    served=(),
+)
+
+
+def staggered(kv: KvFormat = KvFormat.NATIVE, **constants: float) -> LayerTimes:
+    machine = make_machine(flop_per_s=512.0)
+    formats = KvFormats(gpu=kv, host=kv)
+    setting = make_setting(batch=2, machine=machine, admission=Admission.CONTINUOUS, concurrency=2, kv_format=formats)
+    cost: CostModel = make_cost(machine, **constants)
+    plan = in_hbm(setting)
+    return scheduled_times(cost, setting, flows_of(plan, home_columns(plan.homes)), STAGGERED)
+
+
+def test_newcomers_have_products_of_their_own_and_a_captured_step_has_all_lanes() -> None:
+    """A row of q, k and v takes 3 s, their weights as well: 4 rows of a prompt 12 s, 2 lanes 6 s, though one may be idle."""
+    assert staggered().ops["qkv"].tolist() == [12, 6 + 12, 6, 6, 6]
+
+
+def test_a_step_that_is_launched_has_a_row_for_each_that_decodes() -> None:
+    assert staggered(KvFormat.INT4).ops["qkv"].tolist() == [12, 3 + 12, 6, 6, 3]
+
+
+def test_attention_waits_for_the_lane_with_most_tokens() -> None:
+    """So slow in turn that nothing else counts: 5 tokens, then 6, 7, 7."""
+    per_token_s = make_cost(attention_token_s=1e6).attention_turn_s(head_dim=make_setting().model.head_dim)
+
+    seconds = staggered(attention_token_s=1e6).ops["attention"]
+
+    assert (seconds[1:] / per_token_s).tolist() == pytest.approx([5, 6, 7, 7], rel=1e-3)
+
+
+def test_each_who_enters_gets_a_token_of_its_own_from_the_head() -> None:
+    lanes, entered = (staggered().head_s[step] for step in (2, 0))
+
+    assert staggered(step_overhead_s=0.0).head_s[1] == pytest.approx(lanes + entered)
