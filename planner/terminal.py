@@ -42,6 +42,7 @@ def exit_code(answer: Callable[[], None], *, program: str = "planner") -> int:
         if code_of_error is None or sys.flags.dev_mode:
             raise
         print(f"error: {one_line(_message(error, program))}", file=sys.stderr)
+        _flush_or_discard()
         return code_of_error
 
 
@@ -182,6 +183,14 @@ def _set_forgiving_encoding() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+def _flush_or_discard() -> None:
+    """What could not be printed is not tried again when the interpreter ends, which would say so in its own words."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard_stdout()
 
 
 def _discard_stdout() -> None:
