@@ -27,18 +27,28 @@ _RECORD = Record(selections=True, picks=True, mass=True)
 
 
 def random_weights_access(
-    runner: Runner, machine: MachineSpec, recipe: Recipe, keeps: Sequence[int], device: str
+    runner: Runner,
+    machine: MachineSpec,
+    recipe: Recipe,
+    keeps: Sequence[int],
+    device: str,
+    *,
+    selectors: Sequence[Selector] = SELECTORS,
 ) -> tuple[AccessProfile, ...]:
-    """Of every selector, on random weights and tokens: what plans see that are validated with such."""
-    profiles = list[AccessProfile]()
-    for selector in SELECTORS:
+    """Of every selector, on random weights and tokens: what plans see that are validated with such.
+
+    It holds for ``recipe``'s model if that has all its layers.
+    """
+    profiles, model = list[AccessProfile](), None if "/" in recipe.model else recipe.model
+    for selector in selectors:
         runs = list[tuple[float, Plan, Ran]]()
         for keep in keeps:
             sparse = replace(recipe, selector=selector, keep=keep, placement=Placement.RESIDENT)
             plan = plan_of(sparse, machine)
             runs.append((keep / 100, plan, runner.run(plan, record=_RECORD)))
         where = f"random weights of {recipe.model}, random tokens, prompt {recipe.prompt}, {recipe.output} steps"
-        profiles.append(access_of(selector, runs, f"{where}, {device}, {datetime.date.today()}"))
+        found = access_of(selector, runs, f"{where}, {device}, {datetime.date.today()}")
+        profiles.append(replace(found, model=model))
     return tuple(profiles)
 
 

@@ -1,16 +1,18 @@
 """Times the runtime's own kernels and transfers, case by case, into a file that an interrupted run goes on from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from calibration.families import attention, fetches, formats, host, products, steps, transfers
+from calibration.access import SELECTORS
+from calibration.families import attention, fetches, formats, host, passes, products, steps, transfers
 from calibration.families.base import Case, Scope
 from calibration.machine import fingerprint_of, machine_at
 from calibration.runner import Runner
 from calibration.timer import timer_for
+from sim.attention import Selector
 from sim.measured import Measured, load_measured, save_measured
 from sim.recipe import Recipe
 from sim.spec import DType, MachineSpec
@@ -54,10 +56,18 @@ def scope_of(device: torch.device, machine: MachineSpec, *, thorough: bool) -> S
     )
 
 
-def access_recipe(scope: Scope) -> Recipe:
-    """A small model over enough tokens that selectors have a choice; on a GPU of its own width."""
-    model = "opt-1.3b/4" if scope.on_gpu else scope.models[-1]
-    return Recipe(model=model, batch=2, prompt=192, output=32, dtype=scope.dtype)
+def access_recipes(scope: Scope) -> Iterator[tuple[Recipe, Sequence[Selector], Sequence[int]]]:
+    """Whose picks to look at, by which selectors, at which percentages kept.
+
+    Of all selectors a small model over enough tokens that they have a choice, on a GPU of its own width. Pages by their
+    digests also on whole models: how many are new at a step depends on how deep the layer is.
+    """
+    model, keeps = "opt-1.3b/4" if scope.on_gpu else scope.models[-1], (5, 10, 20, 40, 70)
+    base = Recipe(model=model, batch=2, prompt=192, output=32, dtype=scope.dtype)
+    yield base, SELECTORS, keeps if scope.thorough else (10, 20, 40)
+    if scope.thorough and scope.on_gpu:
+        for name in scope.models:
+            yield replace(base, model=name, output=12), (Selector.PAGES,), keeps[:-1]
 
 
 def cases(scope: Scope, runner: Runner) -> Iterator[Case]:
@@ -68,6 +78,7 @@ def cases(scope: Scope, runner: Runner) -> Iterator[Case]:
     yield from fetches.cases(scope)
     yield from formats.cases(scope)
     yield from products.cases(scope)
+    yield from passes.cases(scope)
     yield from attention.cases(scope)
     yield from steps.cases(scope, runner)
 

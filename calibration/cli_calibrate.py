@@ -14,6 +14,7 @@ from sim.codec import to_plain
 if TYPE_CHECKING:
     import torch
 
+    from sim.access import AccessProfile
     from sim.measured import Measured
 
 EPILOG = """\
@@ -103,7 +104,7 @@ def _measured(
     device: "torch.device", file: Path, quick: bool, checkpoint: Path | None, prompts: Path | None
 ) -> "Measured":
     from calibration.access import checkpoint_access, random_weights_access
-    from calibration.bench import access_recipe, begin, measure, scope_of
+    from calibration.bench import access_recipes, begin, measure, scope_of
     from calibration.runner import Runner
     from calibration.tables import counting
     from sim.measured import save_measured
@@ -116,10 +117,11 @@ def _measured(
         )
         if not measured.random_access:
             on_case(1, 1, "what selectors pick")
-            recipe, keeps = access_recipe(scope), (10, 20, 40) if quick else (5, 10, 20, 40, 70)
             runner, where = Runner(device=device), measured.fingerprint.device
+            found: tuple[AccessProfile, ...] = ()
             try:
-                found = random_weights_access(runner, before.machine, recipe, keeps, where)
+                for recipe, selectors, keeps in access_recipes(scope):
+                    found += random_weights_access(runner, before.machine, recipe, keeps, where, selectors=selectors)
             except (RuntimeError, ValueError) as error:
                 print(f"not measured: what selectors pick: {str(error).splitlines()[0]}", file=sys.stderr)
             else:

@@ -22,16 +22,20 @@ _TYPICAL = {
     "product_setup_s": 5e-6,
     "attention_setup_s": 5e-6,
     "attention_token_s": 1e-6,
+    "quantised_token_s": 1e-6,
+    "paged_token_s": 1e-6,
     "host_operation_s": 2e-5,
     "selection_token_s": 1e-7,
 }
 _LEAST, _MOST = 1e-4, 1e4  # of the typical value: as good as nothing, and a bound that only keeps the numbers finite
 _NOT_FITTED = (
+    "other_power_share",  # watts, not seconds: what it adds, the clocks of products alone and a prefill's passes add too
     "reserve_bytes",  # bytes, not seconds
     "library_bytes",
 )
 # A CPU does one thing after the other: what it fetches, all of it waits for.
 _ON_CPU = {
+    "gemm_sustained_share": 1.0,
     "gather_sm_share": 1.0,
     "selection_exposed_share": 1.0,
 }
@@ -54,6 +58,7 @@ _WIDEST = 1.0  # a factor of nearly three each way: where an interval is wider, 
 _SHOWS = {
     "gemm_half_rows": 0.1,
     "copy_setup_s": 0.5,
+    "gemm_sustained_share": 0.75,
 }
 # What moves the place where streaming gives way to arithmetic, and a step across it, in its logarithm.
 _KINK, _FAR_SIDE = "gemm_half_rows", 0.4

@@ -87,5 +87,5 @@ def _gpu_limit(setting: Setting, cost: CostModel, times: LayerTimes, span: slice
 
 def _waits_for_weights(setting: Setting, cost: CostModel, rows: int) -> bool:
     model = setting.model
-    streaming, arithmetic = cost.gemm(model.hidden, model.intermediate, setting.dtype, setting.weight_format).pieces
+    streaming, *_, arithmetic = cost.gemm(model.hidden, model.intermediate, setting.dtype, setting.weight_format).pieces
     return bool(np.greater_equal(streaming[0], arithmetic[0] + arithmetic[1] * rows))

@@ -16,6 +16,7 @@ class AccessProfile:
     ``keep_shares`` ascend; values between are interpolated, values outside take the nearest.
     ``age_shares`` maps the oldest share x of the older tokens to the share of picks that fall on them, as
     (x, picks) corners from (0, 0) to (1, 1); the straight line, picks of every age alike, is assumed unless measured.
+    ``model`` is the catalogue's name of the one that it holds for, None where it stands for any.
     """
 
     selector: Selector
@@ -24,6 +25,7 @@ class AccessProfile:
     perplexity_ratios: tuple[float, ...]
     age_shares: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
     source: str
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if not len(self.keep_shares) == len(self.turnovers) == len(self.perplexity_ratios) >= 1:

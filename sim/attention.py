@@ -72,9 +72,13 @@ class Attention:
         """Steps that a token may stay unattended and still return: k recent queries under SWA, else 0 or unbounded."""
         return self.local_tokens(cached_tokens) if self.selector is Selector.SWA else 0
 
+    def kept_tokens(self, cached_tokens: int) -> int:
+        """Tokens that a step attends to."""
+        return self.local_tokens(cached_tokens) + self.global_tokens(cached_tokens)
+
     def living_tokens(self, cached_tokens: int) -> int:
         """Tokens that a later step may still attend to; under SWA about 3k (selected ones and k steps of leavers)."""
-        kept = self.local_tokens(cached_tokens) + self.global_tokens(cached_tokens)
+        kept = self.kept_tokens(cached_tokens)
         if self.selector.forgets_at_once:
             return kept
         if self.selector is Selector.SWA:
@@ -96,7 +100,7 @@ class Attention:
 
         SWA keeps the weights of the last k queries over the kept tokens (heads summed); H2O one running sum a token.
         """
-        kept = self.local_tokens(cached_tokens) + self.global_tokens(cached_tokens)
+        kept = self.kept_tokens(cached_tokens)
         if self.selector is Selector.SWA:
             return self.history_steps(cached_tokens) * kept * dtype.size_bytes
         return 4 * kept if self.selector is Selector.H2O else 0

@@ -1,6 +1,7 @@
 """Bytes and FLOPs to seconds, operation by operation. Pure; with ``sim.layer`` the one place where durations come from."""
 
 from dataclasses import dataclass, replace
+from math import cos, pi, sin
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +13,8 @@ from sim.profile import Profile
 from sim.spec import DType, MachineSpec, WeightFormat, weight_bytes_per_parameter
 
 Amount = TypeVar("Amount", float, Column)
+# Cosines and sines of five angles from none to a right one: a hypotenuse is the largest of such sums, to 2 %.
+_TANGENTS = ((1.0, 0.0), *((cos(turn * pi / 8), sin(turn * pi / 8)) for turn in (1, 2, 3)), (0.0, 1.0))
 DIAGONAL_TILE = 128  # tokens: a GPU's causal attention computes the tiles on the diagonal whole
 
 
@@ -65,8 +68,9 @@ class CostModel:
     def gemm(
         self, inputs: int, outputs: int, dtype: DType, weight_format: WeightFormat, *, products: int = 1
     ) -> Pieces:
-        """[rows, inputs] x [inputs, outputs] by rows: streaming the weights, or arithmetic at rows / (rows + half) of its peak.
+        """[rows, inputs] x [inputs, outputs] by rows: streaming the weights, and arithmetic at rows / (rows + half) of its peak.
 
+        Where the one gives way to the other both are felt: the whole is the hypotenuse of the two, here by its tangents.
         Several ``products`` may share the columns; each has its own ramp and tail. Weights stored in fewer bits are widened
         before each use: the product itself reads wide ones.
         """
@@ -77,7 +81,21 @@ class CostModel:
             setup_s += self.widening_s(stored_bytes + wide_bytes)
         stream_s = wide_bytes / (self.hbm_bytes_per_s * self.profile.gemm_hbm_efficiency)
         row_s = 2 * inputs * outputs / (self.machine.gpu.flop_per_s(dtype) * self.profile.gemm_peak_efficiency)
-        return Pieces(pieces=((setup_s + stream_s, 0.0), (setup_s + row_s * self.profile.gemm_half_rows, row_s)))
+        half_s = row_s * self.profile.gemm_half_rows
+        return Pieces(pieces=tuple((setup_s + near * stream_s + far * half_s, far * row_s) for near, far in _TANGENTS))
+
+    def power_capped_s(self, arithmetic_s: Amount, beside_s: Amount) -> Amount:
+        """What products take that take ``arithmetic_s`` at full clocks, where a layer's other work takes ``beside_s``.
+
+        Back to back they draw the card's whole power at ``gemm_sustained_share`` of their rate, and the square of their
+        clocks at others; the other work leaves them what it does not draw. With a the seconds at the sustained rate and R
+        what the other work leaves, u seconds of products fit the limit where a^2 / u = u + R. On an H100 that is 1,380 MHz
+        for products alone, 1,470 while keys and values are projected again, 1,600 in a prefill, of 1,980.
+        """
+        alone_s = arithmetic_s / self.profile.gemm_sustained_share
+        spared_s = beside_s * (1 - self.profile.other_power_share)
+        capped: Amount = np.maximum(arithmetic_s, (np.hypot(spared_s, 2 * alone_s) - spared_s) / 2)
+        return capped
 
     def elementwise_s(self, size_bytes: float) -> float:
         """One pass that reads or writes ``size_bytes`` of HBM."""
@@ -105,9 +123,11 @@ class CostModel:
         efficiency = self.profile.attention_efficiency if native else self.profile.quantised_attention_efficiency
         return max(kv_bytes / (self.hbm_bytes_per_s * efficiency), flops / self.attention_flop_per_s(dtype))
 
-    def attention_turn_s(self, head_dim: int) -> float:
+    def attention_turn_s(self, head_dim: int, kv_format: KvFormat, *, paged: bool) -> float:
         """What a head's program takes for each token that it goes over, however few sequences there are."""
-        return self.profile.attention_token_s * head_dim / 128
+        native = kv_format is KvFormat.NATIVE
+        token_s = self.profile.attention_token_s if native else self.profile.quantised_token_s
+        return (token_s + paged * self.profile.paged_token_s) * head_dim / 128
 
     def prompt_attention_s(self, query_dim: int, tokens: Amount, squares: Amount, dtype: DType) -> Amount:
         """A layer's causal attention over prompts of ``tokens`` together, and of ``squares`` of their lengths."""

@@ -19,6 +19,7 @@ _STREAMED = 6  # a piece that is replayed, what comes, what goes; events for thr
 # on an H100's host. Products and attention are chosen among many kernels; Triton's launcher is Python.
 _LAYER_WORTH, _KERNEL_WORTH = 1.75, 3.5
 _ENDS, _EAGER_ENDS, _TURNED_ENDS = 14, {True: 34, False: 16}, 9  # of a step, before its first layer and after its last
+_BEGUN = 40  # what a captured wave's begin takes the host besides: a millisecond of an H100's, whatever the layers
 # Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.
 _DECODE_BOOKS, _PREFILL_BOOKS = 71, 103
 _DECODE_CHOICE = {
@@ -95,7 +96,7 @@ def end_operations(setting: Setting, *, prefill: bool) -> Operations:
     """Of a step besides its layers."""
     turned = 0 if setting.model.positions else _TURNED_ENDS
     if is_captured(setting):
-        return Operations(layer=(_ENDS + turned) * prefill)
+        return Operations(layer=(_ENDS + turned) * prefill, books=_BEGUN * prefill)
     return Operations(layer=_EAGER_ENDS[prefill] + turned)
 
 

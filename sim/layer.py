@@ -1,25 +1,26 @@
 """What one decoder layer costs in each step: a setting's prices, and the times that its flows take at those prices."""
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from math import ceil, hypot
 
 import numpy as np
 
 from sim.attention import Selector
 from sim.capture import attention_parts, is_captured
-from sim.cost import CostModel, Pieces
+from sim.cost import Amount, CostModel, Pieces
 from sim.flows import Column, Flows, keeps_away
 from sim.footprint import layer_weight_bytes, prefill_rows
 from sim.kv import inputs_layer_bytes, kv_layer_bytes
 from sim.launches import choice_operations, decode_operations, end_operations, prefill_operations
-from sim.plan import Mechanism, Placement, Setting
+from sim.plan import Admission, Mechanism, Placement, Setting
+from sim.power import held_back_s, recomputed
 from sim.spec import DType, ModelSpec, WeightFormat
 
 # A layer's GPU operations in order: until its queries are known, attention and what must precede it, the rest.
 QUERY_OPS = ("qkv", "score")
 ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
-_TURN_PASSES = 9  # of an entry by an unfused rotation: halves exchanged, two products, their sum
+TURN_PASSES = 9  # of an entry by an unfused rotation: halves exchanged, two products, their sum
 # Of float32 weights until heads are summed: scores written and read in 16 bit, widened, scaled and masked (each a pass to
 # and one from memory, or by a captured step's kernel all at once), their softmax, the sum.
 _CHOICE_PASSES, _CAPTURED_CHOICE_PASSES = 9, 5
@@ -125,6 +126,14 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
     quantises = formats.gpu is not type(formats.gpu).NATIVE
     kv_flops = attention_flops(model, sequences)
     guess = setting.guess_hits
+    kept_s, most_tokens = attention_s_per_kept(cost, setting, sequences), setting.workload.cached_tokens
+    again = partial(
+        recomputed,
+        cost,
+        sequences=sequences,
+        beside_s=_read_s(gemms, sequences) + kept_s * setting.attention.kept_tokens(most_tokens),
+        most_tokens=most_tokens,
+    )
     tile_s, square_s = (cost.prompt_attention_s(model.query_dim, *one, dtype) for one in ((1.0, 0.0), (0.0, 1.0)))
     return LayerPrices(
         sequences=sequences,
@@ -140,9 +149,9 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         convert_s=cost.conversion_s(3 * sequences * gpu_kv) + cost.launch_s(1) if quantises else 0.0,
         convert_s_per_moved=cost.widening_s(sequences * (gpu_kv + host_kv)) if formats.gpu is not formats.host else 0.0,
         attention_s=profile.attention_setup_s,
-        attention_s_per_kept=attention_s_per_kept(cost, setting, sequences),
-        reproject=_more(gemms.kv, _passes_s(cost, _input_widths(model), dtype)).scaled(sequences),
-        forward=_more(gemms.layer, _passes_s(cost, _layer_widths(model), dtype) + tile_s).scaled(sequences),
+        attention_s_per_kept=kept_s,
+        reproject=again(gemms.kv, _passes_s(cost, _input_widths(model), dtype)),
+        forward=again(gemms.layer, _passes_s(cost, _layer_widths(model), dtype) + tile_s),
         forward_s_per_token_squared=sequences * square_s,
         host_attention=cost.host_attention(sequences * host_kv, kv_flops),
         fetch=cost.transfer(setting.fetch_by),
@@ -182,7 +191,9 @@ def attention_flops(model: ModelSpec, sequences: int) -> float:
 def attention_s_per_token(cost: CostModel, setting: Setting) -> float:
     """A token that one of many sequences attends to, one layer: what it takes where enough others keep the GPU busy."""
     kv_format = setting.kv_format.gpu
-    kv_bytes = kv_layer_bytes(setting.model, setting.dtype, kv_format)
+    kv_bytes = float(kv_layer_bytes(setting.model, setting.dtype, kv_format))
+    if setting.admission is Admission.CONTINUOUS and is_captured(setting):  # each query head has a program of its own
+        kv_bytes *= 1 + cost.profile.paged_again_share * (setting.model.heads // setting.model.kv_heads - 1)
     return cost.attention_s(kv_bytes, attention_flops(setting.model, 1), setting.dtype, kv_format)
 
 
@@ -191,10 +202,19 @@ def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int) -> f
 
     Few sequences wait for the programs, many for HBM; in between both are felt, less than one after the other.
     """
-    parts = attention_parts(sequences, setting.model.kv_heads, setting.model.heads)
-    return hypot(
-        sequences * attention_s_per_token(cost, setting), cost.attention_turn_s(setting.model.head_dim) / parts
-    )
+    return hypot(sequences * attention_s_per_token(cost, setting), attention_turn_s(cost, setting, sequences))
+
+
+def attention_turn_s(cost: CostModel, setting: Setting, sequences: int) -> float:
+    """A token of the programs that go over it, side by side in parts where the kernel is one of waves."""
+    model, paged = setting.model, setting.admission is Admission.CONTINUOUS
+    parts = 1 if paged else attention_parts(sequences, model.kv_heads, model.heads)
+    return cost.attention_turn_s(model.head_dim, setting.kv_format.gpu, paged=paged) / parts
+
+
+def _read_s(gemms: "LayerGemms", rows: int) -> float:
+    """A layer's products of a decode step."""
+    return sum(product.at_one(rows) for product in gemms.of_layer.values())
 
 
 def _prompt_written_by(setting: Setting) -> Mechanism:
@@ -312,6 +332,18 @@ class LayerGemms:
     layer: Pieces
     head: Pieces
 
+    @property
+    def of_layer(self) -> dict[str, Pieces]:
+        """Those that a layer's new rows pass through."""
+        return {"qkv": self.qkv, "out": self.out, "mlp": self.mlp}
+
+    def held_back(self, cost: CostModel, rows: Amount, whole_s: Amount) -> dict[str, Amount]:
+        """Seconds that the power limit adds to those of ``rows``; ``whole_s`` is the layer without them."""
+        row_s = {name: product.pieces[-1][1] for name, product in self.of_layer.items()}
+        every_s = sum(row_s.values())
+        delay_s = held_back_s(cost, every_s * rows, whole_s)
+        return {name: delay_s * (one_s / every_s) for name, one_s in row_s.items()}
+
     @classmethod
     def of(cls, cost: CostModel, setting: Setting) -> "LayerGemms":
         return _gemms(cost, setting.model, setting.dtype, setting.weight_format)
@@ -377,25 +409,30 @@ def first_choice_s(cost: CostModel, setting: Setting, sequences: int, passes: in
     return passes * cost.launch_s(choice_operations(setting)) + cost.elementwise_s(over_weights * weights_bytes)
 
 
-def _norm_passes(model: ModelSpec) -> int:
+def norm_passes(model: ModelSpec) -> int:
     """Reads and writes of each entry: one kernel's, or a root mean square's in float32 (wide, normed, narrow, scaled)."""
     return 2 if model.norm_bias else 12
 
 
+def activation_passes(model: ModelSpec) -> int:
+    """The same of an activation in place, or of one whose product with the gate's other half follows."""
+    return 5 if model.gated_mlp else 2
+
+
 def _input_widths(model: ModelSpec) -> int:
     """Entries of a row that are read or written between products before keys and values are there: norm and rotation."""
-    rotated = 0 if model.positions else _TURN_PASSES * model.kv_dim
-    return _norm_passes(model) * model.hidden + rotated
+    rotated = 0 if model.positions else TURN_PASSES * model.kv_dim
+    return norm_passes(model) * model.hidden + rotated
 
 
 def _layer_widths(model: ModelSpec) -> int:
     """The same of a whole layer: both norms, two residual sums, rotation, keys and values stored, what attention gave
     copied, the activation in place (gated: with a product).
     """
-    rotated = 0 if model.positions else _TURN_PASSES * (model.query_dim + model.kv_dim)
+    rotated = 0 if model.positions else TURN_PASSES * (model.query_dim + model.kv_dim)
     moved = 4 * model.kv_dim + 2 * model.query_dim
-    activated = (5 if model.gated_mlp else 2) * model.intermediate
-    return 2 * (_norm_passes(model) + 3) * model.hidden + rotated + moved + activated
+    activated = activation_passes(model) * model.intermediate
+    return 2 * (norm_passes(model) + 3) * model.hidden + rotated + moved + activated
 
 
 def prefill_row_passes_s(cost: CostModel, setting: Setting) -> float:
@@ -406,11 +443,6 @@ def prefill_row_passes_s(cost: CostModel, setting: Setting) -> float:
 def _passes_s(cost: CostModel, widths: int, dtype: DType) -> float:
     """A row's passes between the products of layers that are not fused: a prefill's, and those of what is recomputed."""
     return cost.elementwise_s(widths * dtype.size_bytes)
-
-
-def _more(pieces: Pieces, per_count_s: float) -> Pieces:
-    """The same cost and something besides for each."""
-    return replace(pieces, pieces=tuple((base, slope + per_count_s) for base, slope in pieces.pieces))
 
 
 def prefill_passes(sequences: int, prompt_tokens: int) -> int:
@@ -426,13 +458,13 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
     tokens = float(sequences * prompt)
     kv_bytes = sequences * prompt * kv_layer_bytes(model, dtype, setting.kv_format.gpu)
     quantises = not setting.kv_format.are_native
-    return {
-        "qkv": passes * gemms.qkv.at_one(mean_rows),
+    beside = {
         "attention": cost.prompt_attention_s(model.query_dim, tokens, tokens * prompt, dtype),
         "convert": cost.conversion_s(3 * kv_bytes) if quantises else 0.0,
-        "out": passes * gemms.out.at_one(mean_rows),
-        "mlp": passes * gemms.mlp.at_one(mean_rows),
         "select": first_choice_s(cost, setting, sequences, passes),
         "norms": sequences * prompt * prefill_row_passes_s(cost, setting),
         "launch": passes * cost.launch_s(cost.profile.kernels_per_layer),
     }
+    products = {name: passes * product.at_one(mean_rows) for name, product in gemms.of_layer.items()}
+    held_back = gemms.held_back(cost, tokens, sum(products.values()) + sum(beside.values()))
+    return beside | {name: seconds + held_back[name] for name, seconds in products.items()}

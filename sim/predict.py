@@ -10,6 +10,7 @@ from sim.kv import KvFormat, kv_layer_bytes
 from sim.layer import attention_flops, attention_s_per_kept, choice_prices, layer_times, priced_layer
 from sim.pipeline import step_seconds
 from sim.plan import Mechanism, Plan
+from sim.power import held_back_s
 from sim.profile import Measurement
 from sim.recipe import Recipe, model_of, plan_of
 from sim.spec import DType, MachineSpec, WeightFormat
@@ -41,6 +42,7 @@ def _operation(measurement: Measurement, machine: MachineSpec) -> Prediction:
     simple: dict[str, Callable[[Measurement, CostModel], float]] = {
         "product": _product,
         "prompt_attention": _prompt_attention,
+        "passes": _passes,
         "copy": _copy,
         "duplex": _duplex,
         "gather": _gather,
@@ -94,7 +96,9 @@ def _slots(plan: Plan, family: str) -> Prediction:
 
 def _product(took: Measurement, cost: CostModel) -> float:
     product = cost.gemm(took.number("inputs"), took.number("outputs"), DType(took.text("dtype")), WeightFormat.NATIVE)
-    return product.at_one(took.number("rows"))
+    rows = took.number("rows")
+    seconds = product.at_one(rows)
+    return seconds + held_back_s(cost, product.pieces[-1][1] * rows, seconds)
 
 
 def _prompt_attention(took: Measurement, cost: CostModel) -> float:
@@ -103,6 +107,11 @@ def _prompt_attention(took: Measurement, cost: CostModel) -> float:
     tokens = float(took.number("sequences") * took.number("tokens"))
     copied_s = cost.elementwise_s(2 * tokens * width * dtype.size_bytes)
     return cost.prompt_attention_s(width, tokens, tokens * took.number("tokens"), dtype) + copied_s
+
+
+def _passes(took: Measurement, cost: CostModel) -> float:
+    entries = took.number("rows") * took.number("width") * took.number("entries")
+    return cost.elementwise_s(entries * DType(took.text("dtype")).size_bytes)
 
 
 def _copy(took: Measurement, cost: CostModel) -> float:

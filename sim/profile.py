@@ -125,6 +125,14 @@ class Profile:
         128,
         "rows that cost as much again as the work itself: rate(rows) = peak * rows / (rows + half), Hockney's n-half",
     )
+    gemm_sustained_share: float = _share(
+        1.0,
+        "of that peak, what a card's power limit leaves to products back to back; nominally the peak is already theirs",
+    )
+    other_power_share: float = _share(
+        0.55,
+        "of the power limit, what a layer's other work draws: 300 to 480 of 700 W while an H100 reads weights and KV",
+    )
     product_setup_s: float = _amount(
         0.0, "ramp and tail of one matrix product; nominally among the launches of kernels_per_layer (6 us on an H200)"
     )
@@ -135,7 +143,12 @@ class Profile:
     attention_token_s: float = _amount(
         0.0, "of 128 channels: a head's attention goes over its tokens one block after the other, however few sequences"
     )
-    quantised_attention_efficiency: float = _share(0.60, "the same where keys and values are widened on the way")
+    quantised_attention_efficiency: float = _share(0.60, "the same share where keys and values are widened on the way")
+    quantised_token_s: float = _amount(0.0, "the same turn of a token where it is widened")
+    paged_token_s: float = _amount(0.0, "what such a turn takes more where tokens lie in pages that a table lists")
+    paged_again_share: float = _share(
+        0.30, "of a page's first reading, what it takes again for each further query head that shares its keys"
+    )
     prefill_attention_efficiency: float = _share(0.50, "share of the matrix rate that causal attention reaches")
     gather_efficiency: float = _share(
         0.60, "rows of 1 KiB and more gathered in HBM, bytes read plus written: 3.1 of 4.8 TB/s on an H200"
@@ -197,11 +210,16 @@ class Profile:
             basis="nominal: datasheet rates times typical efficiencies, nothing measured here",
         )
 
-    def access(self, selector: Selector, *, random_weights: bool = False) -> AccessProfile:
+    def access(self, selector: Selector) -> AccessProfile:
         """How ``selector``'s picks behave: as measured with this profile, else as ``sim.access`` has it."""
-        evidence = self.evidence
-        own = () if evidence is None else evidence.random_access if random_weights else evidence.access
+        own = () if self.evidence is None else self.evidence.access
         return next((one for one in own if one.selector is selector), None) or measured_access(selector)
+
+    def random_access(self, selector: Selector, model: str) -> AccessProfile:
+        """The same on random weights of ``model``, whose later layers attend more evenly; else of the model measured first."""
+        own = () if self.evidence is None else self.evidence.random_access
+        found = {one.model == model: one for one in reversed(own) if one.selector is selector}
+        return found.get(True) or found.get(False) or measured_access(selector)
 
     @classmethod
     def constants(cls) -> dict[str, str]:

@@ -155,7 +155,9 @@ def _setting(recipe: Recipe, model: ModelSpec, machine: MachineSpec, profile: Pr
 
 
 def _access(recipe: Recipe, profile: Profile | None) -> AccessProfile:
-    return profile.access(recipe.selector, random_weights=True) if profile else measured_access(recipe.selector)
+    if profile is None:
+        return measured_access(recipe.selector)
+    return profile.random_access(recipe.selector, recipe.model.partition("/")[0])
 
 
 def _homes(setting: Setting, hbm_percent: int) -> TokenHomes:

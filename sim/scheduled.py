@@ -21,6 +21,7 @@ from sim.layer import (
     LayerGemms,
     LayerTimes,
     attention_s_per_token,
+    attention_turn_s,
     first_choice_s,
     layer_prices,
     prefill_row_passes_s,
@@ -68,9 +69,9 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     some, enters, none = decoding > 0, planned.prefilled > 0, np.zeros_like(decoding)
     prompts = (setting.model.query_dim, planned.prefilled_tokens, planned.prefilled_squares)
     launched_s = one.launched_s * some + one.prefill_launched_s * enters
-    felt_s, beside_s = (launched_s, none) if one.launches_felt else (none, launched_s)
+    felt_s, unfelt_s = (launched_s, none) if one.launches_felt else (none, launched_s)
     quantise_launch_s = cost.launch_s(1) if one.convert_s else 0.0
-    in_turn_s = cost.attention_turn_s(setting.model.head_dim) * planned.largest(flows.kept)
+    in_turn_s = attention_turn_s(cost, setting, 1) * planned.largest(flows.kept)
     attention_s = one.attention_s * some + np.hypot(attention_s_per_token(cost, setting) * kept, in_turn_s)
 
     def product_s(product: Pieces) -> Column:
@@ -94,6 +95,9 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         "gather_sms": none,
         "launch": one.launch_s * some + one.launch_s * enters + felt_s,
     }
+    whole_s: Column = np.sum(list(ops.values()), axis=0)
+    for name, delay_s in gemms.held_back(cost, planned.prefilled_tokens, whole_s).items():
+        ops[name] = ops[name] + delay_s
     query_s, attend_s, rest_s = (
         np.sum([ops[name] for name in names], axis=0) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS)
     )
@@ -115,7 +119,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         in_line_s=none,
         write_s=link.at(swapped_out) + delay_s,
         head_s=head_s + cost.profile.step_overhead_s,
-        launched_s=beside_s,
+        launched_s=unfelt_s,
         prefetch_bytes=swapped_in,
         correct_bytes=none,
         write_bytes=swapped_out,

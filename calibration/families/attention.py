@@ -11,6 +11,7 @@ from calibration.families.base import Case, Scope, each, timed
 from calibration.timer import Call
 from runtime.attention import Part, attend, attend_prompt
 from runtime.graph.dense import DenseSlots
+from runtime.graph.paged import COUNT, SEQUENCE, TABLE, PagedSlots
 from runtime.graph.quantised_dense import QuantisedSlots
 from runtime.graph.run import slots_kind
 from runtime.graph.window import WindowSlots
@@ -19,19 +20,20 @@ from runtime.models import Decoder, random_decoder
 from runtime.models.config import config_from_spec
 from sim.attention import Selector
 from sim.capture import is_captured
-from sim.kv import kv_layer_bytes
-from sim.plan import Placement, Plan
+from sim.kv import KvFormat, kv_layer_bytes
+from sim.plan import Admission, Placement, Plan
 from sim.profile import Measurement
 from sim.recipe import Recipe, plan_of
 
 _KEPT = (64, 128, 256, 512, 1024)
+_KEPT_OTHERWISE = (256, 1024)
 _PROMPTS = ((16, 128), (16, 512), (4, 2048))  # sequences, tokens
 _MOST_LAYERS = 16
 
 
 def cases(scope: Scope) -> Iterator[Case]:
     """By heads, sequences and tokens; on a GPU the choice that follows a sparse step as well."""
-    seen = set[tuple[int, int, int]]()
+    seen, kinds = set[tuple[int, int, int]](), set[tuple[int, int]]()
     for name in scope.models:
         model = plan_of(_recipe(scope, name, 1, 64), scope.machine).setting.model
         heads = (model.heads, model.kv_heads, model.head_dim)
@@ -40,13 +42,32 @@ def cases(scope: Scope) -> Iterator[Case]:
         seen.add(heads)
         for lanes, tokens in scope.some(_PROMPTS) if scope.on_gpu else ():
             yield _prompt(scope, heads, lanes, tokens)
-        for batch in scope.step_batches:
-            for kept in scope.some(_KEPT):
-                case = _attention(scope, _recipe(scope, name, batch, kept))
-                if case is not None:
-                    yield case
+        recipes, kind = list(_dense(scope, name)), (model.heads // model.kv_heads, model.head_dim)
+        if scope.on_gpu and kind not in kinds:
+            kinds.add(kind)
+            recipes += _stored(scope, name)
+        for case in map(partial(_attention, scope), recipes):
+            if case is not None:
+                yield case
         if scope.on_gpu:
             yield from _choices(scope, name)
+
+
+def _dense(scope: Scope, name: str) -> Iterator[Recipe]:
+    for batch in scope.step_batches:
+        for kept in scope.some(_KEPT):
+            yield _recipe(scope, name, batch, kept)
+
+
+def _stored(scope: Scope, name: str) -> Iterator[Recipe]:
+    """Over tokens in 8 bit, and in pages."""
+    for batch in scope.step_batches:
+        for kept in scope.some(_KEPT_OTHERWISE):
+            dense = _recipe(scope, name, batch, kept)
+            yield replace(dense, kv=KvFormat.INT8)
+            yield replace(dense, admission=Admission.CONTINUOUS)
+        for kv_format in (KvFormat.INT8, KvFormat.FP8):
+            yield replace(dense, admission=Admission.CONTINUOUS, kv=kv_format)
 
 
 def _prompt(scope: Scope, heads: tuple[int, int, int], lanes: int, tokens: int) -> Case:
@@ -73,7 +94,8 @@ def _attention(scope: Scope, recipe: Recipe) -> Case | None:
     plan = plan_of(recipe, scope.machine)
     setting = plan.setting
     size_bytes = recipe.batch * (recipe.prompt + 1) * kv_layer_bytes(setting.model, setting.dtype, recipe.kv)
-    if size_bytes > scope.most_bytes / 4 or (scope.on_gpu and not is_captured(setting)):
+    lacks = recipe.kv is KvFormat.FP8 and setting.machine.gpu.fp8_flop_per_s is None
+    if lacks or size_bytes > scope.most_bytes / 4 or (scope.on_gpu and not is_captured(setting)):
         return None
 
     def prepare() -> list[Call]:
@@ -151,13 +173,10 @@ def _selected(plan: Plan, recipe: Recipe, scope: Scope) -> tuple[Measurement, ..
 
 def _slots(
     plan: Plan, decoder: Decoder, scope: Scope
-) -> tuple[DenseSlots | QuantisedSlots | WindowSlots, tuple[Tensor, Tensor, Tensor], Tensor]:
+) -> tuple[DenseSlots | QuantisedSlots | WindowSlots | PagedSlots, tuple[Tensor, Tensor, Tensor], Tensor]:
     """Slots after a random prompt, the rows of a newborn token and where a step's result goes."""
     spec, work = decoder.spec, plan.setting.workload
-    padding = torch.zeros(work.batch, dtype=torch.int64, device=scope.device)
-    row = torch.ones(1, dtype=torch.int64, device=scope.device)
-    slots = slots_kind(plan)(plan, decoder, Lanes.of(spec, work.batch, per_head=False), padding, row)
-    assert isinstance(slots, DenseSlots | QuantisedSlots | WindowSlots)
+    slots = _filled_pages(plan, decoder) if plan.setting.admission is Admission.CONTINUOUS else _wave(plan, decoder)
     if isinstance(slots, WindowSlots):
         prompt = (work.batch, work.prompt_tokens)
         for layer in range(spec.layers):
@@ -169,6 +188,27 @@ def _slots(
     q, k, v = torch.split(born, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
     attended = scope.normal(work.batch, spec.heads, spec.head_dim)
     return slots, (q, k, v), attended
+
+
+def _wave(plan: Plan, decoder: Decoder) -> DenseSlots | QuantisedSlots | WindowSlots:
+    lanes = plan.setting.workload.batch
+    padding = torch.zeros(lanes, dtype=torch.int64, device=decoder.device)
+    row = torch.ones(1, dtype=torch.int64, device=decoder.device)
+    slots = slots_kind(plan)(plan, decoder, Lanes.of(decoder.spec, lanes, per_head=False), padding, row)
+    assert isinstance(slots, DenseSlots | QuantisedSlots | WindowSlots)
+    return slots
+
+
+def _filled_pages(plan: Plan, decoder: Decoder) -> PagedSlots:
+    """Every lane decodes, in pages of its own."""
+    lanes, tokens = plan.setting.workload.batch, plan.setting.token_counts.cached[1]
+    slots = PagedSlots(plan, decoder, lanes)
+    columns = slots.state.shape[1] - TABLE
+    pages = torch.arange(lanes * columns, dtype=torch.int32, device=decoder.device) % slots.pages
+    slots.state[:, TABLE:] = pages.view(lanes, columns)
+    slots.state[:, COUNT] = tokens
+    slots.state[:, SEQUENCE] = torch.arange(lanes, dtype=torch.int32, device=decoder.device)
+    return slots
 
 
 def _narrow(plan: Plan, layers: int, scope: Scope) -> tuple[Decoder, Plan]:

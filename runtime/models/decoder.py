@@ -144,7 +144,7 @@ class Decoder:
 
     def _place(self, heads: Tensor, norm: Tensor | None, positions: Tensor) -> Tensor:
         if norm is not None:
-            heads = _rms_norm(heads, norm, self.config.norm_eps)
+            heads = rms_norm(heads, norm, self.config.norm_eps)
         if self.frequencies is None:
             return heads
         return rotate(heads, *self._turn(positions, self.frequencies, heads.dtype))
@@ -161,7 +161,7 @@ class Decoder:
     def _norm(self, x: Tensor, norm: Affine) -> Tensor:
         if self.spec.norm_bias:
             return fn.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, self.config.norm_eps)
-        return _rms_norm(x, norm.weight, self.config.norm_eps)
+        return rms_norm(x, norm.weight, self.config.norm_eps)
 
     def _mlp(self, weights: LayerWeights, x: Tensor) -> Tensor:
         up = _linear(x, weights.up)
@@ -188,7 +188,8 @@ def _linear(x: Tensor, affine: Affine, *, out: Tensor | None = None) -> Tensor:
     return out
 
 
-def _rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:
+    """In float32, but for the scale."""
     return scale * fn.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from builders import in_hbm, make_machine, make_model, make_setting, newest_in_hbm
+from builders import hypotenuse, in_hbm, make_machine, make_model, make_setting, newest_in_hbm
 from sim.attention import Selector
 from sim.cost import CostModel
 from sim.engine import simulate
@@ -39,8 +39,8 @@ class Layer:
 
 
 def gemm_s(rows: float, inputs: int, outputs: int) -> float:
-    """Streaming the weights at 85 % of HBM's rate, or arithmetic at rows / (rows + 128) of 78 % of the peak."""
-    return max(
+    """Streaming the weights at 85 % of HBM's rate, and arithmetic at rows / (rows + 128) of 78 % of the peak."""
+    return hypotenuse(
         inputs * outputs * 2 / (HBM * 0.85),
         2 * inputs * outputs * rows / (FLOPS * 0.78 * rows / (rows + 128)),
     )

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import make_cost, make_machine
+from builders import hypotenuse, make_cost, make_machine
 from sim.cost import CostModel, Pieces
 from sim.kv import KvFormat
 from sim.plan import Mechanism
@@ -80,13 +80,18 @@ def test_a_column_is_priced_as_its_entries_are(pieces: Pieces, counts: list[floa
 
 
 def test_a_gemm_streams_its_weights_or_is_bound_by_arithmetic() -> None:
-    """[rows, 100] x [100, 50]: 10,000 bytes at 80 % of 1,000 B/s; 10,000 FLOP a row at half of 2,000, 3 rows lost."""
+    """[rows, 100] x [100, 50]: 10,000 bytes at 80 % of 1,000 B/s; 10,000 FLOP a row at half of 2,000, 3 rows lost.
+
+    Both are felt where they take about as long, at 2 rows most; of many rows only the arithmetic.
+    """
     machine = make_machine(hbm_bytes_per_s=1000.0, flop_per_s=2000.0)
     cost = make_cost(machine, gemm_hbm_efficiency=0.8, gemm_peak_efficiency=0.5, gemm_half_rows=3.0)
 
     gemm = cost.gemm(100, 50, FP16, NATIVE)
 
-    assert [gemm.at_one(rows) for rows in (0, 1, 2)] == [30, 40, 50]
+    expected = [hypotenuse(12.5, 10.0 * (rows + 3)) for rows in (0, 1, 2, 100)]
+    assert [gemm.at_one(rows) for rows in (0, 1, 2, 100)] == pytest.approx(expected)
+    assert expected[-1] == 1030
     assert replace(cost, machine=make_machine(hbm_bytes_per_s=1000.0)).gemm(100, 50, FP16, NATIVE).at_one(9) == 12.5
 
 
@@ -107,8 +112,8 @@ def test_smaller_weights_are_widened_at_each_use(weight_format: WeightFormat, we
     gemm = cost.gemm(64, 8, FP16, weight_format)
 
     widened_s = 64 * 8 * (weight_bytes + 2) / 256
-    assert gemm.at_one(1) == pytest.approx(widened_s + 64 * 8 * 2 / (512 * 0.8))
-    assert gemm.at_one(9) == pytest.approx(widened_s + 9 * 2 * 64 * 8 / 1024)
+    assert gemm.at_one(1) == pytest.approx(widened_s + hypotenuse(64 * 8 * 2 / (512 * 0.8), 2 * 64 * 8 / 1024))
+    assert gemm.at_one(99) == pytest.approx(widened_s + 99 * 2 * 64 * 8 / 1024)
 
 
 def test_passes_over_hbm() -> None:

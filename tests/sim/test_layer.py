@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from builders import in_hbm, make_cost, make_homes, make_machine, make_model, make_setting, newest_in_hbm
+from builders import hypotenuse, in_hbm, make_cost, make_homes, make_machine, make_model, make_setting, newest_in_hbm
 from sim.attention import Selector
 from sim.capture import is_captured
 from sim.cost import CostModel
@@ -40,7 +40,7 @@ def slow_arithmetic(**changes: Any) -> Any:
 
 @pytest.mark.parametrize("batch", [1, 2])
 def test_inputs_are_projected_to_keys_and_values(batch: int) -> None:
-    """1024 bytes of weights take 2 s; 2 x 16 x 32 FLOP a row at 1024 a second, 1 s for each token of each sequence.
+    """1024 bytes of weights take 2 s, 2 x 16 x 32 FLOP a row at 1024 a second 1 s for each token of each sequence.
 
     A token's norm (12 passes over 16 entries) and its key's rotation (9 over 16) move 672 bytes, 1.3125 s.
     """
@@ -48,7 +48,7 @@ def test_inputs_are_projected_to_keys_and_values(batch: int) -> None:
     plan = Plan(setting=setting, homes=make_homes((4, 4, 3, 2), activations=(0, 1, 3, 5)))
 
     rows = [batch * tokens for tokens in (1, 3, 5)]
-    assert op(plan, "reproject") == [0] + [max(2, some) + 1.3125 * some for some in rows]
+    assert op(plan, "reproject") == [0] + [pytest.approx(hypotenuse(2, some) + 1.3125 * some) for some in rows]
 
 
 def test_a_prefix_is_forwarded_through_all_of_a_layer() -> None:

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from builders import in_hbm, make_cost, make_machine, make_setting
+from builders import hypotenuse, in_hbm, make_cost, make_machine, make_setting
 from sim.admission import Run, Schedule
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
 from sim.kv import KvFormat, KvFormats
-from sim.layer import LayerTimes
+from sim.layer import LayerTimes, attention_turn_s
 from sim.plan import Admission
 from sim.scheduled import scheduled_times
 
@@ -39,16 +39,19 @@ def staggered(kv: KvFormat = KvFormat.NATIVE, **constants: float) -> LayerTimes:
 
 def test_newcomers_have_products_of_their_own_and_a_captured_step_has_all_lanes() -> None:
     """A row of q, k and v takes 3 s, their weights as well: 4 rows of a prompt 12 s, 2 lanes 6 s, though one may be idle."""
-    assert staggered().ops["qkv"].tolist() == [12, 6 + 12, 6, 6, 6]
+    entered_s, lanes_s = hypotenuse(3, 12), hypotenuse(3, 6)
+    assert staggered().ops["qkv"].tolist() == pytest.approx([entered_s, lanes_s + entered_s, *[lanes_s] * 3])
 
 
 def test_a_step_that_is_launched_has_a_row_for_each_that_decodes() -> None:
-    assert staggered(KvFormat.INT4).ops["qkv"].tolist() == [12, 3 + 12, 6, 6, 3]
+    entered_s, two_s, one_s = hypotenuse(3, 12), hypotenuse(3, 6), hypotenuse(3, 3)
+    qkv_s = staggered(KvFormat.INT4).ops["qkv"].tolist()
+    assert qkv_s == pytest.approx([entered_s, one_s + entered_s, two_s, two_s, one_s])
 
 
 def test_attention_waits_for_the_lane_with_most_tokens() -> None:
     """So slow in turn that nothing else counts: 5 tokens, then 6, 7, 7."""
-    per_token_s = make_cost(attention_token_s=1e6).attention_turn_s(head_dim=make_setting().model.head_dim)
+    per_token_s = attention_turn_s(make_cost(attention_token_s=1e6), make_setting(admission=Admission.CONTINUOUS), 1)
 
     seconds = staggered(attention_token_s=1e6).ops["attention"]
 

@@ -1,0 +1,49 @@
+"""Products of many rows among a layer's other work: what a card's power limit leaves of their clocks."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from sim.cost import Amount, CostModel, Pieces
+
+_LOOKED_AT = 40
+_TANGENTS = (0.05, 0.15, 0.4, 1.0)  # of the most tokens; a line's error between two is below 1 %
+
+
+def held_back_s(cost: CostModel, arithmetic_s: Amount, whole_s: Amount) -> Amount:
+    """Seconds more than at full clocks, of ``arithmetic_s`` of products in a layer of ``whole_s``."""
+    beside_s: Amount = np.maximum(whole_s - arithmetic_s, 0.0)
+    return cost.power_capped_s(arithmetic_s, beside_s) - arithmetic_s
+
+
+def recomputed(
+    cost: CostModel, product: Pieces, passes_s: float, sequences: int, *, beside_s: float, most_tokens: int
+) -> Pieces:
+    """Seconds by recomputed tokens of each sequence: ``product`` of their rows, ``passes_s`` a row, beside the rest of a layer.
+
+    What is beside grows with the tokens by their own passes. The seconds that the power limit allows are convex in the
+    tokens: their tangents are pieces like the others.
+    """
+    lines = product.scaled(sequences).pieces
+    per_token_s = sequences * passes_s
+    pieces = [(constant_s, slope_s + per_token_s) for constant_s, slope_s in lines]
+    setup_s, row_s = lines[-1]
+
+    def held_back(tokens: float) -> float:
+        whole_s = beside_s + setup_s + (row_s + per_token_s) * tokens
+        return float(held_back_s(cost, row_s * tokens, whole_s))
+
+    for share in _TANGENTS:
+        at, step = share * most_tokens, share * most_tokens * 1e-4
+        delay_s, slope_s = held_back(at), (held_back(at + step) - held_back(at - step)) / (2 * step)
+        if delay_s > 0:
+            pieces.append((setup_s + delay_s - slope_s * at, row_s + per_token_s + slope_s))
+    return replace(product, pieces=_felt(pieces, most_tokens))
+
+
+def _felt(pieces: list[tuple[float, float]], most_tokens: int) -> tuple[tuple[float, float], ...]:
+    """Those that are the largest anywhere from one token to the most: each is a constraint of the program."""
+    tokens = np.geomspace(1.0, most_tokens, _LOOKED_AT)
+    constants_s, slopes_s = (np.array(column)[:, None] for column in zip(*pieces, strict=True))
+    largest = set((constants_s + slopes_s * tokens).argmax(axis=0).tolist())
+    return tuple(piece for place, piece in enumerate(pieces) if place in largest)

@@ -1,0 +1,74 @@
+"""What a power limit leaves of products' clocks: by the energy that it allows, and as pieces that the program can read."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from builders import in_hbm, make_cost, make_machine, make_setting
+from sim.cost import Pieces
+from sim.flows import flows_of, home_columns
+from sim.layer import layer_prices, layer_times
+from sim.plan import Recompute
+from sim.power import recomputed
+
+SECONDS = st.floats(1e-6, 1e3)
+LIMITED = {"gemm_sustained_share": 0.7, "other_power_share": 0.55}
+
+
+def test_products_alone_keep_the_sustained_rate() -> None:
+    assert make_cost(**LIMITED).power_capped_s(7.0, 0.0) == pytest.approx(10.0)
+
+
+def test_few_products_among_other_work_run_at_full_clocks() -> None:
+    assert make_cost(**LIMITED).power_capped_s(1.0, 100.0) == 1.0
+
+
+def test_a_card_without_a_limit_is_never_held_back() -> None:
+    assert make_cost(gemm_sustained_share=1.0, other_power_share=0.2).power_capped_s(7.0, 3.0) == 7.0
+
+
+@given(SECONDS, SECONDS)
+def test_the_limit_is_kept_and_where_it_binds_used_up(arithmetic_s: float, beside_s: float) -> None:
+    """Energy in seconds at the limit: products draw the square of their clocks, other work its share."""
+    products_s = make_cost(**LIMITED).power_capped_s(arithmetic_s, beside_s)
+
+    drawn = products_s * (arithmetic_s / 0.7 / products_s) ** 2 + 0.55 * beside_s
+    allowed = products_s + beside_s
+    assert drawn <= allowed * (1 + 1e-9)
+    assert products_s == arithmetic_s or drawn == pytest.approx(allowed)
+
+
+@given(st.floats(1e-5, 1e-2), st.floats(0, 1e-2), st.floats(0, 1.0), st.integers(1, 64), st.integers(8, 4096))
+def test_what_is_recomputed_is_priced_by_tangents_of_the_limit(
+    row_s: float, passes_s: float, beside_s: float, sequences: int, most: int
+) -> None:
+    """Pieces lie below the curve, by 2 % at most from a twentieth of the tokens on, and never below full clocks."""
+    cost, product = make_cost(**LIMITED), Pieces(pieces=((0.5 * row_s, row_s),), free_at_zero=True)
+
+    pieces = recomputed(cost, product, passes_s, sequences, beside_s=beside_s, most_tokens=most)
+
+    for tokens in np.linspace(max(1.0, 0.05 * most), most, 20):
+        rows = sequences * tokens
+        besides_s = 0.5 * row_s + passes_s * rows
+        exact_s = besides_s + cost.power_capped_s(row_s * rows, beside_s + besides_s)
+        assert exact_s * 0.98 <= pieces.at_one(tokens) <= exact_s * (1 + 1e-6)
+        assert pieces.at_one(tokens) >= (besides_s + row_s * rows) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("recompute", [Recompute.ACTIVATIONS_HOST, Recompute.TOKENS])
+def test_a_limit_slows_a_prefill_and_what_is_recomputed_and_nothing_else(recompute: Recompute) -> None:
+    setting = make_setting(batch=8, machine=make_machine(flop_per_s=64.0), recompute=recompute)
+    plan = in_hbm(setting)
+    free, limited = make_cost(setting.machine), make_cost(setting.machine, **LIMITED)
+
+    prices = [layer_prices(cost, setting, 8) for cost in (free, limited)]
+    steps = [
+        layer_times(one, flows_of(plan, home_columns(plan.homes)), cost).layer_s
+        for one, cost in zip(prices, (free, limited), strict=True)
+    ]
+
+    for of in ("reproject", "forward"):
+        assert getattr(prices[0], of).at_one(4) < getattr(prices[1], of).at_one(4)
+    assert steps[0][0] < steps[1][0] < steps[0][0] / 0.7
+    assert steps[0][1:].tolist() == steps[1][1:].tolist()
