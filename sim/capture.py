@@ -7,7 +7,6 @@ from sim.attention import PAGE_TOKENS, Selector
 from sim.kv import GROUP_TOKENS, KvFormat
 from sim.plan import Admission, Mechanism, Placement, Recompute, Setting, WriteBack
 from sim.profile import Profile
-from sim.spec import WeightFormat
 
 _PROGRAMS = 512  # that fill a large GPU, a few on each multiprocessor
 _MOST_PARTS = 16
@@ -35,9 +34,8 @@ def is_captured(setting: Setting) -> bool:
 
     Where dense tokens stream in by the copy engine it is replayed in pieces, between which the host queues copies.
     """
-    plain_weights = not setting.weights_on_host and setting.weight_format is WeightFormat.NATIVE
-    on_gpu = not setting.machine.is_cpu and not setting.host_attention
-    return plain_weights and on_gpu and _keeps(setting) and _attends(setting)
+    on_gpu = not (setting.machine.is_cpu or setting.host_attention or setting.weights_on_host)
+    return on_gpu and _keeps(setting) and _attends(setting)
 
 
 def streams(setting: Setting, *, away: bool) -> bool:

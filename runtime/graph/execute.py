@@ -35,7 +35,7 @@ class Captures:
     def wave(self, plan: Plan, decoder: Decoder, lanes: int) -> GraphWave:
         """For at least ``lanes`` sequences."""
         held, self._paged = self._wave, None
-        if held is None or held.decoder is not decoder or held.lanes.count < lanes or held.plan != plan:
+        if held is None or held.given is not decoder or held.lanes.count < lanes or held.plan != plan:
             self._wave = held = None
             self._wave = held = GraphWave(plan, decoder, [0] * lanes)
         return held
@@ -43,7 +43,7 @@ class Captures:
     def paged(self, plan: Plan, decoder: Decoder, sequences: int) -> PagedWave:
         """For at least ``sequences``, admitted as pages fall free."""
         held, self._wave = self._paged, None
-        if held is None or held.decoder is not decoder or held.step.sequences < sequences or held.plan != plan:
+        if held is None or held.given is not decoder or held.step.sequences < sequences or held.plan != plan:
             self._paged = held = None
             batch = plan.setting.workload.batch
             self._paged = held = PagedWave(plan, decoder, sequences=max(batch, sequences))

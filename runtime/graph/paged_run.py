@@ -18,6 +18,7 @@ from runtime.graph.paged_step import PagedStep
 from runtime.graph.stops import StopWatcher
 from runtime.graph.support import require_graphable
 from runtime.graph.swap import HostPages, most_swapped_bytes
+from runtime.graph.widening import sharing_room
 from runtime.models import Decoder
 from runtime.prefill import prompt_layer
 from runtime.wave import BudgetExceeded, Prompts, until_stop
@@ -72,10 +73,12 @@ class PagedWave:
         shape: Shape | None = None,
     ) -> None:
         require_graphable(plan, decoder, Admission.CONTINUOUS)
-        self.plan, self.decoder = plan, decoder
+        self.plan, self.given = plan, decoder
         rules, batch = rules_of(plan), sequences or plan.setting.workload.batch
         self.rules = replace(rules, host_bytes=most_swapped_bytes(replace(rules, batch=batch)))
-        self.slots = PagedSlots(plan, decoder, lanes or plan.setting.concurrency, shape)
+        lanes = lanes or plan.setting.concurrency
+        self.decoder = decoder = sharing_room(decoder, lanes)
+        self.slots = PagedSlots(plan, decoder, lanes, shape)
         self.host = HostPages(self.slots.planes, int(self.rules.host_bytes) // self.slots.size.page_bytes)
         self.step = PagedStep(decoder, self.slots, plan, batch)
         with torch.inference_mode():

@@ -40,20 +40,22 @@ class Sum:
 
 def linear(x: Tensor, affine: Affine, tiling: Tiling, *, relu: bool = False) -> Tensor:
     """With bias, and ReLU where asked for. ``tiling`` has one part."""
-    if not tiling.fits(x, affine.weight) or affine.bias is None:
-        y = fn.linear(x, affine.weight, affine.bias)
+    weight = affine.widened()
+    if not tiling.fits(x, weight) or affine.bias is None:
+        y = fn.linear(x, weight, affine.bias)
         return fn.relu(y) if relu else y
-    out = x.new_empty((x.shape[0], affine.weight.shape[0]))
-    _launch(x, affine.weight, affine.bias, out, tiling, relu=relu)
+    out = x.new_empty((x.shape[0], weight.shape[0]))
+    _launch(x, weight, affine.bias, out, tiling, relu=relu)
     return out
 
 
 def partial_linear(x: Tensor, affine: Affine, tiling: Tiling) -> Sum:
     """In parts, which ``add_norm`` adds up."""
-    if not tiling.fits(x, affine.weight):
-        return Sum(parts=fn.linear(x, affine.weight, affine.bias)[None], bias=None)
-    out = torch.empty((tiling.parts, x.shape[0], affine.weight.shape[0]), device=x.device)
-    _launch(x, affine.weight, None, out, tiling, relu=False)
+    weight = affine.widened()
+    if not tiling.fits(x, weight):
+        return Sum(parts=fn.linear(x, weight, affine.bias)[None], bias=None)
+    out = torch.empty((tiling.parts, x.shape[0], weight.shape[0]), device=x.device)
+    _launch(x, weight, None, out, tiling, relu=False)
     return Sum(parts=out, bias=affine.bias)
 
 

@@ -13,6 +13,7 @@ from runtime.graph.recall import RecallSlots
 from runtime.graph.step import DecodeStep
 from runtime.graph.streamed import StreamedSlots, StreamedStep
 from runtime.graph.support import require_graphable, streams
+from runtime.graph.widening import sharing_room
 from runtime.graph.window import WindowSlots
 from runtime.lanes import Lanes
 from runtime.models import Decoder
@@ -44,7 +45,8 @@ class GraphWave:
 
     def __init__(self, plan: Plan, decoder: Decoder, padding: Sequence[int]) -> None:
         require_graphable(plan, decoder)
-        self.plan, self.decoder = plan, decoder
+        self.plan, self.given = plan, decoder
+        self.decoder = decoder = sharing_room(decoder, len(padding))
         self.lanes = Lanes.of(decoder.spec, len(padding), per_head=False)
         self.padding, self.padded = torch.tensor(padding, dtype=torch.int32, device=decoder.device), any(padding)
         self.row = torch.ones(1, dtype=torch.int64, device=decoder.device)

@@ -10,7 +10,6 @@ from runtime.models import Decoder
 from sim.attention import Selector
 from sim.kv import KvFormat
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, WriteBack
-from sim.spec import WeightFormat
 
 
 def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admission.WAVES) -> None:
@@ -23,8 +22,8 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
         raise ValueError(f"attention.selector={selector}, a captured step runs dense, swa or pages")
     if setting.host_attention:
         raise ValueError("host_attention=True, a captured step attends on the GPU")
-    if setting.weights_on_host or setting.weight_format is not WeightFormat.NATIVE:
-        raise ValueError("a captured step needs all weights in HBM in the compute type")
+    if setting.weights_on_host:
+        raise ValueError(f"weights_on_host={setting.weights_on_host}, a captured step needs all weights in HBM")
     if setting.admission is not admission:
         raise ValueError(f"admission={setting.admission}, this captured step runs {admission}")
     if continuous and selector is not Selector.DENSE:

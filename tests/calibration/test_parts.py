@@ -32,7 +32,7 @@ from sim.measured import Measured
 from sim.plan import Admission, Placement, Plan, Preemption, Setting
 from sim.profile import Measurement, Profile
 from sim.recipe import Recipe, plan_of
-from sim.spec import DType
+from sim.spec import DType, WeightFormat
 from sim.verdict import Figures
 from tests.calibration.tiny import CPU, MODEL, fingerprint, machine
 
@@ -193,6 +193,20 @@ def test_prices_and_runtime_agree_on_continuous_steps(
     for preemption in Preemption:
         plan = all_in_hbm(replace(setting, preemption=preemption))
         assert graphable(plan) == is_captured(plan.setting) == captured
+
+
+@pytest.mark.parametrize("weights", WeightFormat)
+@pytest.mark.parametrize(
+    ("admission", "on_host"), [(Admission.WAVES, 0.0), (Admission.WAVES, 0.5), (Admission.CONTINUOUS, 0.0)]
+)
+def test_prices_and_runtime_agree_on_weights(admission: Admission, weights: WeightFormat, on_host: float) -> None:
+    """In any format, but all in HBM."""
+    recipe = Recipe(model="opt-1.3b", batch=4, prompt=20, output=40, weights=weights)
+    setting = plan_of(recipe, make_machine()).setting
+
+    plan = all_in_hbm(replace(setting, admission=admission, weights_on_host=on_host))
+
+    assert graphable(plan) == is_captured(plan.setting) == (on_host == 0)
 
 
 def all_in_hbm(setting: Setting) -> Plan:

@@ -16,15 +16,18 @@ from triton.runtime.jit import JITFunction
 from runtime.execute import DTYPES
 from runtime.graph.paged_run import PagedWave, rules_of
 from runtime.graph.run import GraphWave
+from runtime.graph.widening import widen
+from runtime.models import as_planned
 from runtime.models.config import config_from_json
-from runtime.models.decoder import Decoder
+from runtime.models.decoder import Affine, Decoder
+from runtime.models.quantised import quantised
 from runtime.models.random_weights import random_decoder
 from runtime.wave import Prompts
 from sim.attention import Selector
 from sim.homes import TokenHomes
 from sim.kv import KvFormat, KvFormats
 from sim.plan import Admission, Mechanism, Plan, Preemption, Recompute, WriteBack
-from sim.spec import DType
+from sim.spec import DType, WeightFormat
 from tests.runtime.graphs import newest_in_hbm, resident
 from tests.runtime.plans import Choice, all_in_hbm, with_budget
 from tests.runtime.test_graph_recall import recalled
@@ -99,7 +102,20 @@ def swapping(plan: Plan) -> Plan:
     return with_budget(plan, round(0.8 * LANES * max(rules_of(plan).held_bytes)))
 
 
+def stored(plan: Plan, weight_format: WeightFormat) -> Plan:
+    return replace(plan, setting=replace(plan.setting, weight_format=weight_format))
+
+
+def widen_narrow() -> None:
+    """Matrices whose last group is short."""
+    for weight_format in (WeightFormat.INT8, WeightFormat.INT4):
+        for dtype in DTYPES.values():
+            affine = quantised(Affine(weight=torch.zeros((48, 80), dtype=dtype)), weight_format)
+            widen(affine, torch.empty((48, 80), dtype=dtype), chained=True)
+
+
 def run(plan: Plan, made: Decoder) -> None:
+    made = as_planned(made, plan.setting)
     tokens, padding = torch.zeros((LANES, PROMPT), dtype=torch.int64), torch.zeros(LANES, dtype=torch.int64)
     prompts = Prompts(tokens=tokens, padding=padding)
     if plan.setting.admission is Admission.CONTINUOUS:
@@ -117,6 +133,7 @@ def main() -> None:
         mock.patch.object(JITFunction, "__getitem__", compiling(seen)),
         mock.patch("runtime.graph.launch.chains", return_value=True),
         mock.patch("runtime.graph.products.chains", return_value=True),
+        mock.patch("runtime.graph.widening.chains", return_value=True),
         mock.patch("runtime.graph.support.interpreted", return_value=True),
     ):
         for family, keys in MODELS.items():
@@ -124,6 +141,9 @@ def main() -> None:
             made = random_decoder(config, device=torch.device("cpu"), dtype=DTYPES[DType.FP16])
             for plan in plans(made.spec, DType.FP16):
                 run(plan, made)
+            for weight_format in (WeightFormat.INT8, WeightFormat.INT4):
+                run(stored(plans(made.spec, DType.FP16)[0], weight_format), made)
+        widen_narrow()
 
 
 if __name__ == "__main__":
