@@ -72,13 +72,13 @@ class CostModel:
 
         Where the one gives way to the other both are felt: the whole is the hypotenuse of the two, here by its tangents.
         Several ``products`` may share the columns; each has its own ramp and tail. Weights stored in fewer bits are widened
-        before each use: the product itself reads wide ones.
+        by a kernel before each use: the product itself reads wide ones.
         """
         wide_bytes = inputs * outputs * weight_bytes_per_parameter(dtype, WeightFormat.NATIVE)
         setup_s = products * self.profile.product_setup_s
         if weight_format is not WeightFormat.NATIVE:
             stored_bytes = inputs * outputs * weight_bytes_per_parameter(dtype, weight_format)
-            setup_s += self.widening_s(stored_bytes + wide_bytes)
+            setup_s += self.widening_s(stored_bytes + wide_bytes) + self.launch_s(products)
         stream_s = wide_bytes / (self.hbm_bytes_per_s * self.profile.gemm_hbm_efficiency)
         row_s = 2 * inputs * outputs / (self.machine.gpu.flop_per_s(dtype) * self.profile.gemm_peak_efficiency)
         half_s = row_s * self.profile.gemm_half_rows

@@ -14,6 +14,7 @@ from sim.spec import ModelSpec, WeightFormat
 _PLAIN_LAYER = (
     12  # of a prompt: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
 )
+_MATRICES = 4  # of a layer: queries, keys and values; out; up, with its gate; down
 _STREAMED = 6  # a piece that is replayed, what comes, what goes; events for three, as an H100's steps say
 # What a layer's own operation takes the host, and a kernel of the runtime's, where an operation that keeps books takes 1: seen
 # on an H100's host. Products and attention are chosen among many kernels; Triton's launcher is Python.
@@ -57,9 +58,11 @@ def decode_operations(setting: Setting, *, away: bool) -> Operations:
     if is_captured(setting):
         if not streams(setting, away=away):
             return Operations()
-        projects = away and setting.recompute is Recompute.ACTIVATIONS_HOST
-        return Operations(layer=_projecting_operations(setting.model) if projects else 0, books=_STREAMED)
-    books = _DECODE_BOOKS + _DECODE_CHOICE.get(setting.attention.selector, 0) + _stored_weights(setting)
+        if not away or setting.recompute is not Recompute.ACTIVATIONS_HOST:
+            return Operations(books=_STREAMED)
+        widening = _widening_kernels(setting) / _MATRICES
+        return Operations(layer=_projecting_operations(setting.model), books=_STREAMED, kernels=widening)
+    books = _DECODE_BOOKS + _DECODE_CHOICE.get(setting.attention.selector, 0) + _stored_weights(setting, 1)
     books += 63 * setting.kv_format.gpu.is_grouped
     again, more = _away_operations(setting) if away else (0, 0)
     return Operations(layer=_layer_operations(setting.model) + again, books=books + more)
@@ -84,8 +87,9 @@ def prefill_operations(setting: Setting, passes: float, *, away: bool) -> Operat
     selector, groups = setting.attention.selector, setting.workload.prompt_tokens // GROUP_TOKENS
     if is_captured(setting):
         taken_in = _taken_in(setting)
-        return Operations(layer=passes * layer, books=passes * taken_in.books, kernels=passes * taken_in.kernels)
-    books = _PREFILL_BOOKS + _PREFILL_CHOICE.get(selector, 0) + _stored_weights(setting)
+        kernels = taken_in.kernels + _widening_kernels(setting)
+        return Operations(layer=passes * layer, books=passes * taken_in.books, kernels=passes * kernels)
+    books = _PREFILL_BOOKS + _PREFILL_CHOICE.get(selector, 0) + _stored_weights(setting, passes)
     written = 72 if setting.recompute is not Recompute.NONE else 158 + 94 * grouped
     turned = 0 if setting.model.positions else 9  # each pass works out its cosines and sines anew
     together = 4 + passes * (4 + turned) if passes > 1 else 0
@@ -131,7 +135,12 @@ def _projecting_operations(model: ModelSpec) -> int:
     return 2 + (0 if model.positions else 6) + (0 if model.norm_bias else 3) + 4 * model.qk_norm
 
 
-def _stored_weights(setting: Setting) -> int:
-    """Of widening matrices, and of bringing them."""
+def _widening_kernels(setting: Setting) -> int:
+    """Where steps are captured, by one kernel a matrix in a prompt's pass too."""
+    return 0 if setting.weight_format is WeightFormat.NATIVE else _MATRICES
+
+
+def _stored_weights(setting: Setting, passes: float) -> float:
+    """Of widening matrices in each of a layer's ``passes``, and of bringing them."""
     widened = {WeightFormat.NATIVE: 0, WeightFormat.INT8: 12, WeightFormat.INT4: 24}[setting.weight_format]
-    return widened + (10 if setting.weights_on_host else 0)
+    return passes * widened + (10 if setting.weights_on_host else 0)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from runtime.attention import Plain
 from runtime.execute import execute
 from runtime.graph.run import GraphWave, slots_kind
 from runtime.graph.streamed import StreamedStep
+from runtime.graph.widening import sharing_room
 from runtime.lanes import Lanes
 from runtime.models import Decoder, as_planned
 from runtime.models.config import config_from_json
@@ -196,9 +198,10 @@ def test_an_eager_layer_is_as_many_operations_as_are_priced(
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("family", ["opt", "grouped llama"])
-def test_several_passes_take_a_layer_each(family: str) -> None:
+@pytest.mark.parametrize("weights", [WeightFormat.NATIVE, WeightFormat.INT4])
+def test_several_passes_take_a_layer_each(family: str, weights: WeightFormat) -> None:
     """51 prompts of 160 tokens fit a pass."""
-    recipe = replace(BASE, batch=120, prompt=160, output=2, selector=Selector.H2O, keep=40)
+    recipe = replace(BASE, batch=120, prompt=160, output=2, selector=Selector.H2O, keep=40, weights=weights)
     plan, prefill, _ = by_layer(family, recipe)
 
     passes = prefill_passes(recipe.batch, recipe.prompt)
@@ -216,8 +219,10 @@ def test_several_passes_take_a_layer_each(family: str) -> None:
         {"kv": INT8, "prompt": 160},
         {"selector": Selector.SWA, "keep": 40, "placement": RESIDENT},
         {"selector": Selector.PAGES, "keep": 40, "placement": RESIDENT},
+        {"weights": WeightFormat.INT8},
+        {"weights": WeightFormat.INT4, "selector": Selector.SWA, "keep": 40, "placement": RESIDENT},
     ],
-    ids=["dense", "int8", "int8 two groups", "swa", "pages"],
+    ids=["dense", "int8", "int8 two groups", "swa", "pages", "weights int8", "weights int4 swa"],
 )
 def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced(
     family: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -229,6 +234,7 @@ def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced
     if not is_captured(plan.setting):
         assert plan.setting.model.kv_heads < plan.setting.model.heads
         return
+    made = sharing_room(as_planned(made, plan.setting), 2)
     lanes, row = Lanes.of(made.spec, 2, per_head=False), torch.ones(1, dtype=torch.int64)
     slots = slots_kind(plan)(plan, made, lanes, torch.zeros(2, dtype=torch.int32), row)
     x, positions = torch.randn(2, recipe.prompt, 64).half(), torch.arange(recipe.prompt).expand(2, -1)
@@ -243,8 +249,9 @@ def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced
             slots.start(1, 0, q, k, v)
             counts["prefill"] = counting.count
 
-    model = plan.setting.model
-    assert prompt_operations(model) == pytest.approx(counts["prompt"], rel=CLOSE)
+    model, widened = plan.setting.model, 4 * (plan.setting.weight_format is not WeightFormat.NATIVE)
+    assert prompt_operations(model) == pytest.approx(counts["prompt"] - widened, rel=CLOSE)
+    assert prefill_operations(plan.setting, 1, away=False).kernels >= widened
     assert prefill_operations(plan.setting, 1, away=False).total == pytest.approx(counts["prefill"], rel=CLOSE)
     if plan.setting.attention.selector is Selector.SWA:
         assert choice_operations(plan.setting) == counts["prefill"] - counts["prompt"]
@@ -261,15 +268,20 @@ class Replayed:
 
 
 def between_pieces(family: str, recipe: Recipe, layers: int, write_back: WriteBack) -> tuple[Plan, list[int]]:
-    """Operations of each step, pieces among them."""
+    """Operations of each step, pieces among them, and kernels that widen."""
     made = decoder(family, layers)
     plan = plan_for(made.spec, recipe, CARD)
     plan = replace(plan, setting=replace(plan.setting, write_back=write_back))
+    made = as_planned(made, plan.setting)
     wave, counts = GraphWave(plan, made, [0] * recipe.batch), list[int]()
     assert isinstance(wave.step, StreamedStep)
     wave.step.seek(1)
     for _ in range(1, plan.homes.steps):
-        with torch.inference_mode(), Counting() as counting:
+        with (
+            torch.inference_mode(),
+            Counting() as counting,
+            mock.patch("triton.runtime.jit.KernelInterface.__getitem__", counting.launch),
+        ):
             wave.step.graphs = [Replayed(counting)] * (layers + 1)  # type: ignore[list-item]
             wave.step.replay()
         counts.append(counting.count)
@@ -279,14 +291,16 @@ def between_pieces(family: str, recipe: Recipe, layers: int, write_back: WriteBa
 @kernels
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("write_back", WriteBack)
+@pytest.mark.parametrize("weights", WeightFormat)
 @pytest.mark.parametrize("name", ["off HBM", "inputs on the host"])
 def test_between_pieces_a_streamed_layer_is_as_many_operations_as_are_priced(
-    family: str, write_back: WriteBack, name: str
+    family: str, write_back: WriteBack, name: str, weights: WeightFormat
 ) -> None:
-    """A piece, copies and what projects inputs. Events are taken for three. What is priced in any case: a write, though none
-    may be due. What is not: that some families turn a part of each head's channels.
+    """A piece, copies and what projects inputs, whose matrix is widened by a kernel where it must be. Events are taken for
+    three. What is priced in any case: a write, though none may be due. What is not: that some families turn a part of each
+    head's channels.
     """
-    recipe = replace(BASE, output=9, **DENSE[name])
+    recipe = replace(BASE, output=9, weights=weights, **DENSE[name])
     plan, two = between_pieces(family, recipe, 2, write_back)
     _, four = between_pieces(family, recipe, 4, write_back)
 

@@ -103,17 +103,18 @@ def test_native_weights_are_streamed() -> None:
     ("weight_format", "weight_bytes"), [(WeightFormat.INT8, 1 + 4 / 64), (WeightFormat.INT4, 0.5 + 4 / 64)]
 )
 def test_smaller_weights_are_widened_at_each_use(weight_format: WeightFormat, weight_bytes: float) -> None:
-    """Read as they are stored and written in 16 bit, at half of HBM's rate; then streamed as wide as any, however many
-    rows there are.
+    """Read as they are stored and written in 16 bit, at half of HBM's rate, by a kernel for each product that starts in
+    3 s; then streamed as wide as any, however many rows there are.
     """
-    machine = make_machine(flop_per_s=1024.0)
+    machine = make_machine(flop_per_s=1024.0, launch_s=3.0)
     cost = make_cost(machine, widening_efficiency=0.5, gemm_hbm_efficiency=0.8)
 
     gemm = cost.gemm(64, 8, FP16, weight_format)
 
-    widened_s = 64 * 8 * (weight_bytes + 2) / 256
+    widened_s = 64 * 8 * (weight_bytes + 2) / 256 + 3
     assert gemm.at_one(1) == pytest.approx(widened_s + hypotenuse(64 * 8 * 2 / (512 * 0.8), 2 * 64 * 8 / 1024))
     assert gemm.at_one(99) == pytest.approx(widened_s + 99 * 2 * 64 * 8 / 1024)
+    assert cost.gemm(64, 8, FP16, weight_format, products=2).at_one(1) == pytest.approx(gemm.at_one(1) + 3)
 
 
 def test_passes_over_hbm() -> None:
