@@ -8,9 +8,10 @@ import numpy as np
 from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns, occupancy_of
-from sim.footprint import prefill_rows
+from sim.footprint import largest_matrix_entries, prefill_rows
 from sim.forecast import static_hbm_bytes
 from sim.plan import Admission, Plan, Setting
+from sim.spec import DType, WeightFormat
 
 
 def peak_allocated_bytes(plan: Plan, cost: CostModel) -> int:
@@ -20,7 +21,7 @@ def peak_allocated_bytes(plan: Plan, cost: CostModel) -> int:
     overflows is not taken besides.
     """
     static = static_hbm_bytes(plan.setting) + round(cost.profile.library_bytes)
-    return static + ceil(_pool_bytes(plan)) + _whole_wave_bytes(plan.setting)
+    return static + ceil(_pool_bytes(plan)) + _whole_wave_bytes(plan.setting) + _widening_bytes(plan.setting)
 
 
 def _pool_bytes(plan: Plan) -> float:
@@ -42,3 +43,14 @@ def _whole_wave_bytes(setting: Setting) -> int:
         return 0
     row = 2 * model.hidden + model.query_dim + 2 * model.kv_dim
     return rows * row * setting.dtype.size_bytes
+
+
+def _widening_bytes(setting: Setting) -> int:
+    """Where nothing is captured torch widens a matrix in steps: levels, by ones where they are stored in pairs, become float32
+    and then, with them still there, what adds them up: fp16, or float32. Of that the weights have room for the result.
+    """
+    if is_captured(setting) or setting.weight_format is WeightFormat.NATIVE:
+        return 0
+    added_up = 2 if setting.dtype is DType.FP16 else 4
+    entry = (setting.weight_format is WeightFormat.INT4) + 4 + added_up - setting.dtype.size_bytes
+    return entry * largest_matrix_entries(setting.model)

@@ -28,10 +28,18 @@ def workspace_bytes(model: ModelSpec, dtype: DType, sequences: int, prompt_token
 
 @lru_cache(maxsize=256)
 def resident_weight_bytes(model: ModelSpec, dtype: DType, weight_format: WeightFormat, on_host: float) -> int:
-    """Weights in HBM; where a share of each layer is streamed, two layers' worth of it is buffered."""
+    """Weights in HBM; where a share of each layer is streamed, two layers' worth of it is buffered. Matrices stored in fewer
+    bits are widened one after the other, in room for the largest.
+    """
     total = model.weight_bytes(dtype, weight_format)
     streamed = on_host * layer_weight_bytes(model, dtype, weight_format)
-    return round(total - model.layers * streamed + min(2, model.layers) * streamed)
+    room = 0 if weight_format is WeightFormat.NATIVE else largest_matrix_entries(model) * dtype.size_bytes
+    return round(total - model.layers * streamed + min(2, model.layers) * streamed) + room
+
+
+def largest_matrix_entries(model: ModelSpec) -> int:
+    """Of a layer's: queries, keys and values are one, gate and up another."""
+    return model.hidden * max(model.query_dim + 2 * model.kv_dim, model.intermediate * (2 if model.gated_mlp else 1))
 
 
 @lru_cache(maxsize=256)

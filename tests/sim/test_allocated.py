@@ -1,11 +1,16 @@
 """What an allocator gives out at most, added up by hand for the tiny model of ``builders``."""
 
+from dataclasses import replace
+
+import pytest
+
 from builders import in_hbm, make_cost, make_model, make_setting, newest_in_hbm
 from sim.allocated import peak_allocated_bytes
 from sim.attention import Selector
 from sim.capture import is_captured
 from sim.kv import KvFormat, KvFormats
 from sim.plan import Admission, Plan
+from sim.spec import DType, WeightFormat
 
 WEIGHTS = 2 * (2 * 1280 + 256)  # of two layers and the embedding, fp16
 LIBRARIES = 1000.0
@@ -70,6 +75,32 @@ def test_captured_steps_read_rounded_tokens_where_they_lie() -> None:
     assert is_captured(plan.setting)
 
     assert peak(plan) == WEIGHTS + workspace(4, 4, 1) + 1000 + 2 * (2 * 37 + 64 * 32)
+
+
+@pytest.mark.parametrize(
+    ("weight_format", "dtype", "entry_bytes"),
+    [
+        (WeightFormat.INT8, DType.FP16, 4 + 2),  # float32, then fp16 levels
+        (WeightFormat.INT4, DType.FP16, 1 + 4 + 2),
+        (WeightFormat.INT8, DType.BF16, 4 + 4),  # the sum is taken in float32, and rounded when the levels are gone
+        (WeightFormat.INT4, DType.FP32, 1 + 4 + 4),
+    ],
+)
+def test_torch_widens_by_way_of_float32_a_kernel_at_once(
+    weight_format: WeightFormat, dtype: DType, entry_bytes: int
+) -> None:
+    """The largest matrix has 48 rows of 16."""
+
+    def more(selector: Selector) -> int:
+        sparsity = 0.0 if selector is Selector.DENSE else 0.5
+        setting = make_setting(selector, sparsity=sparsity, dtype=dtype, output=2)
+        assert is_captured(setting) == (selector is Selector.DENSE)
+        native, stored = in_hbm(setting), in_hbm(replace(setting, weight_format=weight_format))
+        model = setting.model
+        return peak(stored) - peak(native) + model.weight_bytes(dtype) - model.weight_bytes(dtype, weight_format)
+
+    assert more(Selector.DENSE) == 16 * 48 * dtype.size_bytes
+    assert more(Selector.H2O) == 16 * 48 * entry_bytes
 
 
 def test_pages_take_the_whole_budget() -> None:

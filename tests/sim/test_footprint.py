@@ -74,6 +74,17 @@ def test_a_single_layer_needs_one_buffer() -> None:
     assert resident_weight_bytes(make_model(layers=1), FP16, NATIVE, 1.0) == 2 * LAYER + 2 * EMBEDDING
 
 
+def test_weights_in_fewer_bits_leave_room_to_widen_the_largest_matrix() -> None:
+    """Queries, keys and values of the tiny model: 48 rows of 16; with much of a gated feed-forward that."""
+    wide = make_model(gated_mlp=True, intermediate=40)
+    room, wider = 16 * 48 * 2, 16 * 80 * 4
+    for weight_format in (WeightFormat.INT8, WeightFormat.INT4):
+        stored, all_of_it = MODEL.weight_bytes(FP16, weight_format), wide.weight_bytes(DType.FP32, weight_format)
+
+        assert resident_weight_bytes(MODEL, FP16, weight_format, 0.0) == stored + room
+        assert resident_weight_bytes(wide, DType.FP32, weight_format, 0.0) == all_of_it + wider
+
+
 def test_the_kv_budget_is_what_is_left_or_what_is_missing() -> None:
     machine = make_machine(hbm_bytes=100_000)
     weights, workspace = 2 * (5 * LAYER + EMBEDDING), workspace_bytes(MODEL, FP16, 4, 8)
