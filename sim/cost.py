@@ -66,19 +66,27 @@ class CostModel:
         return self.machine.gpu.link.bytes_per_s * self.profile.link_efficiency
 
     def gemm(
-        self, inputs: int, outputs: int, dtype: DType, weight_format: WeightFormat, *, products: int = 1
+        self,
+        inputs: int,
+        outputs: int,
+        dtype: DType,
+        weight_format: WeightFormat,
+        *,
+        products: int = 1,
+        one_pass: bool = False,
     ) -> Pieces:
         """[rows, inputs] x [inputs, outputs] by rows: streaming the weights, and arithmetic at rows / (rows + half) of its peak.
 
         Where the one gives way to the other both are felt: the whole is the hypotenuse of the two, here by its tangents.
         Several ``products`` may share the columns; each has its own ramp and tail. Weights stored in fewer bits are widened
-        by a kernel before each use: the product itself reads wide ones.
+        before each use, as keys and values are or in ``one_pass`` over them: the product itself reads wide ones.
         """
         wide_bytes = inputs * outputs * weight_bytes_per_parameter(dtype, WeightFormat.NATIVE)
         setup_s = products * self.profile.product_setup_s
         if weight_format is not WeightFormat.NATIVE:
             stored_bytes = inputs * outputs * weight_bytes_per_parameter(dtype, weight_format)
-            setup_s += self.widening_s(stored_bytes + wide_bytes) + self.launch_s(products)
+            widen_s = self.elementwise_s if one_pass else self.widening_s
+            setup_s += widen_s(stored_bytes + wide_bytes) + self.launch_s(products)
         stream_s = wide_bytes / (self.hbm_bytes_per_s * self.profile.gemm_hbm_efficiency)
         row_s = 2 * inputs * outputs / (self.machine.gpu.flop_per_s(dtype) * self.profile.gemm_peak_efficiency)
         half_s = row_s * self.profile.gemm_half_rows

@@ -346,20 +346,25 @@ class LayerGemms:
 
     @classmethod
     def of(cls, cost: CostModel, setting: Setting) -> "LayerGemms":
-        return _gemms(cost, setting.model, setting.dtype, setting.weight_format)
+        return _gemms(cost, setting.model, setting.dtype, setting.weight_format, captured=is_captured(setting))
 
 
 @lru_cache(maxsize=64)
-def _gemms(cost: CostModel, model: ModelSpec, dtype: DType, stored: WeightFormat) -> LayerGemms:
+def _gemms(cost: CostModel, model: ModelSpec, dtype: DType, stored: WeightFormat, *, captured: bool) -> LayerGemms:
+    """Captured steps widen by a kernel of the runtime's, others by torch's."""
     attention_in = model.query_dim + 2 * model.kv_dim
     mlp_weights = (3 if model.gated_mlp else 2) * model.intermediate  # of two products: gate and up are one
     layer_columns = attention_in + model.query_dim + mlp_weights
+
+    def product(inputs: int, outputs: int, products: int = 1) -> Pieces:
+        return cost.gemm(inputs, outputs, dtype, stored, products=products, one_pass=captured)
+
     return LayerGemms(
-        qkv=cost.gemm(model.hidden, attention_in, dtype, stored),
-        kv=_free_at_zero(cost.gemm(model.hidden, 2 * model.kv_dim, dtype, stored)),
-        out=cost.gemm(model.query_dim, model.hidden, dtype, stored),
-        mlp=cost.gemm(model.hidden, mlp_weights, dtype, stored, products=2),
-        layer=_free_at_zero(cost.gemm(model.hidden, layer_columns, dtype, stored, products=4)),
+        qkv=product(model.hidden, attention_in),
+        kv=_free_at_zero(product(model.hidden, 2 * model.kv_dim)),
+        out=product(model.query_dim, model.hidden),
+        mlp=product(model.hidden, mlp_weights, 2),
+        layer=_free_at_zero(product(model.hidden, layer_columns, 4)),
         head=cost.gemm(model.embedding_dim, model.vocab, dtype, type(stored).NATIVE),
     )
 

@@ -275,11 +275,16 @@ def test_attention_reads_the_kept_tokens_in_their_format() -> None:
     [(WeightFormat.NATIVE, 2), (WeightFormat.INT8, 1.0625 + 2 + 2), (WeightFormat.INT4, 0.5625 + 2 + 2)],
 )
 def test_matrices_stream_their_weights_widened_first(weight_format: WeightFormat, bytes_per_weight: float) -> None:
-    """Stored ones are read, wide ones written and read."""
+    """Stored ones are read, wide ones written and read: by a captured step's kernel, or as torch widens."""
     plan = in_hbm(make_setting(output=2, weight_format=weight_format))
 
     assert op(plan, "qkv") == pytest.approx([768 * bytes_per_weight / 512] * 2)
     assert op(plan, "out") == op(plan, "mlp") == pytest.approx([256 * bytes_per_weight / 512] * 2)
+    assert op(plan, "qkv", widening_efficiency=0.5) == op(plan, "qkv")
+    eager = in_hbm(make_setting(Selector.H2O, output=2, sparsity=0.5, weight_format=weight_format))
+    widened_s = 768 * (bytes_per_weight - 2) / 512
+    assert op(eager, "qkv", widening_efficiency=0.5) == pytest.approx([768 * 2 / 512 + 2 * widened_s] * 2)
+    assert op(eager, "qkv", elementwise_efficiency=0.5) == op(plan, "qkv")
 
 
 def test_prefill_takes_long_batches_in_several_passes() -> None:
