@@ -29,7 +29,7 @@ _TYPICAL = {
 }
 _LEAST, _MOST = 1e-4, 1e4  # of the typical value: as good as nothing, and a bound that only keeps the numbers finite
 _NOT_FITTED = (
-    "other_power_share",  # watts, not seconds: what it adds, the clocks of products alone and a prefill's passes add too
+    "other_power_share",  # steps are either nearly all products, or hardly held back
     "reserve_bytes",  # bytes, not seconds
     "library_bytes",
 )

@@ -7,9 +7,10 @@ KINDS = ("fetched", "reprojected", "written", "picked", "new", "age", "mass")
 
 
 class Tally:
-    """Sums over lanes and tokens, [row, layer, kind]."""
+    """Sums over lanes and tokens, [row, layer, kind]. ``selections``: whether picks are asked for."""
 
-    def __init__(self, rows: int, layers: int, device: torch.device) -> None:
+    def __init__(self, rows: int, layers: int, device: torch.device, *, selections: bool = True) -> None:
+        self.selections = selections
         self.sums = torch.zeros((rows, layers, len(KINDS)), dtype=torch.float64, device=device)
         self._begun = set[tuple[int, int, str]]()
 

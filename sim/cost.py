@@ -1,7 +1,7 @@
 """Bytes and FLOPs to seconds, operation by operation. Pure; with ``sim.layer`` the one place where durations come from."""
 
 from dataclasses import dataclass, replace
-from math import cos, pi, sin
+from math import cos, hypot, pi, sin
 from typing import TypeVar
 
 import numpy as np
@@ -92,18 +92,17 @@ class CostModel:
         half_s = row_s * self.profile.gemm_half_rows
         return Pieces(pieces=tuple((setup_s + near * stream_s + far * half_s, far * row_s) for near, far in _TANGENTS))
 
-    def power_capped_s(self, arithmetic_s: Amount, beside_s: Amount) -> Amount:
-        """What products take that take ``arithmetic_s`` at full clocks, where a layer's other work takes ``beside_s``.
+    def power_capped_s(self, arithmetic_s: float, beside_s: float) -> float:
+        """What products take that go on for seconds, in steps where other work takes ``beside_s``; a prefill ends before.
 
-        Back to back they draw the card's whole power at ``gemm_sustained_share`` of their rate, and the square of their
-        clocks at others; the other work leaves them what it does not draw. With a the seconds at the sustained rate and R
-        what the other work leaves, u seconds of products fit the limit where a^2 / u = u + R. On an H100 that is 1,380 MHz
-        for products alone, 1,470 while keys and values are projected again, 1,600 in a prefill, of 1,980.
+        ``arithmetic_s`` is what they take at first. Back to back they draw the card's whole power at
+        ``gemm_sustained_share`` of that rate, and the square of their clocks at others; the other work leaves them what it
+        does not draw. With a the seconds at the sustained rate and R what the other work leaves, u seconds of products fit
+        the limit where a^2 / u = u + R.
         """
         alone_s = arithmetic_s / self.profile.gemm_sustained_share
         spared_s = beside_s * (1 - self.profile.other_power_share)
-        capped: Amount = np.maximum(arithmetic_s, (np.hypot(spared_s, 2 * alone_s) - spared_s) / 2)
-        return capped
+        return max(arithmetic_s, (hypot(spared_s, 2 * alone_s) - spared_s) / 2)
 
     def elementwise_s(self, size_bytes: float) -> float:
         """One pass that reads or writes ``size_bytes`` of HBM."""

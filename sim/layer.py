@@ -8,13 +8,13 @@ import numpy as np
 
 from sim.attention import Selector
 from sim.capture import attention_parts, is_captured
-from sim.cost import Amount, CostModel, Pieces
+from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, keeps_away
 from sim.footprint import layer_weight_bytes, prefill_rows
 from sim.kv import inputs_layer_bytes, kv_layer_bytes
 from sim.launches import choice_operations, decode_operations, end_operations, prefill_operations
 from sim.plan import Admission, Mechanism, Placement, Setting
-from sim.power import held_back_s, recomputed
+from sim.power import recomputed
 from sim.spec import DType, ModelSpec, WeightFormat
 
 # A layer's GPU operations in order: until its queries are known, attention and what must precede it, the rest.
@@ -337,13 +337,6 @@ class LayerGemms:
         """Those that a layer's new rows pass through."""
         return {"qkv": self.qkv, "out": self.out, "mlp": self.mlp}
 
-    def held_back(self, cost: CostModel, rows: Amount, whole_s: Amount) -> dict[str, Amount]:
-        """Seconds that the power limit adds to those of ``rows``; ``whole_s`` is the layer without them."""
-        row_s = {name: product.pieces[-1][1] for name, product in self.of_layer.items()}
-        every_s = sum(row_s.values())
-        delay_s = held_back_s(cost, every_s * rows, whole_s)
-        return {name: delay_s * (one_s / every_s) for name, one_s in row_s.items()}
-
     @classmethod
     def of(cls, cost: CostModel, setting: Setting) -> "LayerGemms":
         return _gemms(cost, setting.model, setting.dtype, setting.weight_format, captured=is_captured(setting))
@@ -471,5 +464,4 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
         "launch": passes * cost.launch_s(cost.profile.kernels_per_layer),
     }
     products = {name: passes * product.at_one(mean_rows) for name, product in gemms.of_layer.items()}
-    held_back = gemms.held_back(cost, tokens, sum(products.values()) + sum(beside.values()))
-    return beside | {name: seconds + held_back[name] for name, seconds in products.items()}
+    return beside | products

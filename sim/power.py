@@ -1,23 +1,17 @@
-"""Products of many rows among a layer's other work: what a card's power limit leaves of their clocks."""
+"""Products of what is recomputed, step after step: what a card's power limit leaves of their clocks."""
 
 from dataclasses import replace
 
 import numpy as np
 
-from sim.cost import Amount, CostModel, Pieces
+from sim.cost import CostModel, Pieces
 
 _LOOKED_AT = 40
 _TANGENTS = (0.05, 0.15, 0.4, 1.0)  # of the most tokens; a line's error between two is below 1 %
 
 
-def held_back_s(cost: CostModel, arithmetic_s: Amount, whole_s: Amount) -> Amount:
-    """Seconds more than at full clocks, of ``arithmetic_s`` of products in a layer of ``whole_s``."""
-    beside_s: Amount = np.maximum(whole_s - arithmetic_s, 0.0)
-    return cost.power_capped_s(arithmetic_s, beside_s) - arithmetic_s
-
-
 def recomputed(
-    cost: CostModel, product: Pieces, passes_s: float, sequences: int, *, beside_s: float, most_tokens: int
+    cost: CostModel, product: Pieces, passes_s: float, *, sequences: int, beside_s: float, most_tokens: int
 ) -> Pieces:
     """Seconds by recomputed tokens of each sequence: ``product`` of their rows, ``passes_s`` a row, beside the rest of a layer.
 
@@ -30,8 +24,7 @@ def recomputed(
     setup_s, row_s = lines[-1]
 
     def held_back(tokens: float) -> float:
-        whole_s = beside_s + setup_s + (row_s + per_token_s) * tokens
-        return float(held_back_s(cost, row_s * tokens, whole_s))
+        return cost.power_capped_s(row_s * tokens, beside_s + setup_s + per_token_s * tokens) - row_s * tokens
 
     for share in _TANGENTS:
         at, step = share * most_tokens, share * most_tokens * 1e-4

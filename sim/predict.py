@@ -10,7 +10,6 @@ from sim.kv import KvFormat, kv_layer_bytes
 from sim.layer import attention_flops, attention_s_per_kept, choice_prices, layer_times, priced_layer
 from sim.pipeline import step_seconds
 from sim.plan import Mechanism, Plan
-from sim.power import held_back_s
 from sim.profile import Measurement
 from sim.recipe import Recipe, model_of, plan_of
 from sim.spec import DType, MachineSpec, WeightFormat
@@ -96,9 +95,7 @@ def _slots(plan: Plan, family: str) -> Prediction:
 
 def _product(took: Measurement, cost: CostModel) -> float:
     product = cost.gemm(took.number("inputs"), took.number("outputs"), DType(took.text("dtype")), WeightFormat.NATIVE)
-    rows = took.number("rows")
-    seconds = product.at_one(rows)
-    return seconds + held_back_s(cost, product.pieces[-1][1] * rows, seconds)
+    return product.at_one(took.number("rows"))
 
 
 def _prompt_attention(took: Measurement, cost: CostModel) -> float:

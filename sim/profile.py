@@ -126,12 +126,11 @@ class Profile:
         "rows that cost as much again as the work itself: rate(rows) = peak * rows / (rows + half), Hockney's n-half",
     )
     gemm_sustained_share: float = _share(
-        1.0,
-        "of that peak, what a card's power limit leaves to products back to back; nominally the peak is already theirs",
+        1.0, "of that rate, what a card's power limit leaves to products that go on for seconds"
     )
     other_power_share: float = _share(
-        0.55,
-        "of the power limit, what a layer's other work draws: 300 to 480 of 700 W while an H100 reads weights and KV",
+        0.9,
+        "of what products may draw then, what the rest of a step draws: where products are 70 % of an H100's step, clocks fall",
     )
     product_setup_s: float = _amount(
         0.0, "ramp and tail of one matrix product; nominally among the launches of kernels_per_layer (6 us on an H200)"

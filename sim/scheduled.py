@@ -95,9 +95,6 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         "gather_sms": none,
         "launch": one.launch_s * some + one.launch_s * enters + felt_s,
     }
-    whole_s: Column = np.sum(list(ops.values()), axis=0)
-    for name, delay_s in gemms.held_back(cost, planned.prefilled_tokens, whole_s).items():
-        ops[name] = ops[name] + delay_s
     query_s, attend_s, rest_s = (
         np.sum([ops[name] for name in names], axis=0) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS)
     )

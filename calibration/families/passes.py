@@ -32,7 +32,7 @@ def _operations(model: ModelSpec) -> Iterator[tuple[str, Work, int, int]]:
     """What is done to rows, their width, and how often each of their entries is read or written."""
     by_layer, gated, width = model.norm_bias, model.gated_mlp, model.hidden
     yield ("layer_norm" if by_layer else "rms_norm", _layer_norm if by_layer else _rms_norm, width, norm_passes(model))
-    yield "residual", lambda rows: rows.add_(rows), width, 3
+    yield "residual", _residual, width, 3
     yield "silu" if gated else "relu", _gated if gated else _relu, model.intermediate, activation_passes(model)
     if not model.positions:
         yield "rotation", lambda rows: _rotated(model, rows), model.query_dim, TURN_PASSES
@@ -41,10 +41,10 @@ def _operations(model: ModelSpec) -> Iterator[tuple[str, Work, int, int]]:
 def _case(scope: Scope, name: str, work: Work, width: int, entries: int) -> Case:
     rows = 8192 if scope.on_gpu else 512  # a pass of a prefill; a CPU's is as quick by the byte
     size_bytes = rows * width * scope.dtype.size_bytes
-    wide = 2 if name == "silu" else 1  # gate and value side by side
+    shape = {"silu": (rows, 2 * width), "residual": (2, rows, width)}.get(name, (rows, width))
 
     def prepare() -> list[Call]:
-        return each(work, [scope.normal(rows, wide * width) for _ in range(scope.copies(size_bytes))])
+        return each(work, [scope.normal(*shape) for _ in range(scope.copies(size_bytes))])
 
     words = f"op={name} rows={rows} width={width} entries={entries} dtype={scope.dtype}"
     return timed(scope, "passes", words, prepare, size_bytes=entries * size_bytes)
@@ -57,6 +57,10 @@ def _layer_norm(rows: Tensor) -> Tensor:
 
 def _rms_norm(rows: Tensor) -> Tensor:
     return rms_norm(rows, rows[0], _EPS)
+
+
+def _residual(both: Tensor) -> Tensor:
+    return both[0].add_(both[1])
 
 
 def _relu(rows: Tensor) -> Tensor:

@@ -104,7 +104,8 @@ def run_wave(
     Nothing waits for the step just launched: what is done and who has ended is looked at some steps later.
     """
     lanes, step, row = prompts.tokens.shape[0], wave.step, 0
-    recorder.tally = Tally(wave.plan.homes.steps, wave.decoder.spec.layers, wave.decoder.device)
+    counted, layers = recorder.record.selections, wave.decoder.spec.layers
+    recorder.tally = Tally(wave.plan.homes.steps, layers, wave.decoder.device, selections=counted)
     watch = _Watch(recorder.clock, torch.tensor(stop_tokens, dtype=torch.int64, device=wave.decoder.device), on_step)
     recorder.begin_step(0)
     wave.prefill(_filled(prompts, wave.lanes.count))

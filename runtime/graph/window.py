@@ -133,12 +133,13 @@ class WindowSlots:
             self.launcher.exchange(state.moves, state.move_counts, near, far)
 
     def record(self, row: int, tally: Tally, lanes: int) -> None:
-        """Count, of the first ``lanes``, what ``row`` wrote, and what the next one fetches and picks."""
+        """Count, of the first ``lanes``, what ``row`` wrote, and what the next one fetches and, if asked, picks."""
         if row == 0:
             tally.put(0, written=lanes * max(0, self.counts.cached[1] - self.counts.dead[1] - self.near))
         if row + 1 == self.plan.homes.steps:
             return
-        self._count_picks(row + 1, tally, lanes)
+        if tally.selections:
+            self._count_picks(row + 1, tally, lanes)
         if row and self.far:
             moved = torch.arange(self.entries, device=self.row.device) < self.state.move_counts[:, :lanes, None]
             moves = self.state.moves[:, :lanes]

@@ -46,7 +46,7 @@ def test_what_is_recomputed_is_priced_by_tangents_of_the_limit(
     """Pieces lie below the curve, by 2 % at most from a twentieth of the tokens on, and never below full clocks."""
     cost, product = make_cost(**LIMITED), Pieces(pieces=((0.5 * row_s, row_s),), free_at_zero=True)
 
-    pieces = recomputed(cost, product, passes_s, sequences, beside_s=beside_s, most_tokens=most)
+    pieces = recomputed(cost, product, passes_s, sequences=sequences, beside_s=beside_s, most_tokens=most)
 
     for tokens in np.linspace(max(1.0, 0.05 * most), most, 20):
         rows = sequences * tokens
@@ -57,7 +57,7 @@ def test_what_is_recomputed_is_priced_by_tangents_of_the_limit(
 
 
 @pytest.mark.parametrize("recompute", [Recompute.ACTIVATIONS_HOST, Recompute.TOKENS])
-def test_a_limit_slows_a_prefill_and_what_is_recomputed_and_nothing_else(recompute: Recompute) -> None:
+def test_a_limit_slows_what_is_recomputed_and_nothing_else(recompute: Recompute) -> None:
     setting = make_setting(batch=8, machine=make_machine(flop_per_s=64.0), recompute=recompute)
     plan = in_hbm(setting)
     free, limited = make_cost(setting.machine), make_cost(setting.machine, **LIMITED)
@@ -70,5 +70,4 @@ def test_a_limit_slows_a_prefill_and_what_is_recomputed_and_nothing_else(recompu
 
     for of in ("reproject", "forward"):
         assert getattr(prices[0], of).at_one(4) < getattr(prices[1], of).at_one(4)
-    assert steps[0][0] < steps[1][0] < steps[0][0] / 0.7
-    assert steps[0][1:].tolist() == steps[1][1:].tolist()
+    assert steps[0].tolist() == steps[1].tolist()
