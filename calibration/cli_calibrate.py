@@ -119,14 +119,14 @@ def _measured(
             on_case(1, 1, "what selectors pick")
             runner, where = Runner(device=device), measured.fingerprint.device
             found: tuple[AccessProfile, ...] = ()
-            try:
-                for recipe, selectors, keeps in access_recipes(scope):
+            for recipe, selectors, keeps in access_recipes(scope):
+                try:
                     found += random_weights_access(runner, before.machine, recipe, keeps, where, selectors=selectors)
-            except (RuntimeError, ValueError) as error:
-                print(f"not measured: what selectors pick: {str(error).splitlines()[0]}", file=sys.stderr)
-            else:
-                measured = replace(measured, random_access=found)
-                save_measured(file, measured)
+                except (RuntimeError, ValueError) as error:
+                    reason = str(error).splitlines()[0]
+                    print(f"not measured: what selectors pick of {recipe.model}: {reason}", file=sys.stderr)
+            measured = replace(measured, random_access=found)
+            save_measured(file, measured)
         if checkpoint is not None and prompts is not None:
             on_case(1, 1, f"what selectors pick on {checkpoint}")
             measured = replace(measured, access=checkpoint_access(checkpoint, prompts, scope))

@@ -18,7 +18,7 @@ _MATRICES = 4  # of a layer: queries, keys and values; out; up, with its gate; d
 _STREAMED = 6  # a piece that is replayed, what comes, what goes; events for three, as an H100's steps say
 # What a layer's own operation takes the host, and a kernel of the runtime's, where an operation that keeps books takes 1: seen
 # on an H100's host. Products and attention are chosen among many kernels; Triton's launcher is Python.
-_LAYER_WORTH, _KERNEL_WORTH = 1.75, 3.5
+_LAYER_WORTH, _KERNEL_WORTH = 1.6, 3.2
 _ENDS, _EAGER_ENDS, _TURNED_ENDS = 14, {True: 34, False: 16}, 9  # of a step, before its first layer and after its last
 _BEGUN = 40  # what a captured wave's begin takes the host besides: a millisecond of an H100's, whatever the layers
 # Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.

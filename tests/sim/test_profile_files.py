@@ -11,7 +11,7 @@ from sim import profile_files
 from sim.access import AccessProfile
 from sim.attention import Selector
 from sim.profile import Estimate, Evidence, FamilyError, Fingerprint, Measurement, Profile
-from sim.profile_files import content_hash, load_profile, profile_for, save_profile
+from sim.profile_files import PROFILE_SCHEMA_VERSION, content_hash, load_profile, profile_for, save_profile
 
 AGAIN = "run `planner calibrate -o FILE` on the machine"
 WINDOW = AccessProfile(
@@ -82,14 +82,14 @@ def test_a_key_that_came_later_leaves_the_hash_of_what_lacks_it(tmp_path: Path) 
 def test_an_older_schema_is_refused(file: Path) -> None:
     rewrite(file, schema_version=1)
 
-    with refuses(f"{file}: schema_version=1, an older profile, must be 3: {AGAIN}"):
+    with refuses(f"{file}: schema_version=1, an older profile, must be {PROFILE_SCHEMA_VERSION}: {AGAIN}"):
         load_profile(file)
 
 
 def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text("{}")
 
-    with refuses(f"{tmp_path / 'x.json'}: schema_version=None, no profile, must be 3: {AGAIN}"):
+    with refuses(f"{tmp_path / 'x.json'}: schema_version=None, no profile, must be {PROFILE_SCHEMA_VERSION}: {AGAIN}"):
         load_profile(tmp_path / "x.json")
 
 
