@@ -77,6 +77,7 @@ def cases(scope: Scope, runner: Runner) -> Iterator[Case]:
     yield from transfers.gathers(scope)
     yield from fetches.cases(scope)
     yield from formats.cases(scope)
+    yield from formats.weights(scope)
     yield from products.cases(scope)
     yield from passes.cases(scope)
     yield from attention.cases(scope)

@@ -85,7 +85,7 @@ class CostModel:
         setup_s = products * self.profile.product_setup_s
         if weight_format is not WeightFormat.NATIVE:
             stored_bytes = inputs * outputs * weight_bytes_per_parameter(dtype, weight_format)
-            widen_s = self.elementwise_s if one_pass else self.widening_s
+            widen_s = self.weight_widening_s if one_pass else self.widening_s
             setup_s += widen_s(stored_bytes + wide_bytes) + self.launch_s(products)
         stream_s = wide_bytes / (self.hbm_bytes_per_s * self.profile.gemm_hbm_efficiency)
         row_s = 2 * inputs * outputs / (self.machine.gpu.flop_per_s(dtype) * self.profile.gemm_peak_efficiency)
@@ -115,6 +115,10 @@ class CostModel:
     def widening_s(self, size_bytes: float) -> float:
         """KV widened, ``size_bytes`` read and written."""
         return size_bytes / (self.hbm_bytes_per_s * self.profile.widening_efficiency)
+
+    def weight_widening_s(self, size_bytes: float) -> float:
+        """Matrices widened by one kernel, ``size_bytes`` read and written."""
+        return size_bytes / (self.hbm_bytes_per_s * self.profile.weight_widening_efficiency)
 
     def selection_s(self, size_bytes: float) -> float:
         """Passes of a selection that read or write ``size_bytes`` of HBM."""

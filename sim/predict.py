@@ -49,6 +49,7 @@ def _operation(measurement: Measurement, machine: MachineSpec) -> Prediction:
         "fetch_beside": _products_beside,
         "quantise": _rounding,
         "dequantise": _widening,
+        "widen_weights": _weight_widening,
         "host_attention": _host_attention,
     }
     if measurement.family not in simple:
@@ -143,6 +144,10 @@ def _rounding(took: Measurement, cost: CostModel) -> float:
 
 def _widening(took: Measurement, cost: CostModel) -> float:
     return cost.widening_s(took.number("native") + took.number("stored")) + cost.launch_s(1)
+
+
+def _weight_widening(took: Measurement, cost: CostModel) -> float:
+    return cost.weight_widening_s(took.number("native") + took.number("stored")) + cost.launch_s(1)
 
 
 def _host_attention(took: Measurement, cost: CostModel) -> float:

@@ -157,6 +157,9 @@ class Profile:
         0.60, "share of HBM bandwidth of rounding KV to fewer bits, bytes read plus written"
     )
     widening_efficiency: float = _share(0.60, "the same of widening it again")
+    weight_widening_efficiency: float = _share(
+        0.60, "the same of a matrix that a captured step widens before its product, by one kernel"
+    )
     selection_efficiency: float = _share(0.60, "share of HBM bandwidth of the passes of a decode step's selection")
     selection_exposed_share: float = _share(
         1.0,

@@ -1,14 +1,20 @@
-"""Keys and values rounded to integers and widened again, as the tiers do it."""
+"""Keys and values rounded to integers and widened again, as the tiers do it; matrices widened, as a captured step does."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from calibration.families.base import Case, Scope, each, timed
 from calibration.timer import Call
+from runtime.graph.widening import widen
+from runtime.models.decoder import Affine
+from runtime.models.quantised import quantised
 from runtime.quantise import decode_keys, decode_values, encode_keys, encode_values, key_range
 from sim.kv import GROUP_TOKENS, KvFormat
+from sim.recipe import model_of
+from sim.spec import WeightFormat, weight_bytes_per_parameter
 
 _LANES, _HEADS, _CHANNELS = 4, 8, 128
 _BITS = 8
@@ -29,6 +35,26 @@ def cases(scope: Scope) -> Iterator[Case]:
                 size_bytes=native + stored,
                 captured=scope.on_gpu,
             )
+
+
+def weights(scope: Scope) -> Iterator[Case]:
+    """Matrices of the first model, widened as a captured step does: into room that all share."""
+    model = model_of(scope.models[0])
+    for weight_format in (WeightFormat.INT8, WeightFormat.INT4) if scope.on_gpu else ():
+        for outputs, inputs in ((model.hidden, model.hidden), (model.intermediate, model.hidden)):
+            entries = outputs * inputs
+            native = entries * scope.dtype.size_bytes
+            stored = round(entries * weight_bytes_per_parameter(scope.dtype, weight_format))
+            words = f"format={weight_format} outputs={outputs} inputs={inputs} native={native} stored={stored}"
+            prepare = partial(_widenings, scope, weight_format, outputs, inputs, scope.copies(stored, 16))
+            yield timed(scope, "widen_weights", words, prepare, size_bytes=native + stored)
+
+
+def _widenings(scope: Scope, weight_format: WeightFormat, outputs: int, inputs: int, copies: int) -> list[Call]:
+    room = scope.normal(outputs, inputs)
+    matrix = quantised(Affine(weight=room, bias=None), weight_format)
+    stored = [replace(matrix, weight=matrix.weight.clone(), ranges=matrix.ranges.clone()) for _ in range(copies)]
+    return each(lambda one: widen(one, room), stored)
 
 
 def _calls(scope: Scope, way: str, groups: int) -> list[Call]:

@@ -114,7 +114,7 @@ def test_smaller_weights_are_widened_at_each_use(weight_format: WeightFormat, we
     widened_s = 64 * 8 * (weight_bytes + 2) / 256 + 3
     assert gemm.at_one(1) == pytest.approx(widened_s + hypotenuse(64 * 8 * 2 / (512 * 0.8), 2 * 64 * 8 / 1024))
     assert gemm.at_one(99) == pytest.approx(widened_s + 99 * 2 * 64 * 8 / 1024)
-    quick = replace(cost, profile=replace(cost.profile, elementwise_efficiency=0.25)).gemm
+    quick = replace(cost, profile=replace(cost.profile, weight_widening_efficiency=0.25)).gemm
     once = quick(64, 8, FP16, weight_format, one_pass=True)
     assert once.at_one(1) == pytest.approx(gemm.at_one(1) + 64 * 8 * (weight_bytes + 2) / 256)
     assert cost.gemm(64, 8, FP16, weight_format, products=2).at_one(1) == pytest.approx(gemm.at_one(1) + 3)
