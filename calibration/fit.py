@@ -60,8 +60,6 @@ _SHOWS = {
     "copy_setup_s": 0.5,
     "gemm_sustained_share": 0.75,
 }
-# What moves the place where streaming gives way to arithmetic, and a step across it, in its logarithm.
-_KINK, _FAR_SIDE = "gemm_half_rows", 0.4
 _FLOORS = ("host_operation_s",)  # seen only where they bind
 _PULL, _LOW = 0.003, float(np.log(0.01))
 _SILENT = "nominal: no measurement depends on it"
@@ -234,15 +232,10 @@ def _solved(problem: _Problem, begin: NDArray[np.float64], scale: float, tries: 
 
 
 def _solved_twice(problem: _Problem) -> tuple[OptimizeResult, float]:
-    """First with few outliers, to come near; then with what is far off by the usual residual counted less.
-
-    The second time from each side of the kink between streaming weights and arithmetic, which a search does not cross.
-    """
+    """First with few outliers, to come near; then with what is far off by the usual residual counted less."""
     near = _solved(problem, _begin(problem), _FIRST_SCALE)
     scale = max(_LEAST_SCALE, _OUTLYING * float(np.median(np.abs(problem.residuals(near.x)))))
-    kink = np.array([float(name == _KINK) for name in problem.names])
-    found = [_solved(problem, near.x + side * kink, scale) for side in (0.0, -_FAR_SIDE, _FAR_SIDE)]
-    return min(found, key=lambda one: float(one.cost)), scale
+    return _solved(problem, near.x, scale), scale
 
 
 def _without_the_unknown(

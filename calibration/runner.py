@@ -1,7 +1,8 @@
 """Runs plans with the runtime: random weights, drawn once for each shape, and the trace of what happened."""
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -50,7 +51,8 @@ class Runner:
         prompts = torch.randint(0, plan.setting.model.vocab, shape, generator=generator).tolist()
         options = Options(stop=False, record=record or Record(selections=False))
         self._reset_peak()
-        ran = execute(plan, decoder, prompts, options=options)
+        with _uncollected():
+            ran = execute(plan, decoder, prompts, options=options)
         return Ran(trace=ran.trace, peak_bytes=self._peak_bytes(), picks=ran.picks, stats=ran.stats)
 
     def decoder(self, setting: Setting) -> Decoder:
@@ -79,6 +81,16 @@ class Runner:
 
     def _peak_bytes(self) -> int | None:
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage is collected meanwhile: how long that takes depends on what else the process holds."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 Run = Callable[[Plan], Ran]

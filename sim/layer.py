@@ -7,11 +7,11 @@ from math import ceil, hypot
 import numpy as np
 
 from sim.attention import Selector
-from sim.capture import attention_parts, is_captured
+from sim.capture import attention_parts, is_captured, streams
 from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, keeps_away
 from sim.footprint import layer_weight_bytes, prefill_rows
-from sim.kv import inputs_layer_bytes, kv_layer_bytes
+from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
 from sim.launches import choice_operations, decode_operations, end_operations, prefill_operations
 from sim.plan import Admission, Mechanism, Placement, Setting
 from sim.power import recomputed
@@ -50,6 +50,7 @@ class LayerPrices:
     convert_s_per_moved: float
     attention_s: float
     attention_s_per_kept: float
+    attention_s_per_kept_away: float
     reproject: Pieces
     forward: Pieces
     forward_s_per_token_squared: float
@@ -123,15 +124,16 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
     felt = profile.selection_exposed_share if is_captured(setting) else 1.0
     select_s, select_s_per_kept = (felt * seconds for seconds in choice_prices(cost, setting, sequences))
     gathers = not setting.attention.is_dense and setting.placement is Placement.RECENT
-    quantises = formats.gpu is not type(formats.gpu).NATIVE
+    quantises = formats.gpu is not KvFormat.NATIVE and not is_captured(setting)  # a captured step's attention does it
     kv_flops = attention_flops(model, sequences)
     guess = setting.guess_hits
-    kept_s, most_tokens = attention_s_per_kept(cost, setting, sequences), setting.workload.cached_tokens
+    kept_s, kept_away_s = (attention_s_per_kept(cost, setting, sequences, away=away) for away in (False, True))
+    most_tokens = setting.workload.cached_tokens
     again = partial(
         recomputed,
         cost,
         sequences=sequences,
-        beside_s=_read_s(gemms, sequences) + kept_s * setting.attention.kept_tokens(most_tokens),
+        beside_s=_read_s(gemms, sequences) + kept_away_s * setting.attention.kept_tokens(most_tokens),
         most_tokens=most_tokens,
     )
     tile_s, square_s = (cost.prompt_attention_s(model.query_dim, *one, dtype) for one in ((1.0, 0.0), (0.0, 1.0)))
@@ -146,10 +148,11 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         select_s=select_s,
         select_s_per_kept=select_s_per_kept,
         gather_s_per_selected=cost.gather_s(sequences * gpu_kv) if gathers else 0.0,
-        convert_s=cost.conversion_s(3 * sequences * gpu_kv) + cost.launch_s(1) if quantises else 0.0,
+        convert_s=rounding_s(cost, setting, sequences) + cost.launch_s(1) if quantises else 0.0,
         convert_s_per_moved=cost.widening_s(sequences * (gpu_kv + host_kv)) if formats.gpu is not formats.host else 0.0,
         attention_s=profile.attention_setup_s,
         attention_s_per_kept=kept_s,
+        attention_s_per_kept_away=kept_away_s,
         reproject=again(gemms.kv, _passes_s(cost, _input_widths(model), dtype)),
         forward=again(gemms.layer, _passes_s(cost, _layer_widths(model), dtype) + tile_s),
         forward_s_per_token_squared=sequences * square_s,
@@ -197,18 +200,26 @@ def attention_s_per_token(cost: CostModel, setting: Setting) -> float:
     return cost.attention_s(kv_bytes, attention_flops(setting.model, 1), setting.dtype, kv_format)
 
 
-def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int) -> float:
+def rounding_s(cost: CostModel, setting: Setting, tokens: int) -> float:
+    """Of so many tokens' keys and values, one layer, to what HBM holds them in."""
+    return cost.conversion_s(3 * tokens * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu))
+
+
+def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
     """A token of each of ``sequences``: what HBM takes for all, and what a head's program takes for one after the other.
 
     Few sequences wait for the programs, many for HBM; in between both are felt, less than one after the other.
     """
-    return hypot(sequences * attention_s_per_token(cost, setting), attention_turn_s(cost, setting, sequences))
+    return hypot(
+        sequences * attention_s_per_token(cost, setting), attention_turn_s(cost, setting, sequences, away=away)
+    )
 
 
-def attention_turn_s(cost: CostModel, setting: Setting, sequences: int) -> float:
-    """A token of the programs that go over it, side by side in parts where the kernel is one of waves."""
+def attention_turn_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
+    """A token of the programs that go over it: in parts side by side, but for those over pages and of steps in pieces."""
     model, paged = setting.model, setting.admission is Admission.CONTINUOUS
-    parts = 1 if paged else attention_parts(sequences, model.kv_heads, model.heads)
+    whole = paged or (is_captured(setting) and streams(setting, away=away))
+    parts = 1 if whole else attention_parts(sequences, model.kv_heads, model.heads)
     return cost.attention_turn_s(model.head_dim, setting.kv_format.gpu, paged=paged) / parts
 
 
@@ -235,8 +246,10 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: boo
     written = prices.bytes_per_kv * flows.written_kv + prices.bytes_per_inputs * flows.written_inputs
     ahead, exposed = fetched * prices.ahead_share, fetched * prices.exposed_share
     ahead_s, exposed_s = prices.fetch.at(ahead), prices.fetch.at(exposed)
-    launched_s = launched_seconds(prices, len(written), away=keeps_away(flows) if away is None else away)
-    ops, prefill_ops = _decode_ops(prices, flows, _affine(0.0, prices.sm_share, ahead_s + exposed_s)), prices.prefill
+    away = keeps_away(flows) if away is None else away
+    launched_s = launched_seconds(prices, len(written), away=away)
+    gather_sms_s = _affine(0.0, prices.sm_share, ahead_s + exposed_s)
+    ops, prefill_ops = _decode_ops(prices, flows, gather_sms_s, away=away), prices.prefill
     if prices.launches_felt:
         ops["launch"] = prices.launch_s + launched_s
         prefill_ops = prefill_ops | {"launch": prefill_ops["launch"] + float(launched_s[0])}
@@ -286,8 +299,11 @@ def launched_seconds(prices: LayerPrices, steps: int, *, away: bool) -> Column:
     return seconds
 
 
-def _decode_ops(prices: LayerPrices, flows: Flows, gather_sms_s: Column | float) -> dict[str, Column | float]:
+def _decode_ops(
+    prices: LayerPrices, flows: Flows, gather_sms_s: Column | float, *, away: bool
+) -> dict[str, Column | float]:
     """Seconds of a decode layer by operation; a plain number where they depend on no token count."""
+    attention_s = prices.attention_s_per_kept_away if away else prices.attention_s_per_kept
     return {
         "qkv": prices.qkv_s,
         "score": _affine(prices.score_s, prices.score_s_per_cached, flows.cached),
@@ -295,7 +311,7 @@ def _decode_ops(prices: LayerPrices, flows: Flows, gather_sms_s: Column | float)
         "convert": _affine(prices.convert_s, prices.convert_s_per_moved, flows.fetched_kv + flows.written_kv),
         "reproject": prices.reproject.at(flows.reprojected),
         "forward": _forward(prices, flows.forwarded),
-        "attention": _affine(prices.attention_s, prices.attention_s_per_kept, flows.kept - flows.host_attended),
+        "attention": _affine(prices.attention_s, attention_s, flows.kept - flows.host_attended),
         "select": _affine(prices.select_s, prices.select_s_per_kept, flows.kept),
         "out": prices.out_s,
         "mlp": prices.mlp_s,

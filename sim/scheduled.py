@@ -25,6 +25,7 @@ from sim.layer import (
     first_choice_s,
     layer_prices,
     prefill_row_passes_s,
+    rounding_s,
 )
 from sim.plan import Mechanism, Setting
 
@@ -70,7 +71,9 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     prompts = (setting.model.query_dim, planned.prefilled_tokens, planned.prefilled_squares)
     launched_s = one.launched_s * some + one.prefill_launched_s * enters
     felt_s, unfelt_s = (launched_s, none) if one.launches_felt else (none, launched_s)
-    quantise_launch_s = cost.launch_s(1) if one.convert_s else 0.0
+    rounds, rounded = not setting.kv_format.are_native, planned.prefilled_tokens
+    if not is_captured(setting):  # whose attention rounds newborn tokens itself
+        rounded = rounded + decoding
     in_turn_s = attention_turn_s(cost, setting, 1) * planned.largest(flows.kept)
     attention_s = one.attention_s * some + np.hypot(attention_s_per_token(cost, setting) * kept, in_turn_s)
 
@@ -82,7 +85,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         "qkv": product_s(gemms.qkv),
         "score": one.score_s * some + one.score_s_per_cached * cached,
         "gather": none,
-        "convert": quantise_launch_s + (one.convert_s - quantise_launch_s) * (decoding + planned.prefilled_tokens),
+        "convert": rounds * (cost.launch_s(1) + rounding_s(cost, setting, 1) * rounded),
         "reproject": none,
         "forward": none,
         "attention": attention_s + cost.prompt_attention_s(*prompts, setting.dtype),

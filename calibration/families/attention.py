@@ -126,7 +126,7 @@ def _captured(plan: Plan, layers: int, scope: Scope) -> list[Call]:
 def _choices(scope: Scope, name: str) -> Iterator[Case]:
     """The selection of a sparse step's successor."""
     for batch in scope.step_batches:
-        for keep in scope.some((10, 20, 40)):
+        for keep in scope.some((10, 20, 40, 70)):
             recipe = replace(
                 _recipe(scope, name, batch, 512), selector=Selector.SWA, keep=keep, placement=Placement.RESIDENT
             )

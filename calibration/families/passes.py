@@ -13,14 +13,14 @@ from sim.layer import TURN_PASSES, activation_passes, norm_passes
 from sim.recipe import model_of
 from sim.spec import ModelSpec
 
-_EPS = 1e-5
+_EPS, _ROWS = 1e-5, 8192  # as a pass of a prefill takes
 Work = Callable[[Tensor], object]
 
 
 def cases(scope: Scope) -> Iterator[Case]:
-    """By width, each operation of each family once."""
+    """By width, each operation of each family once; on a GPU, since a CPU's caches hold what it passes over."""
     seen = set[str]()
-    for model in map(model_of, scope.models):
+    for model in map(model_of, scope.models if scope.on_gpu else ()):
         for name, work, width, entries in _operations(model):
             case = _case(scope, name, work, width, entries)
             if case.case not in seen:
@@ -39,14 +39,13 @@ def _operations(model: ModelSpec) -> Iterator[tuple[str, Work, int, int]]:
 
 
 def _case(scope: Scope, name: str, work: Work, width: int, entries: int) -> Case:
-    rows = 8192 if scope.on_gpu else 512  # a pass of a prefill; a CPU's is as quick by the byte
-    size_bytes = rows * width * scope.dtype.size_bytes
-    shape = {"silu": (rows, 2 * width), "residual": (2, rows, width)}.get(name, (rows, width))
+    size_bytes = _ROWS * width * scope.dtype.size_bytes
+    shape = {"silu": (_ROWS, 2 * width), "residual": (2, _ROWS, width)}.get(name, (_ROWS, width))
 
     def prepare() -> list[Call]:
         return each(work, [scope.normal(*shape) for _ in range(scope.copies(size_bytes))])
 
-    words = f"op={name} rows={rows} width={width} entries={entries} dtype={scope.dtype}"
+    words = f"op={name} rows={_ROWS} width={width} entries={entries} dtype={scope.dtype}"
     return timed(scope, "passes", words, prepare, size_bytes=entries * size_bytes)
 
 

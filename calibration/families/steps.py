@@ -48,18 +48,17 @@ def _recipes(scope: Scope) -> Iterator[Recipe]:
                     yield _window(dense, 20)
             if layers == 6:
                 yield from _choices(replace(base, batch=batches[len(batches) // 2], prompt=prompts[-1]), scope)
-                if scope.thorough:
-                    yield from _few(replace(base, batch=batches[0], prompt=prompts[-1]))
         if scope.thorough and scope.on_gpu:
             for batch in batches:
                 deep = replace(base, model=_deep(scope, name), batch=batch, prompt=prompts[0])
                 yield deep
                 yield _window(deep, 20)
+            yield from _few(replace(deep, batch=batches[0], prompt=prompts[-1]))
 
 
 def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
     window = _window(dense, 20)
-    for keep in scope.some((10, 40, 20)):
+    for keep in scope.some((10, 70, 40, 20)):
         yield replace(window, keep=keep)
     yield replace(dense, hbm=50)
     yield replace(window, hbm=60)
@@ -75,7 +74,7 @@ def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
 
 
 def _few(dense: Recipe) -> Iterator[Recipe]:
-    """Of few sequences: what a step takes at least where it is launched, or replayed in pieces."""
+    """Of few sequences: what a step takes at least where it is launched, or replayed in pieces, layer after layer."""
     yield replace(dense, hbm=50)
     yield replace(dense, hbm=50, recompute=Recompute.ACTIVATIONS_HOST)
     yield replace(dense, hbm=70, recompute=Recompute.TOKENS)

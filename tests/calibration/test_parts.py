@@ -21,6 +21,7 @@ from calibration.verdict import explained_by
 from runtime.graph.support import require_graphable
 from runtime.recorder import SelectionStats
 from sim import catalogue
+from sim.access import measured_access
 from sim.attention import Selector
 from sim.capture import is_captured
 from sim.cost import CostModel
@@ -30,7 +31,7 @@ from sim.homes import TokenHomes
 from sim.kv import KvFormat
 from sim.measured import Measured
 from sim.plan import Admission, Placement, Plan, Preemption, Setting
-from sim.profile import Measurement, Profile
+from sim.profile import Evidence, Measurement, Profile
 from sim.recipe import Recipe, plan_of
 from sim.spec import DType, WeightFormat
 from sim.verdict import Figures
@@ -152,6 +153,23 @@ def test_access_is_measured_on_random_weights() -> None:
     assert by_selector[Selector.TOPK].turnovers[0] > by_selector[Selector.SWA].turnovers[0]
     assert by_selector[Selector.SWA].picks_every_age_alike
     assert len(by_selector[Selector.TOPK].age_shares) == 5
+    assert {one.model for one in profiles} == {None}  # cut down: it stands for any
+
+
+def test_access_of_a_whole_model_is_that_models() -> None:
+    """Others take what was measured first."""
+    cut_down = replace(measured_access(Selector.PAGES), turnovers=(0.4, 0.4, 0.4))
+    whole = replace(cut_down, turnovers=(0.1, 0.1, 0.1), model="opt-125m")
+    taken = fingerprint()
+    profile = Profile(name="p", basis="test", evidence=Evidence(fingerprint=taken, random_access=(cut_down, whole)))
+
+    recipes = [
+        Recipe(model=name, batch=1, prompt=8, output=2, selector=Selector.PAGES, keep=50)
+        for name in ("opt-125m", "opt-125m/2", "opt-1.3b")
+    ]
+    found = [plan_of(recipe, machine(), profile).setting.access.turnovers[0] for recipe in recipes]
+    assert found == [0.1, 0.1, 0.4]
+    assert profile.random_access(Selector.SWA, "opt-125m") == measured_access(Selector.SWA)
 
 
 def graphable(plan: Plan) -> bool:

@@ -118,6 +118,7 @@ def test_attention_and_selection_go_through_the_slots_of_a_captured_step() -> No
     assert families.count("select") == 4
     assert families.count("attention") >= 4
     assert any("llama" in one.case for one in taken)
+    assert {"kv=int8", "admission=continuous", "kv=fp8"} <= {word for one in taken for word in one.case.split()}
     assert predictable(taken, CARD)
 
 

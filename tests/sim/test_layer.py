@@ -77,7 +77,11 @@ def test_conversion_takes_a_pass_over_the_newborn_and_two_over_what_moves() -> N
 def test_the_same_format_on_both_tiers_crosses_as_it_is() -> None:
     both = make_setting(kv_format=KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8))
 
-    assert op(newest_in_hbm(both, slots=2), "convert") == [12 * 37 / 512] + 3 * [3 * 37 / 512]
+    assert op(newest_in_hbm(both, slots=2), "convert") == [12 * 37 / 512] + 3 * [
+        0
+    ]  # captured: attention rounds newborn ones
+    eager = replace(both, weights_on_host=0.5)
+    assert op(newest_in_hbm(eager, slots=2), "convert") == [12 * 37 / 512] + 3 * [3 * 37 / 512]
     assert not any(op(newest_in_hbm(make_setting(), slots=2), "convert"))
 
 
@@ -157,6 +161,17 @@ def test_attention_reads_and_waits_for_the_programs_of_a_head(
     found = op(in_hbm(setting), "attention", attention_token_s=4.0, attention_setup_s=7.0)
 
     assert found[1] == pytest.approx(7 + 5 * hypot(batch * 64 / 512, 0.5 / parts))
+
+
+def test_attention_of_a_step_in_pieces_and_over_pages_goes_over_a_heads_tokens_in_one_part() -> None:
+    """Two query heads share a key head: 5 tokens of 64 bytes, 1/2 s of 16 channels each; pages are read half again."""
+    model = make_model(heads=2, kv_heads=1)
+    constants = {"attention_token_s": 4.0, "attention_setup_s": 7.0, "paged_again_share": 0.5}
+    streamed = newest_in_hbm(make_setting(output=2, model=model), slots=2)
+    paged = in_hbm(make_setting(output=2, model=model, admission=Admission.CONTINUOUS))
+
+    assert op(streamed, "attention", **constants)[1] == pytest.approx(7 + 5 * hypot(64 / 512, 0.5))
+    assert op(paged, "attention", **constants)[1] == pytest.approx(7 + 5 * hypot(96 / 512, 0.5))
 
 
 @pytest.mark.parametrize(
