@@ -528,7 +528,7 @@ def _wave_paths(
     The host launches for all as it does for plans that keep tokens outside HBM; those that do not are priced by themselves.
     """
     flows = _flows(setting, counts_of(setting), rows, traffic, written)
-    times = layer_times(prices, flows, cost)
+    times = layer_times(prices, flows, cost, away=True)
     first, layers, depth = rows.step == 0, setting.model.layers, setting.prefetch_layers
     layer_s = np.where(first, times.layer_s[0], times.layer_s[1:])
     query_s = np.where(first, times.query_s[0], times.query_s[1:])

@@ -26,7 +26,8 @@ _SOURCES = {"hbm": "HBM", "host": "host"}
 class Kind:
     """A family of measurements as a picture: ``word`` of the case plus ``more`` is its x, ``curve`` names what shares a curve.
 
-    ``rate`` draws bytes a second instead of seconds. ``series`` names points that share one.
+    ``rate`` draws bytes a second instead of seconds. ``series`` names points that share one. ``without`` are words of cases
+    that are left to the table of errors.
     """
 
     family: str
@@ -38,6 +39,10 @@ class Kind:
     series: Callable[[Measurement], str]
     more: int = 0
     rate: bool = False
+    without: tuple[str, ...] = ()
+
+    def draws(self, took: Measurement) -> bool:
+        return took.family == self.family and not any(word in took.case for word in self.without)
 
     def x(self, took: Measurement) -> int:
         return took.number(self.word) + self.more
@@ -70,9 +75,10 @@ KINDS = (
         word="prompt",
         more=1,
         x_title="tokens attended to",
-        about="One layer's decode attention: measured points, fitted curves; model and sequences at each curve",
+        about="One layer's decode attention in the compute type: measured points, fitted curves; model and sequences at each",
         curve=_sequences,
         series=_sequences,
+        without=("kv=", "admission="),
     ),
     Kind(
         family="copy",
@@ -102,7 +108,7 @@ def fitted_charts(profile: Profile, raw: Measured) -> list[Chart]:
     cost = CostModel(machine=raw.machine, profile=profile)
     charts = []
     for kind in KINDS:
-        rows = predictable([one for one in raw.measurements if one.family == kind.family], raw.machine)
+        rows = predictable([one for one in raw.measurements if kind.draws(one)], raw.machine)
         if rows:
             charts.append(_fitted(kind, [(took, price(cost)) for took, price in rows], cost))
     return charts

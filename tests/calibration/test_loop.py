@@ -22,7 +22,7 @@ from sim.measured import load_measured, save_measured
 from sim.plan import Placement
 from sim.predict import RECORDED_ONLY, predictable
 from sim.profile import Evidence, Profile
-from sim.profile_files import content_hash, load_profile, save_profile
+from sim.profile_files import PROFILE_SCHEMA_VERSION, content_hash, load_profile, save_profile
 from sim.recipe import Recipe, plan_of
 from sim.spec import DType
 from sim.verdict import Figures, Stratum, by_stratum
@@ -215,7 +215,9 @@ def test_the_command_line_says_what_is_wrong(profile: Profile, tmp_path: Path) -
     )
     assert run("calibrate", "--device", "tpu", "-o", str(tmp_path / "x.json")).error.startswith("--device=tpu, must be")
     assert "--checkpoint and --prompts" in run("calibrate", "--checkpoint", "x").error
-    assert run("calibrate", "--from", str(saved)).error.startswith(f"{saved}: schema_version=3, must be 1")
+    assert run("calibrate", "--from", str(saved)).error.startswith(
+        f"{saved}: schema_version={PROFILE_SCHEMA_VERSION}, must be 1"
+    )
     if not torch.cuda.is_available():
         assert "torch finds no GPU here" in run("validate", str(saved), "--device", "cuda").error
 

@@ -15,7 +15,7 @@ from planner.inputs import Question, question_of
 from sim.files import load_plan, load_trace, plan_to_json, save_trace
 from sim.measured import load_measured, measurements_file, save_measured
 from sim.profile import Estimate, Evidence, Fingerprint, Profile
-from sim.profile_files import SHIPPED, load_profile, save_profile
+from sim.profile_files import PROFILE_SCHEMA_VERSION, SHIPPED, load_profile, save_profile
 from sim.units import GIB
 from sim.verdict import verdict_to_json
 from studies import make_verdict
@@ -122,7 +122,9 @@ def test_a_profile_prices_the_page(folder: Path, tmp_path: Path) -> None:
     assert "95 %: 0.008 to 0.012; fitted to 9 steps" in page.read_text()
     for words in ("Every number rests on profile slow (measured here)", "this version and profile", "--profile"):
         assert words in page.read_text()
-    (tmp_path / "slow.json").write_text('{"schema_version": 3, "name": "x", "basis": "y", "link_efficiency": 2}')
+    (tmp_path / "slow.json").write_text(
+        f'{{"schema_version": {PROFILE_SCHEMA_VERSION}, "name": "x", "basis": "y", "link_efficiency": 2}}'
+    )
     error = run("report", str(folder / "plan.json"), "--profile", str(tmp_path / "slow.json"), "-o", str(page)).error
     assert error == f"{tmp_path / 'slow.json'}: profile.link_efficiency=2.0, must lie in [0, 1]"
 
