@@ -18,7 +18,8 @@ _MATRICES = 4  # of a layer: queries, keys and values; out; up, with its gate; d
 _STREAMED = 6  # a piece that is replayed, what comes, what goes; events for three, as an H100's steps say
 # What a layer's own operation takes the host, and a kernel of the runtime's, where an operation that keeps books takes 1: seen
 # on an H100's host. Products and attention are chosen among many kernels; Triton's launcher is Python.
-_LAYER_WORTH, _KERNEL_WORTH = 1.6, 3.2
+# Between pieces little but launches is done: a layer took 90 to 170 us on three hosts (OPT), 260 to 310 (Llama, projecting inputs).
+_LAYER_WORTH, _KERNEL_WORTH, _QUEUED_WORTH = 1.6, 3.2, 0.85
 _ENDS, _EAGER_ENDS, _TURNED_ENDS = 14, {True: 34, False: 16}, 9  # of a step, before its first layer and after its last
 _BEGUN = 40  # what a captured wave's begin takes the host besides: a millisecond of an H100's, whatever the layers
 # Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.
@@ -35,11 +36,14 @@ _PREFILL_CHOICE = {Selector.SWA: 96, Selector.H2O: 84, Selector.STRIDED: 87, Sel
 
 
 class Operations(NamedTuple):
-    """Some numbers of them: a layer's own, those that keep the runtime's books, and launches of its own kernels."""
+    """Some numbers of them: a layer's own, those that keep the runtime's books, launches of its own kernels, and those that are
+    queued between pieces of a captured step.
+    """
 
     layer: float = 0.0
     books: float = 0.0
     kernels: float = 0.0
+    queued: float = 0.0
 
     @property
     def total(self) -> float:
@@ -48,7 +52,8 @@ class Operations(NamedTuple):
     @property
     def worth(self) -> float:
         """In operations that keep books."""
-        return _LAYER_WORTH * self.layer + self.books + _KERNEL_WORTH * self.kernels
+        own = _LAYER_WORTH * self.layer + _KERNEL_WORTH * self.kernels
+        return own + self.books + _QUEUED_WORTH * self.queued
 
 
 def decode_operations(setting: Setting, *, away: bool) -> Operations:
@@ -59,9 +64,9 @@ def decode_operations(setting: Setting, *, away: bool) -> Operations:
         if not streams(setting, away=away):
             return Operations()
         if not away or setting.recompute is not Recompute.ACTIVATIONS_HOST:
-            return Operations(books=_STREAMED)
+            return Operations(queued=_STREAMED)
         widening = _widening_kernels(setting) / _MATRICES
-        return Operations(layer=_projecting_operations(setting.model), books=_STREAMED, kernels=widening)
+        return Operations(queued=_STREAMED + _projecting_operations(setting.model), kernels=widening)
     books = _DECODE_BOOKS + _DECODE_CHOICE.get(setting.attention.selector, 0) + _stored_weights(setting, 1)
     books += 63 * setting.kv_format.gpu.is_grouped
     again, more = _away_operations(setting) if away else (0, 0)
