@@ -56,7 +56,7 @@ _LEAST_EFFECT = 1e-3  # of a constant on any measurement, below which it counts 
 _WIDEST = 1.0  # a factor of nearly three each way: where an interval is wider, the nominal value is tried as well
 # Where to begin, times the nominal value: so that neither of two constants hides behind the other in a maximum.
 _SHOWS = {
-    "gemm_half_rows": 0.1,
+    "gemm_half_rows": 2.0,
     "copy_setup_s": 0.5,
     "gemm_sustained_share": 0.75,
 }

@@ -39,10 +39,10 @@ class Layer:
 
 
 def gemm_s(rows: float, inputs: int, outputs: int) -> float:
-    """Streaming the weights at 85 % of HBM's rate, and arithmetic at rows / (rows + 128) of 78 % of the peak."""
+    """Streaming the weights at 85 % of HBM's rate, and arithmetic at rows / (rows + 8) of 78 % of the peak."""
     return hypotenuse(
         inputs * outputs * 2 / (HBM * 0.85),
-        2 * inputs * outputs * rows / (FLOPS * 0.78 * rows / (rows + 128)),
+        2 * inputs * outputs * rows / (FLOPS * 0.78 * rows / (rows + 8)),
     )
 
 
