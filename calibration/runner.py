@@ -86,11 +86,13 @@ class Runner:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """No garbage is collected meanwhile: how long that takes depends on what else the process holds."""
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()
 
 
 Run = Callable[[Plan], Ran]

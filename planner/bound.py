@@ -11,14 +11,14 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.coefficients import Coefficients, Timing, evenly_attended
+from planner.coefficients import Coefficients, Timing, evenly_attended, still_flows
 from planner.options import Family
 from planner.request import Objective, Request
 from planner.spill import SLACK, Line, SavedRange, Spill, any_saved, spill_of
 from sim.cost import CostModel
 from sim.flows import Column, counts_of
 from sim.footprint import layer_weight_bytes
-from sim.layer import LayerGemms, attention_s_per_token
+from sim.layer import LayerGemms, attention_s_per_token, layer_times
 from sim.pipeline import step_seconds
 from sim.plan import WriteBack
 
@@ -67,9 +67,15 @@ def _case_bound(problem: Coefficients, case: SavedRange, judge: Callable[[tuple[
     return judge(tuple(_step_bound(problem, timing, spill) for timing in problem.timings))
 
 
-def still_bound(problem: Coefficients) -> tuple[Column, ...]:
-    """Seconds of each step for each wave size if all fitted HBM, [step] each: no home elsewhere is faster."""
-    return tuple(_still_s(problem, timing) for timing in problem.timings)
+def still_bound(problem: Coefficients, cost: CostModel) -> tuple[Column, ...]:
+    """Seconds of each step for each wave size if all fitted HBM, [step] each: no home elsewhere is faster.
+
+    Nor are the kernels of plans that keep tokens elsewhere, which differ by where those come from: ``problem``'s own, streamed,
+    may be slower than those of a setting that recomputes in another way.
+    """
+    setting, flows = problem.setting, still_flows(problem.setting)
+    times = (layer_times(timing.prices, flows, cost, away=False) for timing in problem.timings)
+    return tuple(step_seconds(one, setting.model.layers, setting.prefetch_layers) for one in times)
 
 
 def fits(problem: Coefficients) -> bool:

@@ -77,7 +77,7 @@ class Coefficients:
 def coefficients_of(setting: Setting, cost: CostModel) -> Coefficients:
     """Read the affine pieces of ``setting`` off the cost model."""
     sizes = setting.wave_sizes
-    still, memory = _still_flows(setting), _memory(setting)
+    still, memory = still_flows(setting), _memory(setting)
     distinct = tuple(dict.fromkeys(sizes))
     away = setting.host_attention or keeps_away(still) or bool(np.any(memory.hbm_all_in > memory.hbm_budget))
     return Coefficients(
@@ -97,11 +97,11 @@ def fetch_rate(setting: Setting) -> Column:
 def _gpu_s_by_kv(setting: Setting, prices: LayerPrices) -> Column:
     """What a token on the host costs the GPU: converting what is fetched; less attention where the CPU does it."""
     if setting.host_attention:
-        return -prices.attention_s_per_kept * counts_of(setting).decoding
+        return -prices.attention_s_per_kept_away * counts_of(setting).decoding
     return fetch_rate(setting) * prices.convert_s_per_moved
 
 
-def _still_flows(setting: Setting) -> Flows:
+def still_flows(setting: Setting) -> Flows:
     """Everything in HBM: nothing is fetched; newborn tokens are written where the setting says so."""
     counts = counts_of(setting)
     none = np.zeros_like(counts.cached)

@@ -132,7 +132,7 @@ class Search:
         return self._problems[setting]
 
     def _still_s(self, setting: Setting) -> float:
-        return self._judge(setting, still_bound(self._problem(setting)))
+        return self._judge(setting, still_bound(self._problem(setting), self.cost))
 
     def _rough_s(self, setting: Setting) -> float:
         """What no plan of ``setting`` that spills beats, whatever couples its steps; infinite if none fits."""

@@ -13,7 +13,7 @@ from sim.profile import Profile
 from sim.spec import DType, MachineSpec, WeightFormat, weight_bytes_per_parameter
 
 Amount = TypeVar("Amount", float, Column)
-# Cosines and sines of five angles from none to a right one: a hypotenuse is the largest of such sums, to 2 %.
+# Cosines and sines of five angles: a hypotenuse is the largest of such sums, to 2 %. Streaming alone comes first, arithmetic last.
 _TANGENTS = ((1.0, 0.0), *((cos(turn * pi / 8), sin(turn * pi / 8)) for turn in (1, 2, 3)), (0.0, 1.0))
 DIAGONAL_TILE = 128  # tokens: a GPU's causal attention computes the tiles on the diagonal whole
 

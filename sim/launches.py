@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sim.attention import Selector
 from sim.capture import is_captured, streams
 from sim.kv import GROUP_TOKENS
-from sim.plan import Placement, Recompute, Setting
+from sim.plan import Admission, Placement, Recompute, Setting
 from sim.spec import ModelSpec, WeightFormat
 
 _PLAIN_LAYER = (
@@ -105,7 +105,8 @@ def end_operations(setting: Setting, *, prefill: bool) -> Operations:
     """Of a step besides its layers."""
     turned = 0 if setting.model.positions else _TURNED_ENDS
     if is_captured(setting):
-        return Operations(layer=(_ENDS + turned) * prefill, books=_BEGUN * prefill)
+        begun = _BEGUN * (setting.admission is Admission.WAVES)
+        return Operations(layer=(_ENDS + turned) * prefill, books=begun * prefill)
     return Operations(layer=_EAGER_ENDS[prefill] + turned)
 
 

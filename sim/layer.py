@@ -217,7 +217,7 @@ def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, a
 
 def attention_turn_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
     """A token of the programs that go over it: in parts side by side, but for those over pages and of steps in pieces."""
-    model, paged = setting.model, setting.admission is Admission.CONTINUOUS
+    model, paged = setting.model, setting.admission is Admission.CONTINUOUS and is_captured(setting)
     whole = paged or (is_captured(setting) and streams(setting, away=away))
     parts = 1 if whole else attention_parts(sequences, model.kv_heads, model.heads)
     return cost.attention_turn_s(model.head_dim, setting.kv_format.gpu, paged=paged) / parts

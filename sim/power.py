@@ -35,8 +35,10 @@ def recomputed(
 
 
 def _felt(pieces: list[tuple[float, float]], most_tokens: int) -> tuple[tuple[float, float], ...]:
-    """Those that are the largest anywhere from one token to the most: each is a constraint of the program."""
+    """Those that are the largest anywhere from one token to the most, each a constraint of the program; the first in any case,
+    below which none may fall between none and one.
+    """
     tokens = np.geomspace(1.0, most_tokens, _LOOKED_AT)
     constants_s, slopes_s = (np.array(column)[:, None] for column in zip(*pieces, strict=True))
-    largest = set((constants_s + slopes_s * tokens).argmax(axis=0).tolist())
+    largest = {0, *(constants_s + slopes_s * tokens).argmax(axis=0).tolist()}
     return tuple(piece for place, piece in enumerate(pieces) if place in largest)

@@ -123,8 +123,8 @@ class Profile:
     gemm_peak_efficiency: float = _share(0.78, "large square GEMMs on random data: 769 of 990 TFLOP/s on an H200")
     gemm_half_rows: float = _amount(
         8,
-        "rows that cost as much again as the work itself: rate(rows) = peak * rows / (rows + half), Hockney's n-half, beside "
-        "what streaming the weights takes; 6 for an H100's products alone",
+        "rows that cost as much again as the work itself: rate(rows) = peak * rows / (rows + half), Hockney's n-half; what few "
+        "rows take is the streaming of the weights",
     )
     gemm_sustained_share: float = _share(
         1.0, "of that rate, what a card's power limit leaves to products that go on for seconds"

@@ -13,7 +13,7 @@ from sim.capture import is_captured
 from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, Occupancy, held_state_bytes
 from sim.footprint import PREFILL_CHUNK_TOKENS
-from sim.kv import kv_layer_bytes
+from sim.kv import KvFormat, kv_layer_bytes
 from sim.layer import (
     ATTEND_OPS,
     QUERY_OPS,
@@ -71,7 +71,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     prompts = (setting.model.query_dim, planned.prefilled_tokens, planned.prefilled_squares)
     launched_s = one.launched_s * some + one.prefill_launched_s * enters
     felt_s, unfelt_s = (launched_s, none) if one.launches_felt else (none, launched_s)
-    rounds, rounded = not setting.kv_format.are_native, planned.prefilled_tokens
+    rounds, rounded = setting.kv_format.gpu is not KvFormat.NATIVE, planned.prefilled_tokens
     if not is_captured(setting):  # whose attention rounds newborn tokens itself
         rounded = rounded + decoding
     in_turn_s = attention_turn_s(cost, setting, 1) * planned.largest(flows.kept)
@@ -85,7 +85,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         "qkv": product_s(gemms.qkv),
         "score": one.score_s * some + one.score_s_per_cached * cached,
         "gather": none,
-        "convert": rounds * (cost.launch_s(1) + rounding_s(cost, setting, 1) * rounded),
+        "convert": rounds * (cost.launch_s(1) * (rounded > 0) + rounding_s(cost, setting, 1) * rounded),
         "reproject": none,
         "forward": none,
         "attention": attention_s + cost.prompt_attention_s(*prompts, setting.dtype),

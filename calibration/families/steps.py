@@ -123,7 +123,8 @@ def measured(scope: Scope, runner: Runner, recipe: Recipe) -> tuple[Measurement,
         enough = _LEAST_RUNS if ran_s > _SHORT_S else 2 * _LEAST_RUNS
         if len(steps) >= enough and not (scope.on_gpu and _settles(recipe, ran_s)):
             break
-    last = [seconds for run in steps[-_LEAST_RUNS:] for seconds in run]
+    settled = steps if recipe.recompute is Recompute.NONE else steps[-_LEAST_RUNS:]
+    last = [seconds for run in settled for seconds in run]
     return (_measurement("decode", recipe, last), _measurement("prefill", recipe, prefills, peak_bytes))
 
 

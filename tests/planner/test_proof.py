@@ -15,6 +15,7 @@ catalogue cards and models at full size, and the hardware on which they arise:
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -77,6 +78,19 @@ def test_exhaustive_search_finds_the_same_without_a_limit_to_begin_with(family: 
     assert blind is not None
     assert limited is not None
     assert blind.objective_s == pytest.approx(limited.objective_s, rel=EXACT)
+
+
+@pytest.mark.parametrize(("name", "seed"), [("long", 7), ("the link fills up", 19), ("small host", 23)])
+def test_plans_whose_kernels_differ_by_where_tokens_come_from_are_all_searched(name: str, seed: int) -> None:
+    """Grouped heads go over their tokens in parts, but for a step that streams: recomputing eagerly may then be the best."""
+    request = next(family for family in FAMILIES if family.name == name).request(seed)
+    slow = replace(request, profile=replace(request.profile, attention_token_s=1e-5))
+    assert slow.model.heads > slow.model.kv_heads
+
+    exact, fault = _compare(slow)
+
+    assert exact is not None
+    assert not fault
 
 
 def test_exhaustive_search_leaves_no_plan_out() -> None:

@@ -77,9 +77,8 @@ def test_conversion_takes_a_pass_over_the_newborn_and_two_over_what_moves() -> N
 def test_the_same_format_on_both_tiers_crosses_as_it_is() -> None:
     both = make_setting(kv_format=KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8))
 
-    assert op(newest_in_hbm(both, slots=2), "convert") == [12 * 37 / 512] + 3 * [
-        0
-    ]  # captured: attention rounds newborn ones
+    newborn = [0, 0, 0]  # a captured step's attention rounds them
+    assert op(newest_in_hbm(both, slots=2), "convert") == [12 * 37 / 512, *newborn]
     eager = replace(both, weights_on_host=0.5)
     assert op(newest_in_hbm(eager, slots=2), "convert") == [12 * 37 / 512] + 3 * [3 * 37 / 512]
     assert not any(op(newest_in_hbm(make_setting(), slots=2), "convert"))

@@ -58,6 +58,15 @@ def test_attention_waits_for_the_lane_with_most_tokens() -> None:
     assert (seconds[1:] / per_token_s).tolist() == pytest.approx([5, 6, 7, 7], rel=1e-3)
 
 
+def test_what_enters_is_rounded_by_kernels_and_newborn_tokens_by_a_captured_steps_attention() -> None:
+    """A launch of a microsecond, where anything is rounded at all."""
+    captured, eager = (staggered(kv).ops["convert"] for kv in (KvFormat.INT8, KvFormat.INT4))
+
+    assert (captured[:2] > 0).all()
+    assert captured[2:].tolist() == [0, 0, 0]
+    assert (eager > 0).all()
+
+
 def test_each_who_enters_gets_a_token_of_its_own_from_the_head() -> None:
     lanes, entered = (staggered().head_s[step] for step in (2, 0))
 
