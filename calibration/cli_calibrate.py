@@ -36,7 +36,9 @@ def calibrate(
     device: Annotated[
         str | None, typer.Option(metavar="cuda|cpu", help="What to measure.", show_default="cuda where there is one")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer sizes: about a minute instead of five.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer sizes: one or two minutes instead of five to ten.")
+    ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The profile.")] = Path("profile.json"),
     measurements: Annotated[
         Path | None, typer.Option("--from", metavar="FILE", help="Fit these raw measurements; measure nothing.")

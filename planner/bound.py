@@ -288,12 +288,12 @@ def paged_bound(problem: Coefficients, request: Request, cost: CostModel) -> flo
     steps = max(tokens, batch * tokens / max(places, 1.0))
     rows = batch * tokens / steps
     gemms, layers = LayerGemms.of(cost, setting), setting.model.layers
-    gemm_s = sum(product.at_one(rows) for product in (gemms.qkv, gemms.out, gemms.mlp))
+    gemm_s = sum(product.at_one(rows) for product in gemms.of_layer.values())
     step_s = layers * (gemm_s + timing.prices.launch_s) + gemms.head.at_one(rows) + cost.profile.step_overhead_s
     if request.objective is Objective.TTFT:
         return 0.0
     if request.objective is Objective.TPOT:
-        return layers * sum(product.at_one(1.0) for product in (gemms.qkv, gemms.out, gemms.mlp))
+        return layers * sum(product.at_one(1.0) for product in gemms.of_layer.values())
     attended = float((counts_of(setting).local + counts_of(setting).selected)[1:].sum())
     attention_s = layers * attention_s_per_token(cost, setting) * batch * attended
     return steps * step_s + attention_s

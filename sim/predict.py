@@ -6,7 +6,7 @@ import numpy as np
 
 from sim.cost import CostModel
 from sim.flows import Column, flows_of, home_columns
-from sim.kv import KvFormat, kv_layer_bytes
+from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
 from sim.layer import attention_flops, attention_s_per_kept, choice_prices, layer_times, priced_layer
 from sim.pipeline import step_seconds
 from sim.plan import Mechanism, Plan
@@ -30,7 +30,7 @@ def predictable(measurements: Sequence[Measurement], machine: MachineSpec) -> li
         if one.family in ("decode", "prefill"):
             run = steps.setdefault(one.case, _Steps(Recipe.of(one.case), machine))
             pairs.append((one, run.prefill if one.family == "prefill" else run.decode))
-        elif one.family not in RECORDED_ONLY and not _is_pageable(one):
+        elif one.family not in RECORDED_ONLY and not _is_pageable(one) and not _completes_a_group(one):
             pairs.append((one, _operation(one, machine)))
     return pairs
 
@@ -154,6 +154,11 @@ def _host_attention(took: Measurement, cost: CostModel) -> float:
     model, sequences = model_of(took.text("model")), took.number("sequences")
     kv_bytes = sequences * kv_layer_bytes(model, DType(took.text("dtype")), KvFormat.NATIVE)
     return cost.host_attention(kv_bytes, attention_flops(model, sequences)).at_one(took.number("kept"))
+
+
+def _completes_a_group(took: Measurement) -> bool:
+    """Attention that rounds a whole group of keys besides: one step in so many, no step's price."""
+    return took.family == "attention" and "kv=int8" in took.case and (took.number("prompt") + 1) % GROUP_TOKENS == 0
 
 
 def _is_pageable(took: Measurement) -> bool:

@@ -26,26 +26,29 @@ from sim.profile import Measurement
 from sim.recipe import Recipe, plan_of
 
 _KEPT = (64, 128, 256, 512, 1024)
-_KEPT_OTHERWISE = (256, 1024)
+_KEPT_OTHERWISE = (
+    224,
+    992,
+)  # half a group's keys wait, as they do on average: a step that completes a group rounds all of them
 _PROMPTS = ((16, 128), (16, 512), (4, 2048))  # sequences, tokens
 _MOST_LAYERS = 16
 
 
 def cases(scope: Scope) -> Iterator[Case]:
-    """By heads, sequences and tokens; on a GPU the choice that follows a sparse step as well."""
-    seen, kinds = set[tuple[int, int, int]](), set[tuple[int, int]]()
+    """By heads, sequences and tokens; on a GPU, to which many heads are as many sequences, by kinds of heads, and the choice that
+    follows a sparse step as well.
+    """
+    seen = set[tuple[int, ...]]()
     for name in scope.models:
         model = plan_of(_recipe(scope, name, 1, 64), scope.machine).setting.model
         heads = (model.heads, model.kv_heads, model.head_dim)
-        if heads in seen:
+        kind = (model.heads // model.kv_heads, model.head_dim) if scope.on_gpu else heads
+        if kind in seen:
             continue
-        seen.add(heads)
+        seen.add(kind)
         for lanes, tokens in scope.some(_PROMPTS) if scope.on_gpu else ():
             yield _prompt(scope, heads, lanes, tokens)
-        recipes, kind = list(_dense(scope, name)), (model.heads // model.kv_heads, model.head_dim)
-        if scope.on_gpu and kind not in kinds:
-            kinds.add(kind)
-            recipes += _stored(scope, name)
+        recipes = (*_dense(scope, name), *(_stored(scope, name) if scope.on_gpu else ()))
         for case in map(partial(_attention, scope), recipes):
             if case is not None:
                 yield case
@@ -66,8 +69,8 @@ def _stored(scope: Scope, name: str) -> Iterator[Recipe]:
             dense = _recipe(scope, name, batch, kept)
             yield replace(dense, kv=KvFormat.INT8)
             yield replace(dense, admission=Admission.CONTINUOUS)
-        for kv_format in (KvFormat.INT8, KvFormat.FP8):
-            yield replace(dense, admission=Admission.CONTINUOUS, kv=kv_format)
+        if scope.machine.gpu.fp8_flop_per_s is not None:
+            yield replace(dense, admission=Admission.CONTINUOUS, kv=KvFormat.FP8)
 
 
 def _prompt(scope: Scope, heads: tuple[int, int, int], lanes: int, tokens: int) -> Case:
@@ -94,8 +97,7 @@ def _attention(scope: Scope, recipe: Recipe) -> Case | None:
     plan = plan_of(recipe, scope.machine)
     setting = plan.setting
     size_bytes = recipe.batch * (recipe.prompt + 1) * kv_layer_bytes(setting.model, setting.dtype, recipe.kv)
-    lacks = recipe.kv is KvFormat.FP8 and setting.machine.gpu.fp8_flop_per_s is None
-    if lacks or size_bytes > scope.most_bytes / 4 or (scope.on_gpu and not is_captured(setting)):
+    if size_bytes > scope.most_bytes / 4 or (scope.on_gpu and not is_captured(setting)):
         return None
 
     def prepare() -> list[Call]:
@@ -126,7 +128,7 @@ def _captured(plan: Plan, layers: int, scope: Scope) -> list[Call]:
 def _choices(scope: Scope, name: str) -> Iterator[Case]:
     """The selection of a sparse step's successor."""
     for batch in scope.step_batches:
-        for keep in scope.some((10, 20, 40, 70)):
+        for keep in (10, 70):
             recipe = replace(
                 _recipe(scope, name, batch, 512), selector=Selector.SWA, keep=keep, placement=Placement.RESIDENT
             )

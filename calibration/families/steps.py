@@ -44,7 +44,7 @@ def _recipes(scope: Scope) -> Iterator[Recipe]:
             for batch, prompt in grid if layers == 6 else grid[:: len(prompts) + 1]:
                 dense = replace(base, batch=batch, prompt=prompt)
                 yield dense
-                if scope.thorough or layers == 2:
+                if layers == (6 if scope.thorough else 2):
                     yield _window(dense, 20)
             if layers == 6:
                 yield from _choices(replace(base, batch=batches[len(batches) // 2], prompt=prompts[-1]), scope)
@@ -78,7 +78,6 @@ def _few(dense: Recipe) -> Iterator[Recipe]:
     yield replace(dense, hbm=50)
     yield replace(dense, hbm=50, recompute=Recompute.ACTIVATIONS_HOST)
     yield replace(dense, hbm=70, recompute=Recompute.TOKENS)
-    yield replace(dense, kv=KvFormat.INT8)
 
 
 def _window(dense: Recipe, keep: int) -> Recipe:

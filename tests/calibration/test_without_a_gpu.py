@@ -2,6 +2,7 @@
 
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,7 @@ from runtime.graph import products as graph_products
 from sim import catalogue
 from sim.cost import CostModel
 from sim.measured import Measured
-from sim.predict import predictable
+from sim.predict import RECORDED_ONLY, predictable
 from sim.profile import Measurement, Profile
 from sim.spec import DType, MachineSpec
 from sim.units import MIB
@@ -122,6 +123,16 @@ def test_attention_and_selection_go_through_the_slots_of_a_captured_step() -> No
     assert predictable(taken, CARD)
 
 
+def test_attention_that_rounds_a_whole_group_of_keys_has_no_price() -> None:
+    case = "model=opt-6.7b batch=4 prompt={} output=2 kv=int8"
+    taken = [
+        Measurement(family="attention", case=case.format(prompt), seconds=1.0, low_s=1.0, high_s=1.0, samples=1)
+        for prompt in (223, 255)
+    ]
+
+    assert [took for took, _ in predictable(taken, CARD)] == taken[:1]
+
+
 def test_products_go_through_the_runtimes_own_kernels() -> None:
     taken = [one for case in products.cases(scope()) for one in case.measure()]
 
@@ -188,18 +199,21 @@ def test_a_graph_is_replayed_and_other_work_is_queued(captured: bool) -> None:
     assert spread.samples == 5
 
 
-@pytest.mark.parametrize(("thorough", "most"), [(False, 160), (True, 560)])
-def test_the_whole_list_of_a_card_is_named_apart_and_priced(thorough: bool, most: int) -> None:
+@pytest.mark.parametrize("name", ["h200", "a100-40g"])  # with FP8 arithmetic and without
+@pytest.mark.parametrize(("thorough", "most"), [(False, 160), (True, 480)])
+def test_the_whole_list_of_a_card_is_named_apart_and_priced(thorough: bool, most: int, name: str) -> None:
     """Nothing is run: what a card's cases are called, and that each has a price or is there for the record."""
-    device = torch.device("cuda")
+    device, card = torch.device("cuda"), replace(CARD, name=name, gpu=catalogue.gpu(name))
     named = [
-        (case.family, case.case) for case in cases(scope_of(device, CARD, thorough=thorough), Runner(device=device))
+        (case.family, case.case) for case in cases(scope_of(device, card, thorough=thorough), Runner(device=device))
     ]
     blank = [Measurement(family=f, case=c, seconds=1.0, low_s=1.0, high_s=1.0, samples=1) for f, c in named]
 
-    cost = CostModel(machine=CARD, profile=Profile.nominal(CARD))
+    cost = CostModel(machine=card, profile=Profile.nominal(card))
     assert len(set(named)) == len(named) <= most
-    assert all(1e-7 < price(cost) < 2 for _, price in predictable(blank, CARD))
+    priced = predictable(blank, card)
+    assert all(1e-7 < price(cost) < 2 for _, price in priced)
+    assert {one.family for one, _ in priced} | set(RECORDED_ONLY) >= {family for family, _ in named}
     assert {"product", "attention", "select", "copy", "duplex", "gather", "fetch", "fetch_beside", "decode"} <= {
         family for family, _ in named
     }
