@@ -29,6 +29,20 @@ class SolverRun:
         return self.status == "optimal"
 
 
+def _let_go_of_importers() -> None:
+    """PuLP keeps an error of each solver that it lacks; with the error the frames of whoever imported it, and what they hold.
+
+    Of a caller that has a model on a GPU that is the model, for as long as the process lives.
+    """
+    for solver in vars(pulp).values():
+        error = getattr(solver, "err", None)
+        while isinstance(error, BaseException):
+            error.__traceback__, error = None, error.__context__
+
+
+_let_go_of_importers()
+
+
 def default_solver() -> str:
     """HiGHS if it can be imported."""
     return "highs" if find_spec("highspy") else "cbc"
