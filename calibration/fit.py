@@ -12,7 +12,7 @@ from sim.allocated import peak_allocated_bytes
 from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.measured import Measured
-from sim.predict import Prediction, predictable
+from sim.predict import Prediction, predictable, usual_launch_s
 from sim.profile import Estimate, Evidence, FamilyError, Measurement, Profile
 from sim.recipe import Recipe, plan_of
 from sim.spec import MachineSpec
@@ -24,6 +24,7 @@ _TYPICAL = {
     "attention_token_s": 1e-6,
     "quantised_token_s": 1e-6,
     "paged_token_s": 1e-6,
+    "streamed_token_s": 1e-6,
     "host_operation_s": 2e-5,
     "selection_token_s": 1e-7,
 }
@@ -36,6 +37,7 @@ _NOT_FITTED = (
 # A CPU does one thing after the other: what it fetches, all of it waits for.
 _ON_CPU = {
     "gemm_sustained_share": 1.0,
+    "prefill_sustained_share": 1.0,
     "gather_sm_share": 1.0,
     "selection_exposed_share": 1.0,
 }
@@ -59,6 +61,7 @@ _SHOWS = {
     "gemm_half_rows": 2.0,
     "copy_setup_s": 0.5,
     "gemm_sustained_share": 0.75,
+    "prefill_sustained_share": 0.9,
 }
 _FLOORS = ("host_operation_s",)  # seen only where they bind
 _PULL, _LOW = 0.003, float(np.log(0.01))
@@ -132,6 +135,7 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
         access=measured.access,
         random_access=measured.random_access,
         reference=_reference(measured.measurements),
+        launch_s=usual_launch_s(measured.measurements),
     )
     return replace(fitted, evidence=evidence)
 

@@ -1,9 +1,11 @@
 """Runs plans with the runtime: random weights, drawn once for each shape, and the trace of what happened."""
 
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from statistics import median
 from typing import TypeAlias
 
 import torch
@@ -18,15 +20,20 @@ from sim.recipe import shortened
 from sim.spec import DType, ModelSpec, WeightFormat
 from sim.trace import Trace
 
+_PACES, _LAUNCHES = 5, 50
+
 Weights: TypeAlias = tuple[ModelSpec, DType, WeightFormat, float]  # the last: the share on the host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """A run; ``peak_bytes`` is the most that the device's allocator gave out, None on a CPU."""
+    """A run. ``peak_bytes`` is the most that the device's allocator gave out, None on a CPU; ``launch_s`` what the host took
+    to launch a kernel just before and after, on average, 0 on a CPU.
+    """
 
     trace: Trace
     peak_bytes: int | None
+    launch_s: float
     picks: LanePicks | None
     stats: tuple[tuple[SelectionStats, ...], ...]
 
@@ -52,8 +59,16 @@ class Runner:
         options = Options(stop=False, record=record or Record(selections=False))
         self._reset_peak()
         with _uncollected():
+            before_s = launch_s(self.device)
             ran = execute(plan, decoder, prompts, options=options)
-        return Ran(trace=ran.trace, peak_bytes=self._peak_bytes(), picks=ran.picks, stats=ran.stats)
+            after_s = launch_s(self.device)
+        return Ran(
+            trace=ran.trace,
+            peak_bytes=self._peak_bytes(),
+            launch_s=(before_s + after_s) / 2,
+            picks=ran.picks,
+            stats=ran.stats,
+        )
 
     def decoder(self, setting: Setting) -> Decoder:
         """With its weights stored as ``setting`` says, and no other copy of them: it would count as the plan's memory."""
@@ -81,6 +96,24 @@ class Runner:
 
     def _peak_bytes(self) -> int | None:
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+
+
+def launch_s(device: torch.device) -> float:
+    """What the host takes to launch a kernel now; 0 on a CPU, where nothing is launched.
+
+    Not a constant of the machine: cores shared with others were seen to do the same work in one time or in twice that, and to
+    change from one to the other within a second.
+    """
+    if device.type != "cuda":
+        return 0.0
+    took, one = list[float](), torch.zeros(1, device=device)
+    for _ in range(_PACES):
+        torch.cuda.synchronize()
+        start_s = time.perf_counter()
+        for _ in range(_LAUNCHES):
+            one.add_(1.0)
+        took.append((time.perf_counter() - start_s) / _LAUNCHES)
+    return median(took)
 
 
 @contextmanager

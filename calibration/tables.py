@@ -77,12 +77,25 @@ def verdict_tables(verdict: Verdict) -> Iterator[Table]:
     """Plans worst first, then strata."""
     plans = _table(
         "Predicted over measured, worst makespan first",
-        *("measured", "makespan", "TTFT", "TPOT p50", "p95", "bytes", "peak HBM", "roofline", "explained by", "plan"),
+        *(
+            "measured",
+            "makespan",
+            "paced",
+            "TTFT",
+            "TPOT p50",
+            "p95",
+            "bytes",
+            "peak HBM",
+            "roofline",
+            "explained by",
+            "plan",
+        ),
     )
     for one in verdict.plans:
         plans.add_row(
             format_seconds(one.measured.makespan_s),
             _signed(one.makespan),
+            _signed(one.paced),
             _signed(one.ttft),
             _signed(one.tpot_p50),
             _signed(one.tpot_p95),
@@ -95,7 +108,18 @@ def verdict_tables(verdict: Verdict) -> Iterator[Table]:
     yield plans
     strata = _table(
         "Absolute errors",
-        *("bound by", "plans", "makespan median", "worst", "TPOT p50", "TTFT", "bytes", "peak HBM", "roofline"),
+        *(
+            "bound by",
+            "plans",
+            "makespan median",
+            "worst",
+            "paced",
+            "TPOT p50",
+            "TTFT",
+            "bytes",
+            "peak HBM",
+            "roofline",
+        ),
     )
     for name, members in by_stratum(verdict.plans):
         strata.add_row(
@@ -103,6 +127,7 @@ def verdict_tables(verdict: Verdict) -> Iterator[Table]:
             str(len(members)),
             _middle(members, lambda one: one.makespan),
             f"{max(abs(one.makespan) for one in members):.1%}",
+            _middle(members, lambda one: one.paced),
             _middle(members, lambda one: one.tpot_p50),
             _middle(members, lambda one: one.ttft),
             _middle(members, lambda one: one.moved),

@@ -1,7 +1,7 @@
 """Bytes and FLOPs to seconds, operation by operation. Pure; with ``sim.layer`` the one place where durations come from."""
 
 from dataclasses import dataclass, replace
-from math import cos, hypot, pi, sin
+from math import cos, expm1, hypot, pi, sin
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from sim.spec import DType, MachineSpec, WeightFormat, weight_bytes_per_paramete
 Amount = TypeVar("Amount", float, Column)
 # Cosines and sines of five angles: a hypotenuse is the largest of such sums, to 2 %. Streaming alone comes first, arithmetic last.
 _TANGENTS = ((1.0, 0.0), *((cos(turn * pi / 8), sin(turn * pi / 8)) for turn in (1, 2, 3)), (0.0, 1.0))
+_SETTLING_S = 0.08  # an H200's clocks: prefills of 0.06, 0.26 and 0.4 s; an H100's of 0.1, 0.4 and 1.5 s
 DIAGONAL_TILE = 128  # tokens: a GPU's causal attention computes the tiles on the diagonal whole
 
 
@@ -93,7 +94,7 @@ class CostModel:
         return Pieces(pieces=tuple((setup_s + near * stream_s + far * half_s, far * row_s) for near, far in _TANGENTS))
 
     def power_capped_s(self, arithmetic_s: float, beside_s: float) -> float:
-        """What products take that go on for seconds, in steps where other work takes ``beside_s``; a prefill ends before.
+        """What products take that go on for seconds, in steps where other work takes ``beside_s``; prefills: see ``settling``.
 
         ``arithmetic_s`` is what they take at first. Back to back they draw the card's whole power at
         ``gemm_sustained_share`` of that rate, and the square of their clocks at others; the other work leaves them what it
@@ -104,9 +105,21 @@ class CostModel:
         spared_s = beside_s * (1 - self.profile.other_power_share)
         return max(arithmetic_s, (hypot(spared_s, 2 * alone_s) - spared_s) / 2)
 
+    def settling(self, whole_s: float) -> float:
+        """How many times as long products take in a prefill of ``whole_s``: the power limit lowers clocks by and by, as
+        exp(-t / settling), to ``prefill_sustained_share``.
+        """
+        ended = whole_s / _SETTLING_S
+        fallen = 1 + expm1(-ended) / ended if ended > 0 else 0.0
+        return 1 + fallen * (1 / self.profile.prefill_sustained_share - 1)
+
     def elementwise_s(self, size_bytes: float) -> float:
-        """One pass that reads or writes ``size_bytes`` of HBM."""
+        """Passes that read or write ``size_bytes`` of HBM and do little else."""
         return size_bytes / (self.hbm_bytes_per_s * self.profile.elementwise_efficiency)
+
+    def norm_s(self, size_bytes: float) -> float:
+        """Those of kernels that are held up by other things as well."""
+        return size_bytes / (self.hbm_bytes_per_s * self.profile.norm_efficiency)
 
     def conversion_s(self, size_bytes: float) -> float:
         """KV rounded, ``size_bytes`` read and written."""
@@ -134,11 +147,17 @@ class CostModel:
         efficiency = self.profile.attention_efficiency if native else self.profile.quantised_attention_efficiency
         return max(kv_bytes / (self.hbm_bytes_per_s * efficiency), flops / self.attention_flop_per_s(dtype))
 
-    def attention_turn_s(self, head_dim: int, kv_format: KvFormat, *, paged: bool) -> float:
-        """What a head's program takes for each token that it goes over, however few sequences there are."""
-        native = kv_format is KvFormat.NATIVE
-        token_s = self.profile.attention_token_s if native else self.profile.quantised_token_s
-        return (token_s + paged * self.profile.paged_token_s) * head_dim / 128
+    def attention_turn_s(
+        self, head_dim: int, kv_format: KvFormat, *, paged: bool = False, streamed: bool = False
+    ) -> float:
+        """What a head's program takes for each token that it goes over, however few sequences there are.
+
+        Half as many channels take two thirds of the time (an H200's kernels over 16-bit tokens).
+        """
+        profile = self.profile
+        token_s = profile.attention_token_s if kv_format is KvFormat.NATIVE else profile.quantised_token_s
+        token_s += paged * profile.paged_token_s + streamed * profile.streamed_token_s
+        return token_s * (64 + head_dim) / 192
 
     def prompt_attention_s(self, query_dim: int, tokens: Amount, squares: Amount, dtype: DType) -> Amount:
         """A layer's causal attention over prompts of ``tokens`` together, and of ``squares`` of their lengths."""

@@ -12,16 +12,17 @@ from sim.plan import Admission, Placement, Recompute, Setting
 from sim.spec import ModelSpec, WeightFormat
 
 _PLAIN_LAYER = (
-    12  # of a prompt: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
+    7  # besides products: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
 )
+_PRODUCTS = 5  # of a layer, attention among them
 _MATRICES = 4  # of a layer: queries, keys and values; out; up, with its gate; down
-_STREAMED = 6  # a piece that is replayed, what comes, what goes; events for three, as an H100's steps say
-# What a layer's own operation takes the host, and a kernel of the runtime's, where an operation that keeps books takes 1: seen
-# on an H100's host. Products and attention are chosen among many kernels; Triton's launcher is Python.
-# Between pieces little but launches is done: a layer took 90 to 170 us on three hosts (OPT), 260 to 310 (Llama, projecting inputs).
-_LAYER_WORTH, _KERNEL_WORTH, _QUEUED_WORTH = 1.6, 3.2, 0.85
-_ENDS, _EAGER_ENDS, _TURNED_ENDS = 14, {True: 34, False: 16}, 9  # of a step, before its first layer and after its last
-_BEGUN = 40  # what a captured wave's begin takes the host besides: a millisecond of an H100's, whatever the layers
+_STREAMED = 6  # a piece that is replayed, what comes, what goes; marks in streams for three
+# What operations take the host, where one that keeps books takes 1: a layer's others, products and attention, which are chosen
+# among many kernels, kernels of the runtime's, whose launcher is Python, and what is queued between pieces, little but launches.
+# Seen on an H200's host: short prompts take OPT 320 to 500 us a layer, Llama 680, at the same pace.
+_LAYER_WORTH, _PRODUCT_WORTH, _KERNEL_WORTH, _QUEUED_WORTH = 0.55, 2.5, 2.8, 0.75
+_ENDS, _EAGER_ENDS, _TURNED_ENDS = 13, {True: 33, False: 15}, 9  # of a step, before its first layer and after its last
+_BEGUN = 90  # what a wave's begin takes the host besides: 1.6 ms of an H200's, whatever the layers
 # Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.
 _DECODE_BOOKS, _PREFILL_BOOKS = 71, 103
 _DECODE_CHOICE = {
@@ -36,10 +37,11 @@ _PREFILL_CHOICE = {Selector.SWA: 96, Selector.H2O: 84, Selector.STRIDED: 87, Sel
 
 
 class Operations(NamedTuple):
-    """Some numbers of them: a layer's own, those that keep the runtime's books, launches of its own kernels, and those that are
-    queued between pieces of a captured step.
+    """Some numbers of them: products and attention, a layer's others, those that keep the runtime's books, launches of its own
+    kernels, and those that are queued between pieces of a captured step.
     """
 
+    products: float = 0.0
     layer: float = 0.0
     books: float = 0.0
     kernels: float = 0.0
@@ -52,8 +54,12 @@ class Operations(NamedTuple):
     @property
     def worth(self) -> float:
         """In operations that keep books."""
-        own = _LAYER_WORTH * self.layer + _KERNEL_WORTH * self.kernels
+        own = _PRODUCT_WORTH * self.products + _LAYER_WORTH * self.layer + _KERNEL_WORTH * self.kernels
         return own + self.books + _QUEUED_WORTH * self.queued
+
+    def times(self, passes: float) -> "Operations":
+        """All of them so often."""
+        return Operations(*(passes * count for count in self))
 
 
 def decode_operations(setting: Setting, *, away: bool) -> Operations:
@@ -65,49 +71,52 @@ def decode_operations(setting: Setting, *, away: bool) -> Operations:
             return Operations()
         if not away or setting.recompute is not Recompute.ACTIVATIONS_HOST:
             return Operations(queued=_STREAMED)
-        widening = _widening_kernels(setting) / _MATRICES
-        return Operations(queued=_STREAMED + _projecting_operations(setting.model), kernels=widening)
+        kernels = _projecting_kernels(setting.model) + _widening_kernels(setting) / _MATRICES
+        return Operations(products=1, layer=1, kernels=kernels, queued=_STREAMED)
     books = _DECODE_BOOKS + _DECODE_CHOICE.get(setting.attention.selector, 0) + _stored_weights(setting, 1)
     books += 63 * setting.kv_format.gpu.is_grouped
-    again, more = _away_operations(setting) if away else (0, 0)
-    return Operations(layer=_layer_operations(setting.model) + again, books=books + more)
+    passes, more = _away_operations(setting) if away else (1, 0)
+    return _layer_operations(setting.model).times(passes)._replace(books=books + more)
 
 
 def _away_operations(setting: Setting) -> tuple[int, int]:
-    """What a decode step adds for tokens outside HBM: those recomputed pass through a layer, or into it, again."""
-    layer, grouped = _layer_operations(setting.model), setting.kv_format.gpu.is_grouped
+    """How often a decode step passes through a layer, or into it, where tokens outside HBM are recomputed; and what it adds."""
+    grouped, resident = setting.kv_format.gpu.is_grouped, 58 * (setting.placement is Placement.RESIDENT)
     if setting.recompute is Recompute.TOKENS:
-        return layer, 55
-    resident = 58 * (setting.placement is Placement.RESIDENT)
+        return 2, 55
     if setting.recompute.from_activations:
-        return layer, 66 + resident
-    return 0, (97 if setting.attention.selector.recalls else 111) + resident + 70 * grouped
+        return 2, 66 + resident
+    return 1, (97 if setting.attention.selector.recalls else 111) + resident + 70 * grouped
 
 
 def prefill_operations(setting: Setting, passes: float, *, away: bool) -> Operations:
     """Of one layer of a prefill in ``passes``. Captured steps take in each pass for itself; an eager prefill keeps its
     books once a layer, and puts several passes together.
     """
-    layer, grouped = prompt_operations(setting.model), setting.kv_format.gpu.is_grouped
+    layer, grouped = prompt_operations(setting.model).times(passes), setting.kv_format.gpu.is_grouped
     selector, groups = setting.attention.selector, setting.workload.prompt_tokens // GROUP_TOKENS
     if is_captured(setting):
         taken_in = _taken_in(setting)
         kernels = taken_in.kernels + _widening_kernels(setting)
-        return Operations(layer=passes * layer, books=passes * taken_in.books, kernels=passes * kernels)
+        return layer._replace(books=passes * taken_in.books, kernels=passes * kernels)
     books = _PREFILL_BOOKS + _PREFILL_CHOICE.get(selector, 0) + _stored_weights(setting, passes)
     written = 72 if setting.recompute is not Recompute.NONE else 158 + 94 * grouped
     turned = 0 if setting.model.positions else 9  # each pass works out its cosines and sines anew
     together = 4 + passes * (4 + turned) if passes > 1 else 0
-    return Operations(layer=passes * layer, books=together + books + (39 + 67 * groups) * grouped + written * away)
+    return layer._replace(books=together + books + (39 + 67 * groups) * grouped + written * away)
 
 
 def end_operations(setting: Setting, *, prefill: bool) -> Operations:
     """Of a step besides its layers."""
     turned = 0 if setting.model.positions else _TURNED_ENDS
     if is_captured(setting):
-        begun = _BEGUN * (setting.admission is Admission.WAVES)
-        return Operations(layer=(_ENDS + turned) * prefill, books=begun * prefill)
-    return Operations(layer=_EAGER_ENDS[prefill] + turned)
+        return Operations(products=1, layer=_ENDS + turned).times(prefill)
+    return Operations(products=1, layer=_EAGER_ENDS[prefill] + turned)
+
+
+def begin_operations(setting: Setting) -> int:
+    """Before a wave's first layer, those that keep books: memory for its prompts, and what its record needs. On a GPU."""
+    return _BEGUN if setting.admission is Admission.WAVES and not setting.machine.is_cpu else 0
 
 
 def choice_operations(setting: Setting) -> float:
@@ -124,21 +133,23 @@ def _taken_in(setting: Setting) -> Operations:
     return Operations(books=53 if setting.kv_format.gpu.is_grouped else 4)
 
 
-def prompt_operations(model: ModelSpec) -> int:
+def prompt_operations(model: ModelSpec) -> Operations:
     """Of one prefill pass through a layer, attention by the queries of a group in turn."""
-    return _layer_operations(model) + 2 * (model.heads // model.kv_heads - 1)
+    layer, turns = _layer_operations(model), model.heads // model.kv_heads - 1
+    return layer._replace(products=layer.products + turns, layer=layer.layer + turns)
 
 
-def _layer_operations(model: ModelSpec) -> int:
+def _layer_operations(model: ModelSpec) -> Operations:
     """Of a layer with one head for each key head: rotation and norms in float32 come on top of a plain one."""
     rotation = 0 if model.positions else 10
     norms = 0 if model.norm_bias else 6
-    return _PLAIN_LAYER + rotation + norms + 8 * model.qk_norm + model.gated_mlp
+    others = _PLAIN_LAYER + rotation + norms + 8 * model.qk_norm + model.gated_mlp
+    return Operations(products=_PRODUCTS, layer=others)
 
 
-def _projecting_operations(model: ModelSpec) -> int:
-    """Of saved inputs: norm and product; rotation and the key's norm, whose result is put where the product's was."""
-    return 2 + (0 if model.positions else 6) + (0 if model.norm_bias else 3) + 4 * model.qk_norm
+def _projecting_kernels(model: ModelSpec) -> int:
+    """That project saved inputs, besides a product and a norm or the memory for it: a root mean square, rotation in place."""
+    return (not model.norm_bias) + (not model.positions)
 
 
 def _widening_kernels(setting: Setting) -> int:

@@ -1,6 +1,6 @@
 """What one decoder layer costs in each step: a setting's prices, and the times that its flows take at those prices."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import ceil, hypot
 
@@ -12,7 +12,8 @@ from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, keeps_away
 from sim.footprint import layer_weight_bytes, prefill_rows
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
-from sim.launches import choice_operations, decode_operations, end_operations, prefill_operations
+from sim.launches import begin_operations, choice_operations, decode_operations, end_operations, prefill_operations
+from sim.passes import OPERATIONS, of_inputs, of_layer
 from sim.plan import Admission, Mechanism, Placement, Setting
 from sim.power import recomputed
 from sim.spec import DType, ModelSpec, WeightFormat
@@ -20,10 +21,13 @@ from sim.spec import DType, ModelSpec, WeightFormat
 # A layer's GPU operations in order: until its queries are known, attention and what must precede it, the rest.
 QUERY_OPS = ("qkv", "score")
 ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
-TURN_PASSES = 9  # of an entry by an unfused rotation: halves exchanged, two products, their sum
 # Of float32 weights until heads are summed: scores written and read in 16 bit, widened, scaled and masked (each a pass to
 # and one from memory, or by a captured step's kernel all at once), their softmax, the sum.
 _CHOICE_PASSES, _CAPTURED_CHOICE_PASSES = 9, 5
+# Of captured attention, as an H200's kernels say. Over grouped heads: what it takes besides its setup, and another round of
+# programs, in launches; those that a multiprocessor has at once; a token's turn beside that of a warp by itself. Over INT8: the
+# programs at once, each with rows that it widens.
+_GROUPED_LAUNCHES, _ROUND_LAUNCHES, _GROUPED_PROGRAMS, _GROUPED_TURN, _ROUNDING_PROGRAMS = 2, 1.2, 4, 0.6, 12
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
 
 
@@ -33,7 +37,8 @@ class LayerPrices:
 
     The integer program and the engine read these same numbers. ``launched_s`` is what the host takes to launch a layer,
     nothing where it replays a captured step. That goes on beside the GPU's work, or, ``launches_felt``, on top of it where a
-    CPU does both. The ``_away`` ones are of plans that keep anything outside HBM, at any step.
+    CPU does both. The ``_away`` ones are of plans that keep anything outside HBM, at any step. ``begun_s``, in the
+    prefill's launches as well, is a layer's share of what the host does before the first one, when the GPU has nothing to do yet.
     """
 
     sequences: int
@@ -49,6 +54,7 @@ class LayerPrices:
     convert_s: float
     convert_s_per_moved: float
     attention_s: float
+    attention_s_away: float
     attention_s_per_kept: float
     attention_s_per_kept_away: float
     reproject: Pieces
@@ -71,6 +77,7 @@ class LayerPrices:
     launched_away_s: float
     prefill_launched_s: float
     prefill_launched_away_s: float
+    begun_s: float
     launches_felt: bool
 
 
@@ -109,6 +116,21 @@ class LayerTimes:
         return {name: _total(self.decode_ops, self.prefill_ops, (name,), len(self.query_s)) for name in self.decode_ops}
 
 
+def at_pace(prices: LayerPrices, pace: float) -> LayerPrices:
+    """The same of a host that takes ``pace`` times as long to launch a kernel."""
+    if pace == 1:
+        return prices
+    return replace(
+        prices,
+        launched_s=pace * prices.launched_s,
+        launched_away_s=pace * prices.launched_away_s,
+        prefill_launched_s=pace * prices.prefill_launched_s,
+        prefill_launched_away_s=pace * prices.prefill_launched_away_s,
+        begun_s=pace * prices.begun_s,
+        prefill=prices.prefill | {"launch": prices.prefill["launch"] + (pace - 1) * prices.begun_s},
+    )
+
+
 @lru_cache(maxsize=256)
 def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPrices:
     """Price ``setting`` for a wave of ``sequences``."""
@@ -121,7 +143,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
     gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
     gemms = LayerGemms.of(cost, setting)
     score_s, score_s_per_cached = _score(cost, setting, sequences)
-    felt = profile.selection_exposed_share if is_captured(setting) else 1.0
+    felt = _exposed_share(cost, sequences) if is_captured(setting) else 1.0
     select_s, select_s_per_kept = (felt * seconds for seconds in choice_prices(cost, setting, sequences))
     gathers = not setting.attention.is_dense and setting.placement is Placement.RECENT
     quantises = formats.gpu is not KvFormat.NATIVE and not is_captured(setting)  # a captured step's attention does it
@@ -142,7 +164,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         qkv_s=gemms.qkv.at_one(sequences),
         out_s=gemms.out.at_one(sequences),
         mlp_s=gemms.mlp.at_one(sequences),
-        launch_s=cost.launch_s(profile.kernels_per_layer),
+        launch_s=cost.launch_s(profile.kernels_per_layer + (not model.positions) + model.gated_mlp),
         score_s=score_s,
         score_s_per_cached=score_s_per_cached,
         select_s=select_s,
@@ -150,11 +172,12 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         gather_s_per_selected=cost.gather_s(sequences * gpu_kv) if gathers else 0.0,
         convert_s=rounding_s(cost, setting, sequences) + cost.launch_s(1) if quantises else 0.0,
         convert_s_per_moved=cost.widening_s(sequences * (gpu_kv + host_kv)) if formats.gpu is not formats.host else 0.0,
-        attention_s=profile.attention_setup_s,
+        attention_s=attention_setup_s(cost, setting, sequences),
+        attention_s_away=attention_setup_s(cost, setting, sequences, away=True),
         attention_s_per_kept=kept_s,
         attention_s_per_kept_away=kept_away_s,
-        reproject=again(gemms.kv, _passes_s(cost, _input_widths(model), dtype)),
-        forward=again(gemms.layer, _passes_s(cost, _layer_widths(model), dtype) + tile_s),
+        reproject=again(gemms.kv, of_inputs(model, fused=is_captured(setting)).seconds(cost, dtype)),
+        forward=again(gemms.layer, of_layer(model).seconds(cost, dtype) + tile_s),
         forward_s_per_token_squared=sequences * square_s,
         host_attention=cost.host_attention(sequences * host_kv, kv_flops),
         fetch=cost.transfer(setting.fetch_by),
@@ -177,8 +200,11 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
 def _launch_prices(cost: CostModel, setting: Setting, passes: int) -> dict[str, float]:
     """Of a layer, with its share of what the host launches at a step's ends."""
     operation_s, layers = cost.profile.host_operation_s, setting.model.layers
+    begun = begin_operations(setting) / layers
     step, prefill = (end_operations(setting, prefill=prefill).worth / layers for prefill in (False, True))
+    prefill += begun
     return {
+        "begun_s": operation_s * begun,
         "launched_s": operation_s * (step + decode_operations(setting, away=False).worth),
         "launched_away_s": operation_s * (step + decode_operations(setting, away=True).worth),
         "prefill_launched_s": operation_s * (prefill + prefill_operations(setting, passes, away=False).worth),
@@ -215,12 +241,37 @@ def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, a
     )
 
 
+def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
+    """Before its first token: a kernel's; where grouped heads are gone over in parts, of more threads, one round after the other,
+    and with another kernel that merges.
+    """
+    model = setting.model
+    if model.heads == model.kv_heads or not is_captured(setting) or not _in_parts(setting, away=away):
+        return cost.profile.attention_setup_s
+    programs = sequences * model.kv_heads * attention_parts(sequences, model.kv_heads, model.heads)
+    rounds = max(1.0, programs / (_GROUPED_PROGRAMS * cost.machine.gpu.sm_count))
+    return cost.profile.attention_setup_s + cost.launch_s(_GROUPED_LAUNCHES + _ROUND_LAUNCHES * (rounds - 1))
+
+
 def attention_turn_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
     """A token of the programs that go over it: in parts side by side, but for those over pages and of steps in pieces."""
-    model, paged = setting.model, setting.admission is Admission.CONTINUOUS and is_captured(setting)
-    whole = paged or (is_captured(setting) and streams(setting, away=away))
-    parts = 1 if whole else attention_parts(sequences, model.kv_heads, model.heads)
-    return cost.attention_turn_s(model.head_dim, setting.kv_format.gpu, paged=paged) / parts
+    model, kv_format, captured = setting.model, setting.kv_format.gpu, is_captured(setting)
+    if not captured:
+        return cost.attention_turn_s(model.head_dim, kv_format)
+    if not _in_parts(setting, away=away):
+        paged = setting.admission is Admission.CONTINUOUS
+        return cost.attention_turn_s(model.head_dim, kv_format, paged=paged, streamed=not paged)
+    turn_s = cost.attention_turn_s(model.head_dim, kv_format)
+    if model.heads > model.kv_heads:
+        return _GROUPED_TURN * turn_s / attention_parts(sequences, model.kv_heads, model.heads)
+    if kv_format is KvFormat.NATIVE:
+        return turn_s
+    return turn_s * ceil(sequences * model.heads / (_ROUNDING_PROGRAMS * cost.machine.gpu.sm_count))
+
+
+def _in_parts(setting: Setting, *, away: bool) -> bool:
+    """Of a captured step: neither over pages nor streamed."""
+    return setting.admission is not Admission.CONTINUOUS and not streams(setting, away=away)
 
 
 def _read_s(gemms: "LayerGemms", rows: int) -> float:
@@ -303,7 +354,11 @@ def _decode_ops(
     prices: LayerPrices, flows: Flows, gather_sms_s: Column | float, *, away: bool
 ) -> dict[str, Column | float]:
     """Seconds of a decode layer by operation; a plain number where they depend on no token count."""
-    attention_s = prices.attention_s_per_kept_away if away else prices.attention_s_per_kept
+    setup_s, attention_s = (
+        (prices.attention_s_away, prices.attention_s_per_kept_away)
+        if away
+        else (prices.attention_s, prices.attention_s_per_kept)
+    )
     return {
         "qkv": prices.qkv_s,
         "score": _affine(prices.score_s, prices.score_s_per_cached, flows.cached),
@@ -311,7 +366,7 @@ def _decode_ops(
         "convert": _affine(prices.convert_s, prices.convert_s_per_moved, flows.fetched_kv + flows.written_kv),
         "reproject": prices.reproject.at(flows.reprojected),
         "forward": _forward(prices, flows.forwarded),
-        "attention": _affine(prices.attention_s, attention_s, flows.kept - flows.host_attended),
+        "attention": _affine(setup_s, attention_s, flows.kept - flows.host_attended),
         "select": _affine(prices.select_s, prices.select_s_per_kept, flows.kept),
         "out": prices.out_s,
         "mlp": prices.mlp_s,
@@ -390,7 +445,8 @@ def _score(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, fl
         return 0.0, 0.0
     read = setting.attention.state_bytes_per_token(model, dtype) or model.kv_dim * dtype.size_bytes
     top_k = 16.0  # four passes over float32 scores
-    return cost.launch_s(cost.profile.kernels_per_selection), cost.selection_s(sequences * (read + top_k))
+    passed_s = cost.norm_s if is_captured(setting) else cost.selection_s  # digests by a kernel of their own
+    return cost.launch_s(cost.profile.kernels_per_selection), passed_s(sequences * (read + top_k))
 
 
 def choice_prices(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
@@ -407,13 +463,22 @@ def choice_prices(cost: CostModel, setting: Setting, sequences: int) -> tuple[fl
     return cost.launch_s(cost.profile.kernels_per_selection), per_kept_s
 
 
+def _exposed_share(cost: CostModel, sequences: int) -> float:
+    """Of a captured step's choice. A sequence's program holds a multiprocessor; on the others the products go on beside it."""
+    share, held = cost.profile.selection_exposed_share, min(1.0, sequences / cost.machine.gpu.sm_count)
+    return share + (1 - share) * held
+
+
 def _chooses_ahead(setting: Setting) -> bool:
     """Whether attention weights say what the next step attends to."""
     return setting.attention.selector in (Selector.SWA, Selector.H2O)
 
 
 def first_choice_s(cost: CostModel, setting: Setting, sequences: int, passes: int) -> float:
-    """A layer's first choice: from the weights of the prompt's last k queries (SWA) or of all (H2O), each head's."""
+    """A layer's first choice: from the weights of the prompt's last k queries (SWA) or of all (H2O), each head's; or digests."""
+    if setting.attention.selector is Selector.PAGES:
+        keys = float(sequences * setting.workload.prompt_tokens * setting.model.kv_dim)
+        return OPERATIONS["digest"].seconds(cost, setting.dtype, keys)
     if not _chooses_ahead(setting):
         return 0.0
     prompt, selector = setting.workload.prompt_tokens, setting.attention.selector
@@ -423,40 +488,9 @@ def first_choice_s(cost: CostModel, setting: Setting, sequences: int, passes: in
     return passes * cost.launch_s(choice_operations(setting)) + cost.elementwise_s(over_weights * weights_bytes)
 
 
-def norm_passes(model: ModelSpec) -> int:
-    """Reads and writes of each entry: one kernel's, or a root mean square's in float32 (wide, normed, narrow, scaled)."""
-    return 2 if model.norm_bias else 12
-
-
-def activation_passes(model: ModelSpec) -> int:
-    """The same of an activation in place, or of one whose product with the gate's other half follows."""
-    return 5 if model.gated_mlp else 2
-
-
-def _input_widths(model: ModelSpec) -> int:
-    """Entries of a row that are read or written between products before keys and values are there: norm and rotation."""
-    rotated = 0 if model.positions else TURN_PASSES * model.kv_dim
-    return norm_passes(model) * model.hidden + rotated
-
-
-def _layer_widths(model: ModelSpec) -> int:
-    """The same of a whole layer: both norms, two residual sums, rotation, keys and values stored, what attention gave
-    copied, the activation in place (gated: with a product).
-    """
-    rotated = 0 if model.positions else TURN_PASSES * (model.query_dim + model.kv_dim)
-    moved = 4 * model.kv_dim + 2 * model.query_dim
-    activated = activation_passes(model) * model.intermediate
-    return 2 * (norm_passes(model) + 3) * model.hidden + rotated + moved + activated
-
-
 def prefill_row_passes_s(cost: CostModel, setting: Setting) -> float:
     """A prompt token's passes between the products of one layer."""
-    return _passes_s(cost, _layer_widths(setting.model), setting.dtype)
-
-
-def _passes_s(cost: CostModel, widths: int, dtype: DType) -> float:
-    """A row's passes between the products of layers that are not fused: a prefill's, and those of what is recomputed."""
-    return cost.elementwise_s(widths * dtype.size_bytes)
+    return of_layer(setting.model).seconds(cost, setting.dtype)
 
 
 def prefill_passes(sequences: int, prompt_tokens: int) -> int:
@@ -477,7 +511,9 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
         "convert": cost.conversion_s(3 * kv_bytes) if quantises else 0.0,
         "select": first_choice_s(cost, setting, sequences, passes),
         "norms": sequences * prompt * prefill_row_passes_s(cost, setting),
-        "launch": passes * cost.launch_s(cost.profile.kernels_per_layer),
+        "launch": passes * cost.launch_s(cost.profile.kernels_per_layer)
+        + cost.profile.host_operation_s * begin_operations(setting) / model.layers,
     }
     products = {name: passes * product.at_one(mean_rows) for name, product in gemms.of_layer.items()}
-    return beside | products
+    slower = cost.settling(model.layers * (sum(products.values()) + beside["attention"] + beside["norms"]))
+    return beside | {name: slower * seconds for name, seconds in products.items()}

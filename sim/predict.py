@@ -1,13 +1,23 @@
 """What the cost model says a measurement should take: the simulator's own formulas, asked for one operation at a time."""
 
 from collections.abc import Callable, Sequence
+from statistics import median
 
 import numpy as np
 
 from sim.cost import CostModel
 from sim.flows import Column, flows_of, home_columns
 from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
-from sim.layer import attention_flops, attention_s_per_kept, choice_prices, layer_times, priced_layer
+from sim.layer import (
+    at_pace,
+    attention_flops,
+    attention_s_per_kept,
+    attention_setup_s,
+    choice_prices,
+    layer_times,
+    priced_layer,
+)
+from sim.passes import OPERATIONS
 from sim.pipeline import step_seconds
 from sim.plan import Mechanism, Plan
 from sim.profile import Measurement
@@ -24,15 +34,23 @@ RECORDED_ONLY = ("launch", "pin", "dram", "copy_beside", "fetch_blocks", "fetch_
 
 def predictable(measurements: Sequence[Measurement], machine: MachineSpec) -> list[tuple[Measurement, Prediction]]:
     """Those that constants price, each with its price. What no constant changes is worked out here, once."""
-    steps = dict[str, _Steps]()
+    steps, usual_s = dict[str, _Steps](), usual_launch_s(measurements)
     pairs = list[tuple[Measurement, Prediction]]()
     for one in measurements:
+        if one.family == "decode" and _picks_by_depth(one):
+            continue
         if one.family in ("decode", "prefill"):
-            run = steps.setdefault(one.case, _Steps(Recipe.of(one.case), machine))
+            pace = one.launch_s / usual_s if one.launch_s else 1.0
+            run = steps.setdefault(one.case, _Steps(Recipe.of(one.case), machine, pace))
             pairs.append((one, run.prefill if one.family == "prefill" else run.decode))
         elif one.family not in RECORDED_ONLY and not _is_pageable(one) and not _completes_a_group(one):
             pairs.append((one, _operation(one, machine)))
     return pairs
+
+
+def usual_launch_s(measurements: Sequence[Measurement]) -> float:
+    """What the host usually took to launch a kernel meanwhile; 0 where that was not looked at."""
+    return median([one.launch_s for one in measurements if one.launch_s] or [0.0])
 
 
 def _operation(measurement: Measurement, machine: MachineSpec) -> Prediction:
@@ -58,10 +76,13 @@ def _operation(measurement: Measurement, machine: MachineSpec) -> Prediction:
 
 
 class _Steps:
-    """A plan's first wave. Its prefill and its decode steps are asked for one after the other: the last answer is kept."""
+    """A plan's first wave on a host that takes ``pace`` times as long as usual to launch a kernel.
 
-    def __init__(self, recipe: Recipe, machine: MachineSpec) -> None:
-        self.plan = plan_of(recipe, machine)
+    Its prefill and its decode steps are asked for one after the other: the last answer is kept.
+    """
+
+    def __init__(self, recipe: Recipe, machine: MachineSpec, pace: float) -> None:
+        self.plan, self.pace = plan_of(recipe, machine), pace
         self.flows = flows_of(self.plan, home_columns(self.plan.homes))
         self._last: tuple[CostModel, Column] | None = None
 
@@ -75,7 +96,8 @@ class _Steps:
     def _step_s(self, cost: CostModel) -> Column:
         if self._last is None or self._last[0] is not cost:
             setting = self.plan.setting
-            times = layer_times(priced_layer(cost, setting, setting.concurrency), self.flows, cost)
+            prices = at_pace(priced_layer(cost, setting, setting.concurrency), self.pace)
+            times = layer_times(prices, self.flows, cost)
             self._last = (cost, step_seconds(times, setting.model.layers, setting.prefetch_layers))
         return self._last[1]
 
@@ -89,7 +111,10 @@ def _slots(plan: Plan, family: str) -> Prediction:
         if family == "select":
             constant_s, per_kept_s = choice_prices(cost, setting, setting.concurrency)
             return constant_s + per_kept_s * kept
-        return cost.profile.attention_setup_s + attention_s_per_kept(cost, setting, setting.concurrency) * kept
+        return (
+            attention_setup_s(cost, setting, setting.concurrency)
+            + attention_s_per_kept(cost, setting, setting.concurrency) * kept
+        )
 
     return seconds
 
@@ -103,13 +128,13 @@ def _prompt_attention(took: Measurement, cost: CostModel) -> float:
     """With its result copied once."""
     dtype, width = DType(took.text("dtype")), took.number("heads") * took.number("channels")
     tokens = float(took.number("sequences") * took.number("tokens"))
-    copied_s = cost.elementwise_s(2 * tokens * width * dtype.size_bytes)
+    copied_s = OPERATIONS["copy"].seconds(cost, dtype, tokens * width)
     return cost.prompt_attention_s(width, tokens, tokens * took.number("tokens"), dtype) + copied_s
 
 
 def _passes(took: Measurement, cost: CostModel) -> float:
-    entries = took.number("rows") * took.number("width") * took.number("entries")
-    return cost.elementwise_s(entries * DType(took.text("dtype")).size_bytes)
+    entries = took.number("rows") * took.number("width")
+    return OPERATIONS[took.text("op")].seconds(cost, DType(took.text("dtype")), entries)
 
 
 def _copy(took: Measurement, cost: CostModel) -> float:
@@ -159,6 +184,12 @@ def _host_attention(took: Measurement, cost: CostModel) -> float:
 def _completes_a_group(took: Measurement) -> bool:
     """Attention that rounds a whole group of keys besides: one step in so many, no step's price."""
     return took.family == "attention" and "kv=int8" in took.case and (took.number("prompt") + 1) % GROUP_TOKENS == 0
+
+
+def _picks_by_depth(took: Measurement) -> bool:
+    """Steps that fetch what first layers alone pick: how many picks are new depends on the depth, and profiles are of all."""
+    recipe = Recipe.of(took.case)
+    return recipe.selector.recalls and recipe.hbm < 100 and "/" in recipe.model
 
 
 def _is_pageable(took: Measurement) -> bool:

@@ -22,7 +22,8 @@ class Measurement:
 
     ``seconds`` is the median of ``samples``, ``low_s`` and ``high_s`` are their tenth and ninetieth percentiles;
     ``size_bytes`` and ``flops`` are what it moved and computed, for the rates that a reader wants; ``peak_bytes`` is the
-    most that the device's allocator had given out meanwhile, 0 where it was not asked.
+    most that the device's allocator had given out meanwhile, 0 where it was not asked. ``launch_s`` is what the host took
+    to launch a kernel just before and after, 0 where that was not looked at: hosts shared with others change their pace.
     """
 
     family: str
@@ -34,6 +35,7 @@ class Measurement:
     size_bytes: float = 0.0
     flops: float = 0.0
     peak_bytes: int = 0
+    launch_s: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("seconds", "low_s", "high_s"):
@@ -95,7 +97,8 @@ class Evidence:
 
     ``access`` are selectors' profiles from runs of a checkpoint; the others' are ``sim.access``'. ``random_access`` are
     those of random weights, whose attention is spread more evenly: for plans that are run with such. ``reference`` is a
-    decode step that is measured again before plans are held against the profile: is the machine what it was?
+    decode step that is measured again before plans are held against the profile: is the machine what it was? ``launch_s``
+    is what the host took to launch a kernel when what waits for it was measured, 0 if that is not known.
     """
 
     fingerprint: Fingerprint
@@ -105,6 +108,7 @@ class Evidence:
     access: tuple[AccessProfile, ...] = ()
     random_access: tuple[AccessProfile, ...] = ()
     reference: Measurement | None = None
+    launch_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +137,9 @@ class Profile:
         0.9,
         "of what products may draw then, what the rest of a step draws: where products are 70 % of an H100's step, clocks fall",
     )
+    prefill_sustained_share: float = _share(
+        1.0, "the same of a prefill's products, once clocks have fallen: what runs between them draws less"
+    )
     product_setup_s: float = _amount(
         0.0, "ramp and tail of one matrix product; nominally among the launches of kernels_per_layer (6 us on an H200)"
     )
@@ -146,6 +153,10 @@ class Profile:
     quantised_attention_efficiency: float = _share(0.60, "the same share where keys and values are widened on the way")
     quantised_token_s: float = _amount(0.0, "the same turn of a token where it is widened")
     paged_token_s: float = _amount(0.0, "what such a turn takes more where tokens lie in pages that a table lists")
+    streamed_token_s: float = _amount(
+        0.02e-6,
+        "the same where they lie in slots and in what has come over the link: 53 us for 530 tokens on an H200, not 43",
+    )
     paged_again_share: float = _share(
         0.30, "of a page's first reading, what it takes again for each further query head that shares its keys"
     )
@@ -153,7 +164,10 @@ class Profile:
     gather_efficiency: float = _share(
         0.60, "rows of 1 KiB and more gathered in HBM, bytes read plus written: 3.1 of 4.8 TB/s on an H200"
     )
-    elementwise_efficiency: float = _share(0.60, "share of HBM bandwidth of a prefill's passes between its products")
+    elementwise_efficiency: float = _share(
+        0.80, "share of HBM bandwidth of a prefill's passes between its products: sums, copies, ReLU"
+    )
+    norm_efficiency: float = _share(0.55, "the same of norms, rotations and gates, which do more than read and write")
     conversion_efficiency: float = _share(
         0.60, "share of HBM bandwidth of rounding KV to fewer bits, bytes read plus written"
     )
@@ -164,7 +178,8 @@ class Profile:
     selection_efficiency: float = _share(0.60, "share of HBM bandwidth of the passes of a decode step's selection")
     selection_exposed_share: float = _share(
         1.0,
-        "of a captured step's choice for the next one, what the step feels: it runs on a branch beside the products",
+        "of a captured step's choice for the next one, what the step feels, were there hardly any sequences: it runs on a "
+        "branch beside the products, on as many multiprocessors as there are sequences",
     )
     link_efficiency: float = _share(
         0.86, "large pinned copies: 54.6 of 63.0 GB/s on PCIe 5 x16; the rest is packet overhead"
@@ -212,6 +227,13 @@ class Profile:
             name=f"nominal-{machine.name}",
             basis="nominal: datasheet rates times typical efficiencies, nothing measured here",
         )
+
+    def at_pace(self, launch_s: float) -> "Profile":
+        """Of a host that takes ``launch_s`` to launch a kernel; itself where that, or what it took then, is not known."""
+        then_s = 0.0 if self.evidence is None else self.evidence.launch_s
+        if not launch_s or not then_s:
+            return self
+        return replace(self, host_operation_s=self.host_operation_s * launch_s / then_s)
 
     def access(self, selector: Selector) -> AccessProfile:
         """How ``selector``'s picks behave: as measured with this profile, else as ``sim.access`` has it."""

@@ -27,6 +27,7 @@ from sim.layer import (
     prefill_row_passes_s,
     rounding_s,
 )
+from sim.passes import OPERATIONS
 from sim.plan import Mechanism, Setting
 
 
@@ -67,19 +68,30 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     decoding = planned.decoding(np.ones_like(flows.kept))
     lanes = np.where(decoding > 0, setting.concurrency, 0) if is_captured(setting) else decoding
     kept, cached = planned.decoding(flows.kept), planned.decoding(flows.cached)
-    some, enters, none = decoding > 0, planned.prefilled > 0, np.zeros_like(decoding)
-    prompts = (setting.model.query_dim, planned.prefilled_tokens, planned.prefilled_squares)
-    launched_s = one.launched_s * some + one.prefill_launched_s * enters
+    some, none = decoding > 0, np.zeros_like(decoding)
+    tokens, passes = planned.prefilled_tokens, planned.prefill_passes
+    prompt_attention_s = cost.prompt_attention_s(
+        setting.model.query_dim, tokens, planned.prefilled_squares, setting.dtype
+    )
+    passed_s = (prefill_row_passes_s(cost, setting) + _taken_in_s(cost, setting)) * tokens
+    launched_s = one.launched_s * some + one.prefill_launched_s * passes
     felt_s, unfelt_s = (launched_s, none) if one.launches_felt else (none, launched_s)
-    rounds, rounded = setting.kv_format.gpu is not KvFormat.NATIVE, planned.prefilled_tokens
+    rounds, rounded = setting.kv_format.gpu is not KvFormat.NATIVE, tokens
     if not is_captured(setting):  # whose attention rounds newborn tokens itself
         rounded = rounded + decoding
     in_turn_s = attention_turn_s(cost, setting, 1) * planned.largest(flows.kept)
     attention_s = one.attention_s * some + np.hypot(attention_s_per_token(cost, setting) * kept, in_turn_s)
 
+    def prefilled_s(product: Pieces) -> Column:
+        return passes * replace(product, free_at_zero=True).at(tokens / np.maximum(passes, 1))
+
+    beside_s = prompt_attention_s + passed_s
+    whole_s = setting.model.layers * (sum(map(prefilled_s, gemms.of_layer.values())) + beside_s)
+    slower = np.array([cost.settling(float(seconds)) for seconds in whole_s])
+
     def product_s(product: Pieces) -> Column:
-        product = replace(product, free_at_zero=True)
-        return product.at(lanes) + product.at(planned.prefilled_tokens)
+        decoded_s: Column = replace(product, free_at_zero=True).at(lanes)
+        return decoded_s + slower * prefilled_s(product)
 
     ops: dict[str, Column] = {
         "qkv": product_s(gemms.qkv),
@@ -88,15 +100,15 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         "convert": rounds * (cost.launch_s(1) * (rounded > 0) + rounding_s(cost, setting, 1) * rounded),
         "reproject": none,
         "forward": none,
-        "attention": attention_s + cost.prompt_attention_s(*prompts, setting.dtype),
+        "attention": attention_s + prompt_attention_s,
         "select": one.select_s * some
         + one.select_s_per_kept * kept
         + first_choice_s(cost, setting, 1, 1) * planned.prefilled,
         "out": product_s(gemms.out),
         "mlp": product_s(gemms.mlp),
-        "norms": prefill_row_passes_s(cost, setting) * planned.prefilled_tokens,
+        "norms": passed_s,
         "gather_sms": none,
-        "launch": one.launch_s * some + one.launch_s * enters + felt_s,
+        "launch": one.launch_s * some + cost.launch_s(cost.profile.kernels_per_layer) * passes + felt_s,
     }
     query_s, attend_s, rest_s = (
         np.sum([ops[name] for name in names], axis=0) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS)
@@ -125,3 +137,9 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         write_bytes=swapped_out,
         recalls=False,
     )
+
+
+def _taken_in_s(cost: CostModel, setting: Setting) -> float:
+    """Of a prompt's token: its keys and values scattered to pages, where they are not rounded on the way."""
+    scattered = is_captured(setting) and setting.kv_format.are_native
+    return OPERATIONS["scatter"].seconds(cost, setting.dtype, 2 * setting.model.kv_dim) if scattered else 0.0

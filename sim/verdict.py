@@ -28,7 +28,10 @@ class Stratum(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """``step_s`` are the first wave's, the prefill first; times per output token are those between two tokens of a sequence."""
+    """``step_s`` are the first wave's, the prefill first; times per output token are those between two tokens of a sequence.
+
+    ``launch_s`` is what the host took to launch a kernel just before and after, 0 where that was not looked at.
+    """
 
     makespan_s: float
     ttft_s: float
@@ -37,6 +40,7 @@ class Figures:
     moved_bytes: float
     peak_hbm_bytes: int
     step_s: tuple[float, ...]
+    launch_s: float = 0.0
 
     @classmethod
     def of(cls, trace: Trace, peak_hbm_bytes: int | None = None) -> "Figures":
@@ -88,7 +92,8 @@ class Replayed:
 class Judged:
     """One plan. Errors are predicted over measured less one; None where there is nothing to compare.
 
-    ``moved`` is of the traffic that the access profile expects, ``replayed`` of the very picks of a short run.
+    ``paced`` is the makespan's had the host been known to launch at the pace that it had then. ``moved`` is of the traffic
+    that the access profile expects, ``replayed`` of the very picks of a short run.
     """
 
     recipe: str
@@ -104,6 +109,7 @@ class Judged:
     roofline: float
     explained_by: str
     replayed: Replayed | None = None
+    paced: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,12 +137,21 @@ class Verdict:
         return max(abs(one.makespan) for one in self.plans)
 
     @property
+    def paces(self) -> list[float]:
+        """Errors of the makespan at the host's pace of each run, where it is known of all."""
+        known = [one.paced for one in self.plans if one.paced is not None]
+        return known if len(known) == len(self.plans) else []
+
+    @property
     def summary(self) -> str:
         """In a line."""
         said = (
             f"makespan: median error {self.median_error:.1%}, worst {self.worst_error:.1%}, {len(self.plans)} plans"
             f" of seed {self.seed}, profile {self.profile} ({self.profile_hash[:19]}...)"
         )
+        if self.paces:
+            median_error, worst_error = median(map(abs, self.paces)), max(map(abs, self.paces))
+            said += f"; at the host's pace of each run {median_error:.1%}, worst {worst_error:.1%}"
         whole = len(self.plans) + len(self.failed) + self.waiting
         return f"{said}; {self.waiting} of {whole} plans have not been run" if self.waiting else said
 

@@ -30,6 +30,7 @@ _KEPT_OTHERWISE = (
     224,
     992,
 )  # half a group's keys wait, as they do on average: a step that completes a group rounds all of them
+_BATCH_BETWEEN = 64  # sequences: more programs than fit the card at once, fewer than twice as many
 _PROMPTS = ((16, 128), (16, 512), (4, 2048))  # sequences, tokens
 _MOST_LAYERS = 16
 
@@ -71,6 +72,8 @@ def _stored(scope: Scope, name: str) -> Iterator[Recipe]:
             yield replace(dense, admission=Admission.CONTINUOUS)
         if scope.machine.gpu.fp8_flop_per_s is not None:
             yield replace(dense, admission=Admission.CONTINUOUS, kv=KvFormat.FP8)
+    if scope.thorough:
+        yield replace(_recipe(scope, name, _BATCH_BETWEEN, _KEPT_OTHERWISE[-1]), kv=KvFormat.INT8)
 
 
 def _prompt(scope: Scope, heads: tuple[int, int, int], lanes: int, tokens: int) -> Case:

@@ -9,7 +9,7 @@ from calibration.families.base import Case, Scope, each, timed
 from calibration.timer import Call
 from runtime.models.decoder import rms_norm
 from runtime.models.rope import rotate
-from sim.layer import TURN_PASSES, activation_passes, norm_passes
+from sim.passes import OPERATIONS, activation_of, norm_of
 from sim.recipe import model_of
 from sim.spec import ModelSpec
 
@@ -21,32 +21,31 @@ def cases(scope: Scope) -> Iterator[Case]:
     """By width, each operation of each family once; on a GPU, since a CPU's caches hold what it passes over."""
     seen = set[str]()
     for model in map(model_of, scope.models if scope.on_gpu else ()):
-        for name, work, width, entries in _operations(model):
-            case = _case(scope, name, work, width, entries)
+        for name, work, width in _operations(model):
+            case = _case(scope, name, work, width)
             if case.case not in seen:
                 seen.add(case.case)
                 yield case
 
 
-def _operations(model: ModelSpec) -> Iterator[tuple[str, Work, int, int]]:
-    """What is done to rows, their width, and how often each of their entries is read or written."""
-    by_layer, gated, width = model.norm_bias, model.gated_mlp, model.hidden
-    yield ("layer_norm" if by_layer else "rms_norm", _layer_norm if by_layer else _rms_norm, width, norm_passes(model))
-    yield "residual", _residual, width, 3
-    yield "silu" if gated else "relu", _gated if gated else _relu, model.intermediate, activation_passes(model)
+def _operations(model: ModelSpec) -> Iterator[tuple[str, Work, int]]:
+    """What is done to rows, and their width."""
+    yield norm_of(model), _layer_norm if model.norm_bias else _rms_norm, model.hidden
+    yield "residual", _residual, model.hidden
+    yield activation_of(model), _gated if model.gated_mlp else _relu, model.intermediate
     if not model.positions:
-        yield "rotation", lambda rows: _rotated(model, rows), model.query_dim, TURN_PASSES
+        yield "rotation", lambda rows: _rotated(model, rows), model.query_dim
 
 
-def _case(scope: Scope, name: str, work: Work, width: int, entries: int) -> Case:
+def _case(scope: Scope, name: str, work: Work, width: int) -> Case:
     size_bytes = _ROWS * width * scope.dtype.size_bytes
     shape = {"silu": (_ROWS, 2 * width), "residual": (2, _ROWS, width)}.get(name, (_ROWS, width))
 
     def prepare() -> list[Call]:
         return each(work, [scope.normal(*shape) for _ in range(scope.copies(size_bytes))])
 
-    words = f"op={name} rows={_ROWS} width={width} entries={entries} dtype={scope.dtype}"
-    return timed(scope, "passes", words, prepare, size_bytes=entries * size_bytes)
+    words = f"op={name} rows={_ROWS} width={width} dtype={scope.dtype}"
+    return timed(scope, "passes", words, prepare, size_bytes=sum(OPERATIONS[name]) * size_bytes)
 
 
 def _layer_norm(rows: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from statistics import mean
 
 from calibration.families.base import Case, Scope
 from calibration.runner import Runner
@@ -111,12 +112,13 @@ def measured(scope: Scope, runner: Runner, recipe: Recipe) -> tuple[Measurement,
     """The prefill and a decode step; after a run that loads and compiles what is needed."""
     plan = plan_of(recipe, scope.machine)
     runner.warm(plan)
-    prefills, steps, peak_bytes = list[float](), list[list[float]](), 0
+    prefills, steps, paces, peak_bytes = list[float](), list[list[float]](), list[float](), 0
     for _ in range(_RUNS):
         ran = runner.run(plan)
         ends = ran.trace.waves[0].step_end_s
         prefills.append(ends[0])
         steps.append(steady(ends))
+        paces.append(ran.launch_s)
         peak_bytes = ran.peak_bytes or 0
         ran_s = sum(prefills) + sum(map(sum, steps))
         enough = _LEAST_RUNS if ran_s > _SHORT_S else 2 * _LEAST_RUNS
@@ -124,7 +126,11 @@ def measured(scope: Scope, runner: Runner, recipe: Recipe) -> tuple[Measurement,
             break
     settled = steps if recipe.recompute is Recompute.NONE else steps[-_LEAST_RUNS:]
     last = [seconds for run in settled for seconds in run]
-    return (_measurement("decode", recipe, last), _measurement("prefill", recipe, prefills, peak_bytes))
+    pace_s = mean(paces)
+    return (
+        _measurement("decode", recipe, last, launch_s=pace_s),
+        _measurement("prefill", recipe, prefills, peak_bytes, launch_s=pace_s),
+    )
 
 
 def _settles(recipe: Recipe, ran_s: float) -> bool:
@@ -137,7 +143,9 @@ def steady(step_end_s: Sequence[float]) -> list[float]:
     return [end_s - start_s for start_s, end_s in pairwise(step_end_s[FIRST_STEADY_STEP - 1 :])]
 
 
-def _measurement(family: str, recipe: Recipe, samples: list[float], peak_bytes: int = 0) -> Measurement:
+def _measurement(
+    family: str, recipe: Recipe, samples: list[float], peak_bytes: int = 0, *, launch_s: float
+) -> Measurement:
     spread = Spread.of(samples)
     return Measurement(
         family=family,
@@ -147,4 +155,5 @@ def _measurement(family: str, recipe: Recipe, samples: list[float], peak_bytes: 
         high_s=spread.high_s,
         samples=spread.samples,
         peak_bytes=peak_bytes,
+        launch_s=launch_s,
     )

@@ -8,17 +8,20 @@ need to know of the row they look up on the device. Memory in HBM is what the pl
 
 from collections.abc import Iterator
 from math import gcd
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from runtime.graph.copy_engine import Block, CopyEngine, Mark, current_stream
 from runtime.graph.launch import power_of_two
 from runtime.graph.pinned import shared
+from runtime.graph.projecting import projection_of
 from runtime.graph.schedule import Layout, Row, Widths, schedule_of
 from runtime.graph.step import DecodeStep
 from runtime.lanes import Lanes
 from runtime.models import Decoder
-from runtime.streams import Done, SideStream, warming_stream
+from runtime.streams import warming_stream
 from runtime.tally import Tally
 from sim.plan import Plan, WriteBack
 
@@ -48,11 +51,17 @@ class StreamedSlots:
         self.positions = torch.zeros((self.saved, self.lanes), dtype=torch.int64, device=device)  # as they are encoded
         self.held = _table([there.positions for there in self.schedule.rows.values()], device)
         self.places = _places(self, device)
-        self.reads, self.writes = (SideStream(device, overlap=True) for _ in range(2))
+        self.project = projection_of(decoder)
+        self.reads, self.writes = CopyEngine(device), CopyEngine(device)
+        self.main = current_stream(device)
+        self.reached, self.written = Mark(device), Mark(device)  # by the main stream; by what goes to the host
+        self.ring = [Mark(device) for _ in range(self.buffers)]  # what comes into each buffer has come
+        self.there_kv, self.there_inputs = Block(self.host_kv.host, dims=2), Block(self.host_inputs.host, dims=2)
+        self.here, self.born = Block(self.slots, dims=2), Block(self.newborn, dims=1)
         self.staging = _Staging(self, Layout(recomputed=0, fetched=0))
-        self.again: list[tuple[slice, Tensor]] = []  # the row's tokens that are projected at once, and their positions
+        self.again: list[list[_Again]] = []  # of each buffer
         self.now = 0
-        self.pending: dict[int, Done] = {}  # by place: row * layers + layer
+        self.pending = set[int]()  # places that are being filled, or need nothing: row * layers + layer
 
     @property
     def kv_bytes(self) -> int:
@@ -86,12 +95,13 @@ class StreamedSlots:
         """Slots and staging of the next row, and its first fetches where the step before had no room for them."""
         self.now += 1
         row = self._row
-        self.writes.last.wait()
+        self.written.hold(self.main)
         if self.staging.layout != row.layout:
             self.staging = _Staging(self, row.layout)
-        self.again = self._at_once(row.recomputed)
+        self.again = [list(self._at_once(row.recomputed, inputs)) for inputs in self.staging.inputs]
         for there, here in row.moves:
             self.slots[here].copy_(self.slots[there])
+        self.reached.put(self.main)
         for place in range(self.now * self.layers, self.now * self.layers + self.buffers):
             if place not in self.pending:
                 self._fetch(place)
@@ -99,19 +109,25 @@ class StreamedSlots:
     def bring(self, layer: int) -> None:
         """What the layer's attention needs, once its fetch has ended."""
         place = self.now * self.layers + layer
-        self.pending.pop(place).wait()
-        self._project(layer, place % self.buffers)
+        self.pending.remove(place)
+        buffer = place % self.buffers
+        if self._row.recomputed + self._row.fetched:
+            self.ring[buffer].hold(self.main)
+        for one in self.again[buffer]:
+            self.project(layer, one.inputs, one.positions, one.rows)
 
     def leave(self, layer: int) -> None:
         """Once the layer has attended: what goes to the host, and the next fetch into its buffer."""
         position, written = self._cached - 1, self._row.written
+        self.reached.put(self.main)
         if written or position < self.saved:
-            with self.writes.work():
-                if position < self.saved:
-                    self.host_inputs.host[layer, position].copy_(self.newborn[layer], non_blocking=True)
-                for kept, slot in written:
-                    there = self.host_kv.host[layer, kept - self.schedule.kept_from]
-                    there.copy_(self.slots[slot, layer], non_blocking=True)
+            self.reached.hold(self.writes.stream)
+            if position < self.saved:
+                self.writes.copy(self.there_inputs.at(layer, position), self.born.at(layer), self.born.size_bytes)
+            for kept, slot in written:
+                there = self.there_kv.at(layer, kept - self.schedule.kept_from)
+                self.writes.copy(there, self.here.at(slot, layer), self.here.size_bytes)
+            self.written.put(self.writes.stream)
         self._fetch(self.now * self.layers + layer + self.buffers)
 
     def begin_step(self) -> None:
@@ -194,37 +210,45 @@ class StreamedSlots:
         row = self.schedule.rows.get(number)
         if row is None or row.layout != self.staging.layout:
             return
+        self.pending.add(place)
         if row.recomputed + row.fetched == 0:
-            self.pending[place] = Done()
             return
-        first = row.recomputed - self.schedule.kept_from
-        with self.reads.work():
-            self.writes.last.wait()
-            buffer = place % self.buffers
-            if row.recomputed:
-                here = self.staging.inputs[buffer][: row.recomputed]
-                here.copy_(self.host_inputs.host[layer, : row.recomputed], non_blocking=True)
-            if row.fetched:
-                here = self.staging.fetched[buffer][: row.fetched]
-                here.copy_(self.host_kv.host[layer, first : first + row.fetched], non_blocking=True)
-        self.pending[place] = self.reads.last
+        buffer, reads = place % self.buffers, self.reads
+        self.reached.hold(reads.stream)
+        self.written.hold(reads.stream)
+        if row.recomputed:
+            size_bytes = row.recomputed * self.there_inputs.size_bytes
+            reads.copy(self.staging.inputs_at[buffer], self.there_inputs.at(layer, 0), size_bytes)
+        if row.fetched:
+            there = self.there_kv.at(layer, row.recomputed - self.schedule.kept_from)
+            reads.copy(self.staging.fetched_at[buffer], there, row.fetched * self.there_kv.size_bytes)
+        self.ring[buffer].put(reads.stream)
 
     def _forget(self) -> None:
-        """Let fetches end that nobody waits for."""
+        """Let copies end that nobody waits for; from here on the main stream is the current one."""
+        self.main = current_stream(self.padding.device)
         self.pending.clear()
-        self.reads.last.wait()
+        for mark in (*self.ring, self.written):
+            mark.hold(self.main)
 
-    def _at_once(self, tokens: int) -> list[tuple[slice, Tensor]]:
-        """Made once for all layers: the decoder knows positions that it has turned by the tensor."""
+    def _at_once(self, tokens: int, inputs: Tensor) -> "Iterator[_Again]":
+        """The oldest ``tokens``, so many together that little is held besides."""
         most = max(1, _PROJECTED_ROWS // self.lanes)
-        parts = [slice(first, min(first + most, tokens)) for first in range(0, tokens, most)]
-        return [(some, self.positions[some]) for some in parts]
+        for first in range(0, tokens, most):
+            some = slice(first, min(first + most, tokens))
+            yield _Again(
+                inputs=inputs[some].flatten(0, 1),
+                positions=self.positions[some].flatten(),
+                rows=self.staging.recomputed[some].view(-1, self.widths.kv),
+            )
 
-    def _project(self, layer: int, buffer: int) -> None:
-        """Keys and values of the oldest tokens, from their inputs."""
-        for some, positions in self.again:
-            x, rows = self.staging.inputs[buffer][some], self.staging.recomputed[some].flatten(2)
-            self.decoder.reproject(layer, x, positions, out=rows)
+
+class _Again(NamedTuple):
+    """Inputs [row, hidden] that are projected at once, their positions [row], and where keys and values go, [row, 2 * kv_dim]."""
+
+    inputs: Tensor
+    positions: Tensor
+    rows: Tensor
 
 
 class _Staging:
@@ -250,6 +274,7 @@ class _Staging:
             taken(layout.recomputed, widths.inputs).view(layout.recomputed, lanes, widths.inputs) for _ in rings
         ]
         self.fetched = [taken(layout.fetched, widths.kv).view(layout.fetched, *row) for _ in rings]
+        self.inputs_at, self.fetched_at = ([one.data_ptr() for one in ring] for ring in (self.inputs, self.fetched))
 
 
 class StreamedStep(DecodeStep):

@@ -100,20 +100,12 @@ class Decoder:
         k = self._place(self._heads(k), weights.key_norm, positions)
         return q, k, self._heads(v)
 
-    def reproject(
-        self, layer: int, x: Tensor, positions: Tensor, *, out: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Key and value alone, from saved layer inputs: position encoding and key norm are applied again.
-
-        ``out`` [batch, token, 2 * kv_dim], contiguous, is where their rows are put if it is given.
-        """
+    def reproject(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value alone, from saved layer inputs: position encoding and key norm are applied again."""
         weights, spec = self.weights.layers[layer], self.spec
-        rows = _linear(self._attention_input(layer, x), weights.qkv.below(spec.query_dim), out=out)
+        rows = _linear(self._attention_input(layer, x), weights.qkv.below(spec.query_dim))
         k, v = (self._heads(part) for part in torch.split(rows, [spec.kv_dim, spec.kv_dim], dim=-1))
-        placed = self._place(k, weights.key_norm, positions)
-        if out is not None and placed is not k:
-            k.copy_(placed)
-        return placed, v
+        return self._place(k, weights.key_norm, positions), v
 
     def finish(self, layer: int, x: Tensor, attended: Tensor) -> Tensor:
         """The layer's output, given its input and what attention gave, [batch, token, head, head_dim]."""
@@ -177,15 +169,8 @@ class Decoder:
         return frequencies.to(self.device), magnitude
 
 
-def _linear(x: Tensor, affine: Affine, *, out: Tensor | None = None) -> Tensor:
-    if out is None:
-        return fn.linear(x, affine.widened(), affine.bias)
-    flat, rows, weight = x.flatten(0, -2), out.flatten(0, -2), affine.widened().t()
-    if affine.bias is None:
-        torch.mm(flat, weight, out=rows)
-    else:
-        torch.addmm(affine.bias, flat, weight, out=rows)
-    return out
+def _linear(x: Tensor, affine: Affine) -> Tensor:
+    return fn.linear(x, affine.widened(), affine.bias)
 
 
 def rms_norm(x: Tensor, scale: Tensor, eps: float) -> Tensor:

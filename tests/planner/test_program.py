@@ -88,7 +88,7 @@ EARNERS = (
     earner("saved_held", "all at once", 36, recompute=INPUTS_IN_HBM, concurrency=1),
     earner("linked", "the link fills up", 0, recompute=TOKENS, concurrency=2),
     earner("recomputing", "arithmetic to spare", 203, recompute=INPUTS_IN_HBM, concurrency=1),
-    earner("linked_stays_on", "small host", 233, recompute=TOKENS, concurrency=2),
+    earner("linked_stays_on", "small host", 3847, recompute=TOKENS, concurrency=2),
     earner("recomputing_stays_on", "sparse", 1321, recompute=INPUTS_IN_HBM, concurrency=4, **SWA_RECENT),
     earner("streamed", "the link fills up", 353, host_attention=True, weights_on_host=0.5, concurrency=2),
     earner("fetch", "sparse", 275, recompute=TOKENS, concurrency=3),
@@ -102,7 +102,7 @@ EARNERS = (
     earner("path_fetched", "latency", 1, weights_on_host=0.25, concurrency=1),
     earner("path_fetched_written", "waves", 77, recompute=TOKENS, concurrency=2),
     earner("path_fetched_ahead", "arithmetic to spare", 199, recompute=TOKENS, concurrency=2),
-    earner("path_launched", "waves", 65, recompute=INPUTS_IN_HBM, concurrency=2),
+    earner("path_launched", "waves", 334, recompute=INPUTS_IN_HBM, concurrency=2),
     earner("path_written", "arithmetic to spare", 199, recompute=TOKENS, concurrency=2),
 )
 

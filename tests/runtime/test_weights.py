@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from runtime.execute import execute
 from runtime.models import Decoder, as_planned
 from runtime.models.decoder import Affine, LayerWeights
 from runtime.models.quantised import quantised
+from runtime.models.streamed import mapped
 from runtime.options import Options
 from runtime.recorder import Record
 from sim.attention import Selector
@@ -37,11 +39,18 @@ def widened_once(decoder: Decoder, weight_format: WeightFormat) -> Decoder:
     return Decoder(decoder.config, weights)
 
 
+def copied(decoder: Decoder) -> Decoder:
+    """Tensors where an allocator puts them: some CPUs' products round otherwise where a file's lie, which are aligned to less."""
+    layers = tuple(mapped(layer, Tensor.clone) for layer in decoder.weights.layers)
+    return Decoder(decoder.config, replace(decoder.weights, layers=layers))
+
+
 @settings(DRAWN, max_examples=16)
 @given(seed=st.integers(0, 2**32))
 def test_streaming_changes_no_bit(where: Where, seed: int) -> None:
     rng = random.Random(seed)
     _, decoder = checkpoint(rng.choice(NAMES), where)
+    decoder = copied(decoder)
     choice = replace(draw_choice(rng, rng.choice([*Selector])), weights_on_host=rng.choice([0.01, 0.5, 0.77, 1.0]))
     plan = draw_plan(rng, decoder.spec, choice)
     resident = replace(plan, setting=replace(plan.setting, weights_on_host=0.0))

@@ -143,3 +143,39 @@ def test_texts_that_end_early_make_room(given_rules: Rules, rng: random.Random) 
 
     assert steps <= schedule(given_rules).steps
     assert scheduler.host_bytes == 0.0
+
+
+@pytest.mark.parametrize(
+    ("prefill_tokens", "entered"),
+    [
+        (100, [5, 0, 0]),
+        (4, [2, 2, 1, 0, 0]),  # as many prompts as a step prefills
+        (1, [1, 1, 1, 1, 1, 0, 0]),  # a prompt that is longer goes by itself
+    ],
+)
+def test_newcomers_are_prefilled_together(prefill_tokens: int, entered: list[int]) -> None:
+    """Five of 2 tokens, with room for all; each decodes for two steps more."""
+    roomy = replace(TWO_OF_THREE, batch=5, budget_bytes=100.0, most_sequences=5, prefill_tokens=prefill_tokens)
+
+    planned = schedule(roomy)
+
+    assert planned.prefilled.tolist() == entered
+    assert planned.prefill_passes.tolist() == [min(1, many) for many in entered]
+
+
+def test_who_returns_with_more_tokens_is_prefilled_in_another_pass() -> None:
+    # 2 + 2 + 2 bytes enter. Of 3 each 7 bytes hold two, of 4 one: the third steps back with 1 token done, then the second
+    # with 2. Once the first has ended both return, with 2 + 2 and 2 + 1 tokens, and fill the 7 bytes.
+    planned = schedule(replace(TWO_OF_THREE, budget_bytes=7.0))
+
+    assert planned.prefilled_tokens.tolist() == [6, 0, 0, 7, 0]
+    assert planned.prefill_passes.tolist() == [1, 0, 0, 2, 0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(rules())
+def test_each_length_is_a_pass(given_rules: Rules) -> None:
+    planned, turns = schedule(given_rules), list(iter(Scheduler(given_rules).step, None))
+
+    lengths = [{change.done for change in turn.entered if not change.swapped} for turn in turns]
+    assert planned.prefill_passes.tolist() == [len(found) for found in lengths]

@@ -4,7 +4,7 @@ The tiny model's layer has 768 + 256 + 256 parameters; its key and value take 64
 """
 
 from dataclasses import replace
-from math import hypot
+from math import exp, hypot
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
 from sim.forecast import forecast
 from sim.kv import KvFormat, KvFormats
-from sim.launches import choice_operations, decode_operations, end_operations, prefill_operations
+from sim.launches import begin_operations, choice_operations, decode_operations, end_operations, prefill_operations
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices, layer_times
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, Setting, WriteBack
 from sim.spec import CPU_LINK, DType, WeightFormat
@@ -39,28 +39,49 @@ def slow_arithmetic(**changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_inputs_are_projected_to_keys_and_values(batch: int) -> None:
+@pytest.mark.parametrize(
+    ("recompute", "passed_s"), [(Recompute.ACTIVATIONS_HOST, 0.25), (Recompute.ACTIVATIONS_HBM, 1.625)]
+)
+def test_inputs_are_projected_to_keys_and_values(batch: int, recompute: Recompute, passed_s: float) -> None:
     """1024 bytes of weights take 2 s, 2 x 16 x 32 FLOP a row at 1024 a second 1 s for each token of each sequence.
 
-    A token's norm (12 passes over 16 entries) and its key's rotation (9 over 16) move 672 bytes, 1.3125 s.
+    A token's norm and its key's rotation, of 16 entries each, move 128 bytes by a kernel each of a captured step's, 1/4 s;
+    12 and 14 passes move 832 bytes otherwise, 1.625 s.
     """
-    setting = make_setting(batch=batch, machine=make_machine(flop_per_s=1024.0), recompute=Recompute.ACTIVATIONS_HOST)
+    setting = make_setting(batch=batch, machine=make_machine(flop_per_s=1024.0), recompute=recompute)
     plan = Plan(setting=setting, homes=make_homes((4, 4, 3, 2), activations=(0, 1, 3, 5)))
 
     rows = [batch * tokens for tokens in (1, 3, 5)]
-    assert op(plan, "reproject") == [0] + [pytest.approx(hypotenuse(2, some) + 1.3125 * some) for some in rows]
+    assert is_captured(setting) == (recompute is Recompute.ACTIVATIONS_HOST)
+    assert op(plan, "reproject") == [0] + [pytest.approx(hypotenuse(2, some) + passed_s * some) for some in rows]
 
 
 def test_a_prefix_is_forwarded_through_all_of_a_layer() -> None:
     """2560 FLOP a token through its matrices, 2 x 16 x tokens x (tokens + 128) for causal attention, at 64 a second.
 
-    Between them a token's entries pass HBM 880 times: both norms and residual sums 480, the rotation of query and key 288,
-    what is stored and copied 96, the activation 16; 3.4375 s.
+    Between them a token's entries pass HBM 1040 times: both norms and residual sums 480, the rotation of query and key 448,
+    what is stored and copied 96, the activation 16; 4.0625 s.
     """
     setting = make_setting(machine=slow_arithmetic(), recompute=Recompute.TOKENS)
     plan = Plan(setting=setting, homes=make_homes((4, 5, 4, 4), dropped=(0, 0, 2, 3)))
 
-    assert op(plan, "forward") == [0, 0, 2 * (40 + 3.4375 + 64) + 4 / 2, 3 * (40 + 3.4375 + 64) + 9 / 2]
+    assert op(plan, "forward") == [0, 0, 2 * (40 + 4.0625 + 64) + 4 / 2, 3 * (40 + 4.0625 + 64) + 9 / 2]
+
+
+def test_a_prefills_products_slow_down_as_clocks_settle() -> None:
+    """Clocks fall by 1 - exp(-t / 0.08 s) of what they fall in the end, here by half; over T on average by 1 - (1 - exp(-x)) / x
+    of it, x = T / 0.08 s. At 256 times the usual rate T is of two layers with 5/256 s of products and 4 tokens' passes.
+    """
+    plan = in_hbm(make_setting(machine=make_machine(hbm_bytes_per_s=256 * 512.0)))
+    passed_s = 4 * 4.0625 / 256
+    settled = 2 * (5 / 256 + passed_s) / 0.08
+    slower = 1 + (1 - (1 - exp(-settled)) / settled)
+
+    found = {name: op(plan, name, prefill_sustained_share=0.5)[:2] for name in ("qkv", "out", "mlp", "norms")}
+
+    assert found["qkv"] == [pytest.approx(slower * 3 / 256), 3 / 256]
+    assert found["out"] == found["mlp"] == [pytest.approx(slower / 256), 1 / 256]
+    assert found["norms"] == [passed_s, 0]
 
 
 def test_conversion_takes_a_pass_over_the_newborn_and_two_over_what_moves() -> None:
@@ -95,29 +116,30 @@ def test_a_gather_kernel_holds_a_share_of_the_sms_while_it_fetches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("selector", "bytes_per_kept", "queries"),
+    ("selector", "bytes_per_kept", "first_bytes"),
     [
-        (Selector.SWA, 4 + 4 + 16, 2),  # weights written and read, newest row in and oldest out, top-k over fp32 scores
-        (Selector.H2O, 4 + 8 + 16, 8),  # instead of rows a running sum, read and written
+        # Weights written and read, newest row in and oldest out, top-k over fp32 scores.
+        (Selector.SWA, 4 + 4 + 16, 9 * 4 * 2 * 8),
+        (Selector.H2O, 4 + 8 + 16, 9 * 4 * 8 * 8),  # instead of rows a running sum, read and written
         (Selector.LOCAL, 0, 0),
         (Selector.STRIDED, 0, 0),
-        (Selector.PAGES, 0, 0),
+        (Selector.PAGES, 0, 21 * 2 * 16 * 8),
     ],
 )
 def test_the_next_selection_is_made_from_this_steps_weights(
-    selector: Selector, bytes_per_kept: float, queries: int
+    selector: Selector, bytes_per_kept: float, first_bytes: float
 ) -> None:
     """Four kernels of 1 s, then a pass over the kept tokens (2 newest and 2 older ones, or 4 newest), 1/4 s each besides.
 
     The prompt's first choice takes a kernel of 1 s an operation and passes nine times over the float32 weights that its
-    last k queries, or all, pay 8 tokens.
+    last k queries, or all, pay 8 tokens. Digests of pages, which choose nothing yet, pass 21 times over its 8 keys of 16.
     """
     setting = make_setting(selector, prompt=8, output=2, sparsity=0.5, machine=make_machine(launch_s=1.0))
 
     launches, token_s = (4, 0.25) if bytes_per_kept else (0, 0)
     kept = setting.token_counts.local[1] + setting.token_counts.selected[1]
     assert op(in_hbm(setting), "select", kernels_per_selection=4, selection_token_s=0.25) == [
-        (choice_operations(setting) + 9 * 4 * queries * 8 / 512) if queries else 0,
+        (choice_operations(setting) if bytes_per_kept else 0) + first_bytes / 512,
         launches + (token_s + bytes_per_kept / 512) * kept,
     ]
 
@@ -142,35 +164,52 @@ def test_a_choice_goes_over_its_tokens_in_turn_however_many_sequences() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "batch", "parts"),
+    ("heads", "kv_heads", "batch", "turn_s", "launched"),
     [
-        (1, 1, 1, 1),  # no heads share keys: one program goes over all tokens
-        (2, 1, 1, 16),  # 512 programs are wanted, 16 parts are the most
-        (2, 1, 128, 4),
-        (2, 1, 1000, 2),  # the least
+        (1, 1, 1, 5 / 3, 0),  # no heads share keys: one program goes over all tokens
+        (2, 1, 1, 1 / 16, 2),  # 512 programs are wanted, 16 parts are the most
+        (2, 1, 128, 1 / 4, 2 + 1.2 * (12.8 - 1)),  # 512 programs, 40 a round
+        (2, 1, 1000, 1 / 2, 2 + 1.2 * (50 - 1)),  # two parts are the least
     ],
 )
 def test_attention_reads_and_waits_for_the_programs_of_a_head(
-    heads: int, kv_heads: int, batch: int, parts: int
+    heads: int, kv_heads: int, batch: int, turn_s: float, launched: float
 ) -> None:
-    """64 bytes of each sequence's token, and 4 s of 128 channels, 1/2 s of 16, in so many parts; both are felt."""
+    """64 bytes of each sequence's token, and 4 s of 128 channels, 5/3 s of 16: (64 + 16) / 192 of it; both are felt.
+
+    In parts 3/5 of that, 1 s, by so many side by side, set up in launches of 1 s; 10 multiprocessors take 4 programs each.
+    """
     model = make_model(heads=heads, kv_heads=kv_heads)
-    setting = make_setting(batch=batch, output=2, model=model)
+    setting = make_setting(batch=batch, output=2, model=model, machine=make_machine(launch_s=1.0))
 
     found = op(in_hbm(setting), "attention", attention_token_s=4.0, attention_setup_s=7.0)
 
-    assert found[1] == pytest.approx(7 + 5 * hypot(batch * 64 / 512, 0.5 / parts))
+    assert found[1] == pytest.approx(7 + launched + 5 * hypot(batch * 64 / 512, turn_s))
+
+
+@pytest.mark.parametrize(("batch", "rounds"), [(1, 1), (120, 1), (121, 2), (360, 3)])
+def test_programs_that_widen_their_tokens_are_gone_through_in_rounds(batch: int, rounds: int) -> None:
+    """37 bytes of each sequence's token, 5/3 s of 16 channels; 10 multiprocessors take 12 programs each at once."""
+    setting = make_setting(batch=batch, output=2, kv_format=KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8))
+
+    found = op(in_hbm(setting), "attention", quantised_token_s=4.0, attention_setup_s=7.0)
+
+    assert found[1] == pytest.approx(7 + 5 * hypot(batch * 37 / 512, 5 / 3 * rounds))
 
 
 def test_attention_of_a_step_in_pieces_and_over_pages_goes_over_a_heads_tokens_in_one_part() -> None:
-    """Two query heads share a key head: 5 tokens of 64 bytes, 1/2 s of 16 channels each; pages are read half again."""
-    model = make_model(heads=2, kv_heads=1)
-    constants = {"attention_token_s": 4.0, "attention_setup_s": 7.0, "paged_again_share": 0.5}
-    streamed = newest_in_hbm(make_setting(output=2, model=model), slots=2)
-    paged = in_hbm(make_setting(output=2, model=model, admission=Admission.CONTINUOUS))
+    """Two query heads share a key head: 5 tokens of 64 bytes; pages are read half again.
 
-    assert op(streamed, "attention", **constants)[1] == pytest.approx(7 + 5 * hypot(64 / 512, 0.5))
-    assert op(paged, "attention", **constants)[1] == pytest.approx(7 + 5 * hypot(96 / 512, 0.5))
+    A token of 128 channels takes 4 s, 8 s more in a step in pieces, 2 s more from a page; one of 16 takes 5/12 of that.
+    """
+    model, machine = make_model(heads=2, kv_heads=1), make_machine(launch_s=1.0)
+    constants = {"attention_token_s": 4.0, "streamed_token_s": 8.0, "paged_token_s": 2.0}
+    constants |= {"attention_setup_s": 7.0, "paged_again_share": 0.5}
+    streamed = newest_in_hbm(make_setting(output=2, model=model, machine=machine), slots=2)
+    paged = in_hbm(make_setting(output=2, model=model, machine=machine, admission=Admission.CONTINUOUS))
+
+    assert op(streamed, "attention", **constants)[1] == pytest.approx(7 + 5 * hypot(64 / 512, 5))
+    assert op(paged, "attention", **constants)[1] == pytest.approx(7 + 5 * hypot(96 / 512, 2.5))
 
 
 @pytest.mark.parametrize(
@@ -185,6 +224,27 @@ def test_recall_scores_every_token_before_it_attends(selector: Selector, bytes_p
         0,
         launches + bytes_per_cached * 9 / 512,
     ]
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_captured_steps_digests_are_scored_at_the_rate_of_norms(captured: bool) -> None:
+    """9 tokens of 20 bytes, at half of HBM's rate or at a quarter."""
+    placement = Placement.RESIDENT if captured else Placement.RECENT
+    setting = make_setting(Selector.PAGES, prompt=8, output=2, sparsity=0.5, placement=placement)
+
+    assert is_captured(setting) == captured
+    scored_s = op(in_hbm(setting), "score", norm_efficiency=0.5, selection_efficiency=0.25)
+    assert scored_s == [0, 9 * 20 / (256 if captured else 128)]
+
+
+@pytest.mark.parametrize(("batch", "felt"), [(1, 0.25 + 0.75 / 10), (8, 0.25 + 0.75 * 8 / 10), (20, 1.0)])
+def test_a_captured_steps_choice_is_felt_by_the_multiprocessors_that_it_holds(batch: int, felt: float) -> None:
+    """A quarter of it in any case; of the rest as much as there are sequences to 10 of them, which choose from 4 tokens each."""
+    setting = make_setting(Selector.SWA, batch=batch, prompt=8, output=2, sparsity=0.5, placement=Placement.RESIDENT)
+
+    found = op(in_hbm(setting), "select", selection_exposed_share=0.25)
+
+    assert found[1] == pytest.approx(felt * batch * 4 * 24 / 512)
 
 
 def test_widening_and_rounding_have_rates_of_their_own() -> None:
@@ -205,7 +265,11 @@ def test_widening_and_rounding_have_rates_of_their_own() -> None:
     ],
 )
 def test_one_sequence_admitted_alone_takes_as_long_as_a_wave_of_it(selector: Selector, kv: KvFormat) -> None:
-    """Prefill and choices included."""
+    """Prefill and choices included, but for what only one of them does.
+
+    A wave's 90 operations begin it, 1/64 s each. A captured step's pages of native KV have the 8 tokens scattered to them: six
+    passes over 32 entries a token and layer, at half of HBM's rate.
+    """
     sparsity = 0.0 if selector is Selector.DENSE else 0.5
     setting = make_setting(
         selector,
@@ -215,11 +279,13 @@ def test_one_sequence_admitted_alone_takes_as_long_as_a_wave_of_it(selector: Sel
         kv_format=KvFormats(gpu=kv, host=kv),
         placement=Placement.RESIDENT if sparsity else Placement.RECENT,
     )
-    cost = make_cost(setting.machine, elementwise_efficiency=0.5)
+    cost = make_cost(setting.machine, elementwise_efficiency=0.25, norm_efficiency=0.5, host_operation_s=1 / 64)
     wave = forecast(in_hbm(setting), cost)
     alone = forecast(in_hbm(replace(setting, admission=Admission.CONTINUOUS)), cost)
 
-    assert alone.waves[0].step_s.tolist() == pytest.approx(wave.waves[0].step_s.tolist())
+    scattered_s = 2 * 8 * 6 * 32 * 2 / 256 if selector is Selector.DENSE and kv is KvFormat.NATIVE else 0.0
+    first_s, *later_s = wave.waves[0].step_s.tolist()
+    assert alone.waves[0].step_s.tolist() == pytest.approx([first_s - 90 / 64 + scattered_s, *later_s])
 
 
 def test_the_host_launches_the_operations_of_each_layer() -> None:
@@ -234,10 +300,21 @@ def test_the_host_launches_the_operations_of_each_layer() -> None:
 
 
 def launches(setting: Setting, *, away: bool) -> list[float]:
-    """What a layer of the prefill and of three steps launches, with its share of their ends."""
-    first = prefill_operations(setting, 1, away=away).worth, end_operations(setting, prefill=True).worth
+    """What a layer of the prefill and of three steps launches, with its share of their ends and of what begins a wave."""
+    ends = end_operations(setting, prefill=True).worth + begin_operations(setting)
+    first = prefill_operations(setting, 1, away=away).worth, ends
     later = decode_operations(setting, away=away).worth, end_operations(setting, prefill=False).worth
     return [layer + ends / setting.model.layers for layer, ends in (first, later, later, later)]
+
+
+@pytest.mark.parametrize("selector", [Selector.DENSE, Selector.TOPK])
+def test_the_gpu_waits_for_a_waves_begin(selector: Selector) -> None:
+    """90 operations of 2 s before the first of two layers, captured or not; admission has none to begin."""
+    setting = make_setting(selector, sparsity=0.0 if selector is Selector.DENSE else 0.5)
+    admitted = replace(setting, admission=Admission.CONTINUOUS)
+
+    assert op(in_hbm(setting), "launch", host_operation_s=2.0) == [2 * 90 / 2, 0, 0, 0]
+    assert op(in_hbm(admitted), "launch", host_operation_s=2.0) == [0, 0, 0, 0]
 
 
 def test_on_a_cpu_launches_come_on_top_of_what_they_launch() -> None:
@@ -309,6 +386,15 @@ def test_prefill_takes_long_batches_in_several_passes() -> None:
     assert op(in_hbm(setting), "out", gemm_half_rows=10) == [2 * (6400 + 10)]
     assert op(in_hbm(setting), "launch", kernels_per_layer=3) == [2 * 3]
     assert op(in_hbm(setting), "attention") == [2 * 100 * 16 * 128 * (128 + 128) / 512]
+
+
+@pytest.mark.parametrize(("shape", "kernels"), [({"positions": 64}, 3), ({}, 4), ({"gated_mlp": True}, 5)])
+def test_a_rotation_and_a_gate_are_kernels_of_their_own_where_a_step_decodes(
+    shape: dict[str, Any], kernels: int
+) -> None:
+    setting = make_setting(output=2, model=make_model(**shape), machine=make_machine(launch_s=1.0))
+
+    assert op(in_hbm(setting), "launch", kernels_per_layer=3)[1] == kernels
 
 
 def test_the_head_ends_every_step() -> None:

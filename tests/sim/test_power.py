@@ -1,5 +1,7 @@
 """What a power limit leaves of products' clocks: by the energy that it allows, and as pieces that the program can read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -71,3 +73,55 @@ def test_a_limit_slows_what_is_recomputed_and_nothing_else(recompute: Recompute)
     for of in ("reproject", "forward"):
         assert getattr(prices[0], of).at_one(4) < getattr(prices[1], of).at_one(4)
     assert steps[0].tolist() == steps[1].tolist()
+
+
+@given(st.floats(0, 1e3))
+def test_a_prefill_that_the_limit_never_reaches_keeps_its_clocks(whole_s: float) -> None:
+    assert make_cost(prefill_sustained_share=1.0, **LIMITED).settling(whole_s) == 1.0
+
+
+def test_a_short_prefill_ends_before_its_clocks_fall_and_a_long_one_has_few_seconds_before() -> None:
+    cost = make_cost(prefill_sustained_share=0.8)
+
+    assert cost.settling(0.0) == 1.0
+    assert cost.settling(1e-7) == pytest.approx(1.0, abs=1e-6)
+    assert cost.settling(1e6) == pytest.approx(1 / 0.8, abs=1e-6)
+
+
+@given(st.floats(0.1, 0.99), st.floats(1e-4, 10.0), st.floats(1.01, 100.0))
+def test_the_longer_a_prefill_the_slower_are_its_products(share: float, whole_s: float, times: float) -> None:
+    cost = make_cost(prefill_sustained_share=share)
+
+    assert 1 < cost.settling(whole_s) < cost.settling(times * whole_s) < 1 / share
+
+
+@pytest.mark.parametrize("whole_s", [0.01, 0.05, 0.2])
+def test_clocks_fall_as_fast_as_there_is_left_to_fall(whole_s: float) -> None:
+    """What is lost grows by what clocks have fallen; of what they will, twice the time leaves the square of the share."""
+    cost, moment_s, slowest = make_cost(prefill_sustained_share=0.8), 1e-4, 1 / 0.8
+
+    def lost_s(seconds: float) -> float:
+        return seconds * (cost.settling(seconds) - 1)
+
+    def left(seconds: float) -> float:
+        growth = (lost_s(seconds + moment_s) - lost_s(seconds - moment_s)) / (2 * moment_s)
+        return 1 - growth / (slowest - 1)
+
+    assert left(2 * whole_s) == pytest.approx(left(whole_s) ** 2, rel=1e-3)
+    assert 0 < left(whole_s) < 1
+
+
+def test_a_prefills_products_settle_over_the_work_of_all_its_layers_and_nothing_else_does() -> None:
+    """Some hundredths of a second long: clocks are on their way. While the GPU waits for launches they do not fall."""
+    setting = make_setting(batch=8, machine=make_machine(hbm_bytes_per_s=1e6, launch_s=0.5))
+    constants = {"kernels_per_layer": 3.0, "host_operation_s": 0.1}
+    kept, falling = (make_cost(setting.machine, prefill_sustained_share=share, **constants) for share in (1.0, 0.5))
+
+    free, limited = (layer_prices(cost, setting, 8) for cost in (kept, falling))
+
+    products, beside = ("qkv", "out", "mlp"), ("attention", "norms")
+    slower = falling.settling(setting.model.layers * sum(free.prefill[name] for name in (*products, *beside)))
+    assert 1.05 < slower < 1.95
+    assert free.prefill["launch"] > 1.0
+    assert limited.prefill == pytest.approx(free.prefill | {name: slower * free.prefill[name] for name in products})
+    assert replace(limited, prefill=free.prefill) == free

@@ -20,6 +20,7 @@ STAGGERED = Schedule(
     prefilled=np.array([1.0, 1.0, 0.0, 0.0, 0.0]),
     prefilled_tokens=np.array([4.0, 4.0, 0.0, 0.0, 0.0]),
     prefilled_squares=np.array([16.0, 16.0, 0.0, 0.0, 0.0]),
+    prefill_passes=np.array([1.0, 1.0, 0.0, 0.0, 0.0]),
     swapped_in=NONE,
     swapped_out=NONE,
     held_bytes=NONE,

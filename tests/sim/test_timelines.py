@@ -2,9 +2,9 @@
 
 The machine of ``builders`` takes 3 s for a layer's qkv (1536 bytes of weights at 512 B/s), 1 s each for its output and
 feed-forward matrices, 1/8 s to attend to a token (64 bytes) and 1 s for the head. The link moves 64 B/s, a token a
-second, unless a test says otherwise. A prompt token's passes between a layer's products read or write 880 entries: 30 of
-16 by the norms and residual sums, 9 of 32 by the rotation, 96 by what is stored and copied, 16 by the activation; that is
-3.4375 s. Arithmetic, launches and set-ups take no time. All times are sums of eighths (or
+second, unless a test says otherwise. A prompt token's passes between a layer's products read or write 1040 entries: 30 of
+16 by the norms and residual sums, 14 of 32 by the rotation, 96 by what is stored and copied, 16 by the activation; that is
+4.0625 s. Arithmetic, launches and set-ups take no time. All times are sums of eighths (or
 smaller halves), which floats hold exactly, so the lists are compared with ==.
 """
 
@@ -42,40 +42,40 @@ def setting_of(selector: Selector = Selector.DENSE, link_bytes_per_s: float = 64
 
 
 def test_all_in_hbm() -> None:
-    """7, 8 and 9 tokens cached: a layer takes 5 + 7 * 3.4375 s in the prefill, then 3 + 1 + 2 and 3 + 9/8 + 2."""
+    """7, 8 and 9 tokens cached: a layer takes 5 + 7 * 4.0625 s in the prefill, then 3 + 1 + 2 and 3 + 9/8 + 2."""
     wave = timeline(in_hbm(setting_of(prompt=7)))
 
     assert list(wave.spans) == [
         Span(Resource.GPU, "query", 0, 0, 0, 3),
         Span(Resource.GPU, "attend", 0, 0, 3, 3),
-        Span(Resource.GPU, "rest", 0, 0, 3, 29.0625),
-        Span(Resource.GPU, "query", 0, 1, 29.0625, 32.0625),
-        Span(Resource.GPU, "attend", 0, 1, 32.0625, 32.0625),
-        Span(Resource.GPU, "rest", 0, 1, 32.0625, 58.125),
-        Span(Resource.GPU, "head", 0, None, 58.125, 59.125),
-        Span(Resource.GPU, "query", 1, 0, 59.125, 62.125),
-        Span(Resource.GPU, "attend", 1, 0, 62.125, 63.125),
-        Span(Resource.GPU, "rest", 1, 0, 63.125, 65.125),
-        Span(Resource.GPU, "query", 1, 1, 65.125, 68.125),
-        Span(Resource.GPU, "attend", 1, 1, 68.125, 69.125),
-        Span(Resource.GPU, "rest", 1, 1, 69.125, 71.125),
-        Span(Resource.GPU, "head", 1, None, 71.125, 72.125),
-        Span(Resource.GPU, "query", 2, 0, 72.125, 75.125),
-        Span(Resource.GPU, "attend", 2, 0, 75.125, 76.25),
-        Span(Resource.GPU, "rest", 2, 0, 76.25, 78.25),
-        Span(Resource.GPU, "query", 2, 1, 78.25, 81.25),
-        Span(Resource.GPU, "attend", 2, 1, 81.25, 82.375),
-        Span(Resource.GPU, "rest", 2, 1, 82.375, 84.375),
-        Span(Resource.GPU, "head", 2, None, 84.375, 85.375),
+        Span(Resource.GPU, "rest", 0, 0, 3, 33.4375),
+        Span(Resource.GPU, "query", 0, 1, 33.4375, 36.4375),
+        Span(Resource.GPU, "attend", 0, 1, 36.4375, 36.4375),
+        Span(Resource.GPU, "rest", 0, 1, 36.4375, 66.875),
+        Span(Resource.GPU, "head", 0, None, 66.875, 67.875),
+        Span(Resource.GPU, "query", 1, 0, 67.875, 70.875),
+        Span(Resource.GPU, "attend", 1, 0, 70.875, 71.875),
+        Span(Resource.GPU, "rest", 1, 0, 71.875, 73.875),
+        Span(Resource.GPU, "query", 1, 1, 73.875, 76.875),
+        Span(Resource.GPU, "attend", 1, 1, 76.875, 77.875),
+        Span(Resource.GPU, "rest", 1, 1, 77.875, 79.875),
+        Span(Resource.GPU, "head", 1, None, 79.875, 80.875),
+        Span(Resource.GPU, "query", 2, 0, 80.875, 83.875),
+        Span(Resource.GPU, "attend", 2, 0, 83.875, 85),
+        Span(Resource.GPU, "rest", 2, 0, 85, 87),
+        Span(Resource.GPU, "query", 2, 1, 87, 90),
+        Span(Resource.GPU, "attend", 2, 1, 90, 91.125),
+        Span(Resource.GPU, "rest", 2, 1, 91.125, 93.125),
+        Span(Resource.GPU, "head", 2, None, 93.125, 94.125),
     ]
-    assert wave.step_end_s == (59.125, 72.125, 85.375)
+    assert wave.step_end_s == (67.875, 80.875, 94.125)
     assert list(wave.levels) == [
         Level(Tier.HBM, 0, 0, 2 * 7 * 64),
         Level(Tier.HOST, 0, 0, 0),
-        Level(Tier.HBM, 1, 59.125, 2 * 8 * 64),
-        Level(Tier.HOST, 1, 59.125, 0),
-        Level(Tier.HBM, 2, 72.125, 2 * 9 * 64),
-        Level(Tier.HOST, 2, 72.125, 0),
+        Level(Tier.HBM, 1, 67.875, 2 * 8 * 64),
+        Level(Tier.HOST, 1, 67.875, 0),
+        Level(Tier.HBM, 2, 80.875, 2 * 9 * 64),
+        Level(Tier.HOST, 2, 80.875, 0),
     ]
 
 
@@ -83,15 +83,15 @@ def test_the_same_by_operation() -> None:
     wave = timeline(in_hbm(setting_of(prompt=7)), ops=True)
 
     assert rows_of(wave, Resource.GPU)[6:15] == [
-        ("attention", 0, 1, 32.0625, 32.0625),
-        ("out", 0, 1, 32.0625, 33.0625),
-        ("mlp", 0, 1, 33.0625, 34.0625),
-        ("norms", 0, 1, 34.0625, 58.125),
-        ("head", 0, None, 58.125, 59.125),
-        ("qkv", 1, 0, 59.125, 62.125),
-        ("attention", 1, 0, 62.125, 63.125),
-        ("out", 1, 0, 63.125, 64.125),
-        ("mlp", 1, 0, 64.125, 65.125),
+        ("attention", 0, 1, 36.4375, 36.4375),
+        ("out", 0, 1, 36.4375, 37.4375),
+        ("mlp", 0, 1, 37.4375, 38.4375),
+        ("norms", 0, 1, 38.4375, 66.875),
+        ("head", 0, None, 66.875, 67.875),
+        ("qkv", 1, 0, 67.875, 70.875),
+        ("attention", 1, 0, 70.875, 71.875),
+        ("out", 1, 0, 71.875, 72.875),
+        ("mlp", 1, 0, 72.875, 73.875),
     ]
 
 
@@ -107,49 +107,49 @@ def test_fetches_known_ahead() -> None:
     assert rows_of(wave, Resource.GPU) == [
         ("query", 0, 0, 0, 3),
         ("attend", 0, 0, 3, 3),
-        ("rest", 0, 0, 3, 29.0625),
-        ("query", 0, 1, 43.0625, 46.0625),
-        ("attend", 0, 1, 46.0625, 46.0625),
-        ("rest", 0, 1, 46.0625, 72.125),
-        ("head", 0, None, 86.125, 87.125),
-        ("query", 1, 0, 87.125, 90.125),
-        ("attend", 1, 0, 90.125, 91.125),
-        ("rest", 1, 0, 91.125, 93.125),
-        ("query", 1, 1, 93.125, 96.125),
-        ("attend", 1, 1, 101.125, 102.125),  # 5 s after its query
-        ("rest", 1, 1, 102.125, 104.125),
-        ("head", 1, None, 104.125, 105.125),
-        ("query", 2, 0, 117.125, 120.125),  # behind the fetch for its own layer
-        ("attend", 2, 0, 120.125, 121.25),
-        ("rest", 2, 0, 121.25, 123.25),
-        ("query", 2, 1, 123.25, 126.25),
-        ("attend", 2, 1, 133.125, 134.25),
-        ("rest", 2, 1, 134.25, 136.25),
-        ("head", 2, None, 136.25, 137.25),
+        ("rest", 0, 0, 3, 33.4375),
+        ("query", 0, 1, 47.4375, 50.4375),
+        ("attend", 0, 1, 50.4375, 50.4375),
+        ("rest", 0, 1, 50.4375, 80.875),
+        ("head", 0, None, 94.875, 95.875),
+        ("query", 1, 0, 95.875, 98.875),
+        ("attend", 1, 0, 98.875, 99.875),
+        ("rest", 1, 0, 99.875, 101.875),
+        ("query", 1, 1, 101.875, 104.875),
+        ("attend", 1, 1, 109.875, 110.875),  # 5 s after its query
+        ("rest", 1, 1, 110.875, 112.875),
+        ("head", 1, None, 112.875, 113.875),
+        ("query", 2, 0, 125.875, 128.875),  # behind the fetch for its own layer
+        ("attend", 2, 0, 128.875, 130),
+        ("rest", 2, 0, 130, 132),
+        ("query", 2, 1, 132, 135),
+        ("attend", 2, 1, 141.875, 143),
+        ("rest", 2, 1, 143, 145),
+        ("head", 2, None, 145, 146),
     ]
     assert rows_of(wave, Resource.H2D) == [
-        ("fetch", 1, 0, 43.0625, 57.0625),  # once the prefill's first layer has left its buffer
-        ("fetch", 1, 1, 87.125, 101.125),
-        ("fetch", 2, 0, 101.125, 117.125),
-        ("fetch", 2, 1, 117.125, 133.125),
+        ("fetch", 1, 0, 47.4375, 61.4375),  # once the prefill's first layer has left its buffer
+        ("fetch", 1, 1, 95.875, 109.875),
+        ("fetch", 2, 0, 109.875, 125.875),
+        ("fetch", 2, 1, 125.875, 141.875),
     ]
     assert rows_of(wave, Resource.D2H) == [
-        ("write", 0, 0, 29.0625, 43.0625),
-        ("write", 0, 1, 72.125, 86.125),
-        ("write", 1, 0, 93.125, 95.125),
-        ("write", 1, 1, 104.125, 106.125),
+        ("write", 0, 0, 33.4375, 47.4375),
+        ("write", 0, 1, 80.875, 94.875),
+        ("write", 1, 0, 101.875, 103.875),
+        ("write", 1, 1, 112.875, 114.875),
     ]
     assert bytes_of(wave, Resource.H2D) == [7 * 64, 7 * 64, 8 * 64, 8 * 64]
     assert bytes_of(wave, Resource.D2H) == [7 * 64, 7 * 64, 64, 64]
-    assert wave.step_end_s == (87.125, 117.125, 137.25)
+    assert wave.step_end_s == (95.875, 125.875, 146)
     # One slot in two layers, and two layers of the prompt on their way out, or two buffers of fetched tokens.
     assert levels_of(wave, Tier.HBM) == [
         (0, 0, 2 * 64 + 2 * 6 * 64),
-        (1, 87.125, 2 * 64 + 2 * 7 * 64),
-        (2, 117.125, 2 * 64 + 2 * 8 * 64),
+        (1, 95.875, 2 * 64 + 2 * 7 * 64),
+        (2, 125.875, 2 * 64 + 2 * 8 * 64),
     ]
     # What is written during a step has its place on the host from the step's start.
-    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 7 * 64), (1, 87.125, 2 * 8 * 64), (2, 117.125, 2 * 8 * 64)]
+    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 7 * 64), (1, 95.875, 2 * 8 * 64), (2, 125.875, 2 * 8 * 64)]
 
 
 def test_recall_guessed_half_right() -> None:
@@ -167,47 +167,47 @@ def test_recall_guessed_half_right() -> None:
     assert rows_of(wave, Resource.GPU) == [
         ("query", 0, 0, 0, 3),
         ("attend", 0, 0, 3, 3),
-        ("rest", 0, 0, 3, 29.0625),
-        ("query", 0, 1, 35.0625, 38.0625),
-        ("attend", 0, 1, 38.0625, 38.0625),
-        ("rest", 0, 1, 38.0625, 64.125),
-        ("head", 0, None, 70.125, 71.125),
-        ("query", 1, 0, 71.125, 74.875),
-        ("attend", 1, 0, 75.875, 76.875),
-        ("rest", 1, 0, 76.875, 78.875),
-        ("query", 1, 1, 78.875, 82.625),
-        ("attend", 1, 1, 83.625, 84.625),
-        ("rest", 1, 1, 84.625, 86.625),
-        ("head", 1, None, 86.625, 87.625),
-        ("query", 2, 0, 87.625, 91.46875),  # 3 + 9 * 3/32
-        ("attend", 2, 0, 92.46875, 93.46875),
-        ("rest", 2, 0, 93.46875, 95.46875),
-        ("query", 2, 1, 95.46875, 99.3125),
-        ("attend", 2, 1, 100.3125, 101.3125),
-        ("rest", 2, 1, 101.3125, 103.3125),
-        ("head", 2, None, 103.3125, 104.3125),
+        ("rest", 0, 0, 3, 33.4375),
+        ("query", 0, 1, 39.4375, 42.4375),
+        ("attend", 0, 1, 42.4375, 42.4375),
+        ("rest", 0, 1, 42.4375, 72.875),
+        ("head", 0, None, 78.875, 79.875),
+        ("query", 1, 0, 79.875, 83.625),
+        ("attend", 1, 0, 84.625, 85.625),
+        ("rest", 1, 0, 85.625, 87.625),
+        ("query", 1, 1, 87.625, 91.375),
+        ("attend", 1, 1, 92.375, 93.375),
+        ("rest", 1, 1, 93.375, 95.375),
+        ("head", 1, None, 95.375, 96.375),
+        ("query", 2, 0, 96.375, 100.21875),  # 3 + 9 * 3/32
+        ("attend", 2, 0, 101.21875, 102.21875),
+        ("rest", 2, 0, 102.21875, 104.21875),
+        ("query", 2, 1, 104.21875, 108.0625),
+        ("attend", 2, 1, 109.0625, 110.0625),
+        ("rest", 2, 1, 110.0625, 112.0625),
+        ("head", 2, None, 112.0625, 113.0625),
     ]
     assert rows_of(wave, Resource.H2D) == [
-        ("fetch", 1, 0, 38.0625, 40.0625),
-        ("correct", 1, 0, 74.875, 75.875),
-        ("fetch", 1, 1, 75.875, 77.875),
-        ("correct", 1, 1, 82.625, 83.625),
-        ("fetch", 2, 0, 83.625, 85.625),
-        ("correct", 2, 0, 91.46875, 92.46875),
-        ("fetch", 2, 1, 92.46875, 94.46875),
-        ("correct", 2, 1, 99.3125, 100.3125),
+        ("fetch", 1, 0, 42.4375, 44.4375),
+        ("correct", 1, 0, 83.625, 84.625),
+        ("fetch", 1, 1, 84.625, 86.625),
+        ("correct", 1, 1, 91.375, 92.375),
+        ("fetch", 2, 0, 92.375, 94.375),
+        ("correct", 2, 0, 100.21875, 101.21875),
+        ("fetch", 2, 1, 101.21875, 103.21875),
+        ("correct", 2, 1, 108.0625, 109.0625),
     ]
     assert rows_of(wave, Resource.D2H) == [
-        ("write", 0, 0, 29.0625, 35.0625),
-        ("write", 0, 1, 64.125, 70.125),
-        ("write", 1, 0, 78.875, 79.875),
-        ("write", 1, 1, 86.625, 87.625),
+        ("write", 0, 0, 33.4375, 39.4375),
+        ("write", 0, 1, 72.875, 78.875),
+        ("write", 1, 0, 87.625, 88.625),
+        ("write", 1, 1, 95.375, 96.375),
     ]
     # Two slots, two buffers of two fetched tokens, and the keys (32 bytes) of all that are on the host.
     assert levels_of(wave, Tier.HBM) == [
         (0, 0, 2 * (2 * 64 + 5 * 32) + 2 * 5 * 64),
-        (1, 71.125, 2 * (2 * 64 + 6 * 32) + 2 * 2 * 64),
-        (2, 87.625, 2 * (2 * 64 + 7 * 32) + 2 * 2 * 64),
+        (1, 79.875, 2 * (2 * 64 + 6 * 32) + 2 * 2 * 64),
+        (2, 96.375, 2 * (2 * 64 + 7 * 32) + 2 * 2 * 64),
     ]
 
 
@@ -222,34 +222,34 @@ def test_write_backs_at_birth() -> None:
     assert rows_of(wave, Resource.GPU) == [
         ("query", 0, 0, 0, 3),
         ("attend", 0, 0, 3, 3),
-        ("rest", 0, 0, 3, 15.3125),
-        ("query", 0, 1, 27.3125, 30.3125),
-        ("attend", 0, 1, 30.3125, 30.3125),
-        ("rest", 0, 1, 30.3125, 42.625),
-        ("head", 0, None, 54.625, 55.625),
-        ("query", 1, 0, 55.625, 58.625),
-        ("attend", 1, 0, 58.625, 59.125),
-        ("rest", 1, 0, 59.125, 61.125),
-        ("query", 1, 1, 61.125, 64.125),
-        ("attend", 1, 1, 64.125, 64.625),
-        ("rest", 1, 1, 64.625, 66.625),
-        ("head", 1, None, 66.625, 67.625),
-        ("query", 2, 0, 70.625, 73.625),
-        ("attend", 2, 0, 73.625, 74.25),
-        ("rest", 2, 0, 74.25, 76.25),
-        ("query", 2, 1, 76.25, 79.25),
-        ("attend", 2, 1, 79.25, 79.875),
-        ("rest", 2, 1, 79.875, 81.875),
-        ("head", 2, None, 81.875, 82.875),
+        ("rest", 0, 0, 3, 17.1875),
+        ("query", 0, 1, 29.1875, 32.1875),
+        ("attend", 0, 1, 32.1875, 32.1875),
+        ("rest", 0, 1, 32.1875, 46.375),
+        ("head", 0, None, 58.375, 59.375),
+        ("query", 1, 0, 59.375, 62.375),
+        ("attend", 1, 0, 62.375, 62.875),
+        ("rest", 1, 0, 62.875, 64.875),
+        ("query", 1, 1, 64.875, 67.875),
+        ("attend", 1, 1, 67.875, 68.375),
+        ("rest", 1, 1, 68.375, 70.375),
+        ("head", 1, None, 70.375, 71.375),
+        ("query", 2, 0, 74.375, 77.375),
+        ("attend", 2, 0, 77.375, 78),
+        ("rest", 2, 0, 78, 80),
+        ("query", 2, 1, 80, 83),
+        ("attend", 2, 1, 83, 83.625),
+        ("rest", 2, 1, 83.625, 85.625),
+        ("head", 2, None, 85.625, 86.625),
     ]
     assert rows_of(wave, Resource.D2H) == [
-        ("write", 0, 0, 15.3125, 27.3125),
-        ("write", 0, 1, 42.625, 54.625),
-        ("write", 1, 0, 61.125, 65.125),
-        ("write", 1, 1, 66.625, 70.625),
-        ("write", 2, 0, 76.25, 80.25),
-        ("write", 2, 1, 81.875, 85.875),
+        ("write", 0, 0, 17.1875, 29.1875),
+        ("write", 0, 1, 46.375, 58.375),
+        ("write", 1, 0, 64.875, 68.875),
+        ("write", 1, 1, 70.375, 74.375),
+        ("write", 2, 0, 80, 84),
+        ("write", 2, 1, 85.625, 89.625),
     ]
     assert rows_of(wave, Resource.H2D) == []
-    assert wave.step_end_s == (55.625, 70.625, 85.875)
-    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 3 * 64), (1, 55.625, 2 * 4 * 64), (2, 70.625, 2 * 5 * 64)]
+    assert wave.step_end_s == (59.375, 74.375, 89.625)
+    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 3 * 64), (1, 59.375, 2 * 4 * 64), (2, 74.375, 2 * 5 * 64)]

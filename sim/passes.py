@@ -1,0 +1,77 @@
+"""What runs between matrix products that are not fused: how often each entry is read or written, and by what kind of kernel."""
+
+from typing import NamedTuple
+
+from sim.cost import CostModel
+from sim.spec import DType, ModelSpec
+
+
+class Passes(NamedTuple):
+    """Reads and writes of entries: those that are all that their kernel does (sums, ReLU, copies), and those of kernels that
+    are held up by other things as well (norms, rotations, gates: reductions, float32, strides).
+    """
+
+    plain: float = 0.0
+    busy: float = 0.0
+
+    def seconds(self, cost: CostModel, dtype: DType, entries: float = 1.0) -> float:
+        """Of so many ``entries``."""
+        size_bytes = entries * dtype.size_bytes
+        return cost.elementwise_s(self.plain * size_bytes) + cost.norm_s(self.busy * size_bytes)
+
+
+# Of an entry. A root mean square is of float32 (wide, normed, narrow, scaled); an unfused rotation exchanges halves, then two
+# products and their sum; a gate's other half is multiplied after it. The last two are what kernels of an H100 and an H200
+# take beside layer norms, rather than reads and writes alone, which are 9 and 5.
+OPERATIONS = {
+    "layer_norm": Passes(busy=2),
+    "rms_norm": Passes(busy=12),
+    "rotation": Passes(busy=14),
+    "silu": Passes(busy=6.5),
+    "relu": Passes(plain=2),
+    "residual": Passes(plain=3),
+    "copy": Passes(plain=2),
+    "scatter": Passes(busy=6),  # to rows that a tensor lists, on an H200
+    "digest": Passes(busy=21),  # a key's, of an H200's least and greatest by page
+}
+_IN_ONE_KERNEL = 2  # read, and written
+
+
+def norm_of(model: ModelSpec) -> str:
+    """Which of the operations."""
+    return "layer_norm" if model.norm_bias else "rms_norm"
+
+
+def activation_of(model: ModelSpec) -> str:
+    """Which of the operations."""
+    return "silu" if model.gated_mlp else "relu"
+
+
+def of_inputs(model: ModelSpec, *, fused: bool) -> Passes:
+    """A row's, before its keys and values are there: norm and rotation; ``fused`` by a kernel each."""
+    norm, turn = OPERATIONS[norm_of(model)], OPERATIONS["rotation"]
+    if fused and not model.norm_bias:
+        norm = Passes(busy=_IN_ONE_KERNEL)
+    if fused:
+        turn = Passes(busy=_IN_ONE_KERNEL)
+    return _sum((norm, model.hidden), (turn, 0 if model.positions else model.kv_dim))
+
+
+def of_layer(model: ModelSpec) -> Passes:
+    """A row's of a whole layer: both norms, two residual sums, rotation, keys and values stored, what attention gave copied,
+    the activation.
+    """
+    return _sum(
+        (OPERATIONS[norm_of(model)], 2 * model.hidden),
+        (OPERATIONS["residual"], 2 * model.hidden),
+        (OPERATIONS["rotation"], 0 if model.positions else model.query_dim + model.kv_dim),
+        (OPERATIONS["copy"], 2 * model.kv_dim + model.query_dim),
+        (OPERATIONS[activation_of(model)], model.intermediate),
+    )
+
+
+def _sum(*parts: tuple[Passes, int]) -> Passes:
+    return Passes(
+        plain=sum(passes.plain * entries for passes, entries in parts),
+        busy=sum(passes.busy * entries for passes, entries in parts),
+    )

@@ -1,0 +1,59 @@
+"""Passes between products: a row's entries counted by hand."""
+
+from typing import Any
+
+import pytest
+
+from builders import make_cost, make_model
+from sim.passes import OPERATIONS, Passes, of_inputs, of_layer
+from sim.spec import DType
+
+OPT = {"norm_bias": True, "positions": 4096}
+GROUPED = {"heads": 4, "kv_heads": 2, "head_dim": 4}  # queries 16 wide, keys and values 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "plain", "busy"),
+    [
+        # Sums read two rows of 16 and write one; 2 * 16 of keys and values, 16 of attention, 8 activated: read, written.
+        # Root mean squares 12 times over 2 * 16, rotations 14 times over 16 + 16.
+        ({}, 2 * 3 * 16 + 2 * (32 + 16) + 2 * 8, 12 * 32 + 14 * 32),
+        ({"gated_mlp": True}, 2 * 3 * 16 + 2 * (32 + 16), 12 * 32 + 14 * 32 + 6.5 * 8),
+        (GROUPED, 2 * 3 * 16 + 2 * (16 + 16) + 2 * 8, 12 * 32 + 14 * (16 + 8)),
+        # Norms read and write once; positions are in the embedding.
+        (OPT, 2 * 3 * 16 + 2 * (32 + 16) + 2 * 8, 2 * 32),
+    ],
+)
+def test_a_layer_passes_over_its_rows_between_products(changes: dict[str, Any], plain: float, busy: float) -> None:
+    assert of_layer(make_model(**changes)) == Passes(plain=plain, busy=busy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "apart", "fused"),
+    [
+        ({}, 12 * 16 + 14 * 16, 2 * 16 + 2 * 16),
+        (GROUPED, 12 * 16 + 14 * 8, 2 * 16 + 2 * 8),  # only keys are rotated
+        ({"positions": 4096}, 12 * 16, 2 * 16),
+        (OPT, 2 * 16, 2 * 16),  # torch's own layer norm is one kernel already
+    ],
+)
+def test_inputs_are_normed_and_their_keys_rotated(changes: dict[str, Any], apart: float, fused: float) -> None:
+    """By operations of torch, or by a kernel each that reads and writes once."""
+    model = make_model(**changes)
+
+    assert of_inputs(model, fused=False) == Passes(busy=apart)
+    assert of_inputs(model, fused=True) == Passes(busy=fused)
+
+
+def test_each_kind_of_pass_has_a_rate_of_its_own() -> None:
+    """512 B/s of HBM: a half of it for sums, a quarter for norms."""
+    cost = make_cost(elementwise_efficiency=0.5, norm_efficiency=0.25)
+    passes = Passes(plain=3, busy=2)
+
+    assert passes.seconds(cost, DType.FP16) == 3 * 2 / 256 + 2 * 2 / 128
+    assert passes.seconds(cost, DType.FP16, 10) == 10 * (3 * 2 / 256 + 2 * 2 / 128)
+    assert passes.seconds(cost, DType.FP32, 10) == 10 * (3 * 4 / 256 + 2 * 4 / 128)
+
+
+def test_every_operation_reads_and_writes_each_entry_once_at_least() -> None:
+    assert all(sum(passes) >= 2 for passes in OPERATIONS.values())
