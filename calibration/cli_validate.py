@@ -64,7 +64,7 @@ def validate(
         raise ValueError(f"--plans={plans}, must be at least 1")
     _require_extra()
     from calibration import campaign as running
-    from calibration.tables import counting, show, verdict_tables
+    from calibration.tables import counting, launches, show, verdict_tables
     from calibration.verdict import judge
 
     machine = running.machine_of(loaded)
@@ -98,6 +98,7 @@ def validate(
         due = replace(drawn, plans=tuple(one for one in drawn.plans if one.recipe in done | lacking))
         results = running.run_campaign(due, loaded, machine, where, before, keep)
     verdict = judge(drawn, results, loaded, machine, on_gpu=not machine.is_cpu)
+    host = launches(verdict, loaded.evidence.launch_s if loaded.evidence else 0.0)
     today = None if moved is None else f"the profile's reference step takes {moved:.2f} times what it took then"
     if as_json:
         print(json.dumps(verdict_to_json(verdict, moved), indent=1, allow_nan=False))
@@ -109,5 +110,5 @@ def validate(
         "",
         verdict.summary,
         *([verdict.replays] if verdict.replays else []),
-        *([today] if today else []),
+        *(line for line in (today, host) if line),
     )

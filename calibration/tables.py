@@ -80,7 +80,6 @@ def verdict_tables(verdict: Verdict) -> Iterator[Table]:
         *(
             "measured",
             "makespan",
-            "paced",
             "TTFT",
             "TPOT p50",
             "p95",
@@ -95,7 +94,6 @@ def verdict_tables(verdict: Verdict) -> Iterator[Table]:
         plans.add_row(
             format_seconds(one.measured.makespan_s),
             _signed(one.makespan),
-            _signed(one.paced),
             _signed(one.ttft),
             _signed(one.tpot_p50),
             _signed(one.tpot_p95),
@@ -113,7 +111,6 @@ def verdict_tables(verdict: Verdict) -> Iterator[Table]:
             "plans",
             "makespan median",
             "worst",
-            "paced",
             "TPOT p50",
             "TTFT",
             "bytes",
@@ -127,7 +124,6 @@ def verdict_tables(verdict: Verdict) -> Iterator[Table]:
             str(len(members)),
             _middle(members, lambda one: one.makespan),
             f"{max(abs(one.makespan) for one in members):.1%}",
-            _middle(members, lambda one: one.paced),
             _middle(members, lambda one: one.tpot_p50),
             _middle(members, lambda one: one.ttft),
             _middle(members, lambda one: one.moved),
@@ -135,6 +131,15 @@ def verdict_tables(verdict: Verdict) -> Iterator[Table]:
             _middle(members, lambda one: one.roofline),
         )
     yield strata
+
+
+def launches(verdict: Verdict, then_s: float) -> str | None:
+    """What the host took to launch a kernel around the runs, and ``then_s``, when the profile was measured; None if not known."""
+    took = [one.measured.launch_s for one in verdict.plans if one.measured.launch_s]
+    if not took or not then_s:
+        return None
+    now = f"{1e6 * median(took):.1f} us ({1e6 * min(took):.1f} to {1e6 * max(took):.1f})"
+    return f"a launch took the host {now} around the runs, {1e6 * then_s:.1f} us when the profile was measured"
 
 
 def _middle(members: Sequence[Judged], of: Callable[[Judged], float | None]) -> str:

@@ -61,7 +61,6 @@ def _judged(
 ) -> Judged:
     asked = peak_allocated_bytes(plan, cost) if on_gpu else None  # on a CPU no allocator says what was measured
     simulated = Figures.of(simulate(plan, cost), asked)
-    paced = replace(cost, profile=cost.profile.at_pace(measured.launch_s))
     return Judged(
         recipe=recipe,
         stratum=stratum,
@@ -75,12 +74,7 @@ def _judged(
         peak_hbm=simulated.peak_hbm_bytes / measured.peak_hbm_bytes - 1 if on_gpu else None,
         roofline=roofline,
         explained_by=explained_by(plan, simulated, measured),
-        paced=None if paced.profile is cost.profile else _makespan_s(plan, paced) / measured.makespan_s - 1,
     )
-
-
-def _makespan_s(plan: Plan, cost: CostModel) -> float:
-    return simulate(plan, cost).outcome.makespan_s
 
 
 def _error(simulated: float | None, measured: float | None) -> float | None:

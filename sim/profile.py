@@ -228,13 +228,6 @@ class Profile:
             basis="nominal: datasheet rates times typical efficiencies, nothing measured here",
         )
 
-    def at_pace(self, launch_s: float) -> "Profile":
-        """Of a host that takes ``launch_s`` to launch a kernel; itself where that, or what it took then, is not known."""
-        then_s = 0.0 if self.evidence is None else self.evidence.launch_s
-        if not launch_s or not then_s:
-            return self
-        return replace(self, host_operation_s=self.host_operation_s * launch_s / then_s)
-
     def access(self, selector: Selector) -> AccessProfile:
         """How ``selector``'s picks behave: as measured with this profile, else as ``sim.access`` has it."""
         own = () if self.evidence is None else self.evidence.access

@@ -92,8 +92,7 @@ class Replayed:
 class Judged:
     """One plan. Errors are predicted over measured less one; None where there is nothing to compare.
 
-    ``paced`` is the makespan's had the host been known to launch at the pace that it had then. ``moved`` is of the traffic
-    that the access profile expects, ``replayed`` of the very picks of a short run.
+    ``moved`` is of the traffic that the access profile expects, ``replayed`` of the very picks of a short run.
     """
 
     recipe: str
@@ -109,7 +108,6 @@ class Judged:
     roofline: float
     explained_by: str
     replayed: Replayed | None = None
-    paced: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,21 +135,12 @@ class Verdict:
         return max(abs(one.makespan) for one in self.plans)
 
     @property
-    def paces(self) -> list[float]:
-        """Errors of the makespan at the host's pace of each run, where it is known of all."""
-        known = [one.paced for one in self.plans if one.paced is not None]
-        return known if len(known) == len(self.plans) else []
-
-    @property
     def summary(self) -> str:
         """In a line."""
         said = (
             f"makespan: median error {self.median_error:.1%}, worst {self.worst_error:.1%}, {len(self.plans)} plans"
             f" of seed {self.seed}, profile {self.profile} ({self.profile_hash[:19]}...)"
         )
-        if self.paces:
-            median_error, worst_error = median(map(abs, self.paces)), max(map(abs, self.paces))
-            said += f"; at the host's pace of each run {median_error:.1%}, worst {worst_error:.1%}"
         whole = len(self.plans) + len(self.failed) + self.waiting
         return f"{said}; {self.waiting} of {whole} plans have not been run" if self.waiting else said
 

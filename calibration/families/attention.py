@@ -72,7 +72,7 @@ def _stored(scope: Scope, name: str) -> Iterator[Recipe]:
             yield replace(dense, admission=Admission.CONTINUOUS)
         if scope.machine.gpu.fp8_flop_per_s is not None:
             yield replace(dense, admission=Admission.CONTINUOUS, kv=KvFormat.FP8)
-    if scope.thorough:
+    if _BATCH_BETWEEN in scope.batches:
         yield replace(_recipe(scope, name, _BATCH_BETWEEN, _KEPT_OTHERWISE[-1]), kv=KvFormat.INT8)
 
 

@@ -69,19 +69,6 @@ def test_a_wave_begins_with_operations_of_a_gpus_host_captured_or_not() -> None:
     assert begin_operations(replace(eager, machine=on_a_cpu())) == 0
 
 
-def test_a_profile_at_another_pace_launches_otherwise_and_is_the_same_besides() -> None:
-    profile = taken_with(USUAL_S)
-
-    assert profile.at_pace(1.5 * USUAL_S) == replace(profile, host_operation_s=4.5)
-
-
-@pytest.mark.parametrize(
-    ("profile", "launch_s"), [(make_profile(), USUAL_S), (taken_with(0.0), USUAL_S), (taken_with(USUAL_S), 0.0)]
-)
-def test_a_profile_is_itself_where_either_pace_is_not_known(profile: Profile, launch_s: float) -> None:
-    assert profile.at_pace(launch_s) is profile
-
-
 def measurement(family: str, batch: int, launch_s: float, **words: Any) -> Measurement:
     """Eager steps of a small model."""
     said = {"model": "opt-125m/2", "batch": batch, "prompt": 16, "output": 6, "selector": "topk", "keep": 50} | words
