@@ -76,13 +76,7 @@ def checkpoint_access(folder: Path, prompts: Path, scope: Scope) -> tuple[Access
             )
             plan = plan_for(spec, recipe, scope.machine)
             ran = execute(plan, decoder, texts, options=Options(stop=False, record=_RECORD))
-            runs.append(
-                (
-                    keep / 100,
-                    plan,
-                    Ran(trace=ran.trace, peak_bytes=None, launch_s=0.0, picks=ran.picks, stats=ran.stats),
-                )
-            )
+            runs.append((keep / 100, plan, Ran(trace=ran.trace, peak_bytes=None, picks=ran.picks, stats=ran.stats)))
         where = f"{folder.name}, {len(texts)} prompts of {prompts.name}, {_OUTPUT} steps"
         profiles.append(access_of(selector, runs, f"{where}, {datetime.date.today()}"))
     return tuple(profiles)

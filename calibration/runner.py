@@ -28,14 +28,14 @@ Weights: TypeAlias = tuple[ModelSpec, DType, WeightFormat, float]  # the last: t
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
     """A run. ``peak_bytes`` is the most that the device's allocator gave out, None on a CPU; ``launch_s`` what the host took
-    to launch a kernel just before and after, on average, 0 on a CPU.
+    to launch a kernel just before and after, on average, 0 on a CPU or where it was not looked at.
     """
 
     trace: Trace
     peak_bytes: int | None
-    launch_s: float
     picks: LanePicks | None
     stats: tuple[tuple[SelectionStats, ...], ...]
+    launch_s: float = 0.0
 
 
 @dataclass(slots=True)
@@ -65,9 +65,9 @@ class Runner:
         return Ran(
             trace=ran.trace,
             peak_bytes=self._peak_bytes(),
-            launch_s=(before_s + after_s) / 2,
             picks=ran.picks,
             stats=ran.stats,
+            launch_s=(before_s + after_s) / 2,
         )
 
     def decoder(self, setting: Setting) -> Decoder:

@@ -77,18 +77,7 @@ def verdict_tables(verdict: Verdict) -> Iterator[Table]:
     """Plans worst first, then strata."""
     plans = _table(
         "Predicted over measured, worst makespan first",
-        *(
-            "measured",
-            "makespan",
-            "TTFT",
-            "TPOT p50",
-            "p95",
-            "bytes",
-            "peak HBM",
-            "roofline",
-            "explained by",
-            "plan",
-        ),
+        *("measured", "makespan", "TTFT", "TPOT p50", "p95", "bytes", "peak HBM", "roofline", "explained by", "plan"),
     )
     for one in verdict.plans:
         plans.add_row(
@@ -106,17 +95,7 @@ def verdict_tables(verdict: Verdict) -> Iterator[Table]:
     yield plans
     strata = _table(
         "Absolute errors",
-        *(
-            "bound by",
-            "plans",
-            "makespan median",
-            "worst",
-            "TPOT p50",
-            "TTFT",
-            "bytes",
-            "peak HBM",
-            "roofline",
-        ),
+        *("bound by", "plans", "makespan median", "worst", "TPOT p50", "TTFT", "bytes", "peak HBM", "roofline"),
     )
     for name, members in by_stratum(verdict.plans):
         strata.add_row(

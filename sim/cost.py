@@ -1,8 +1,8 @@
 """Bytes and FLOPs to seconds, operation by operation. Pure; with ``sim.layer`` the one place where durations come from."""
 
 from dataclasses import dataclass, replace
-from math import cos, expm1, hypot, pi, sin
-from typing import TypeVar
+from math import cos, hypot, pi, sin
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -105,13 +105,14 @@ class CostModel:
         spared_s = beside_s * (1 - self.profile.other_power_share)
         return max(arithmetic_s, (hypot(spared_s, 2 * alone_s) - spared_s) / 2)
 
-    def settling(self, whole_s: float) -> float:
+    def settling(self, whole_s: Amount) -> Amount:
         """How many times as long products take in a prefill of ``whole_s``: the power limit lowers clocks by and by, as
         exp(-t / settling), to ``prefill_sustained_share``.
         """
         ended = whole_s / _SETTLING_S
-        fallen = 1 + expm1(-ended) / ended if ended > 0 else 0.0
-        return 1 + fallen * (1 / self.profile.prefill_sustained_share - 1)
+        fallen: Any = np.where(ended > 0, 1 + np.expm1(-ended) / np.maximum(ended, np.finfo(np.float64).tiny), 0.0)
+        slower: Amount = 1 + fallen[()] * (1 / self.profile.prefill_sustained_share - 1)
+        return slower
 
     def elementwise_s(self, size_bytes: float) -> float:
         """Passes that read or write ``size_bytes`` of HBM and do little else."""

@@ -515,5 +515,5 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
         + cost.profile.host_operation_s * begin_operations(setting) / model.layers,
     }
     products = {name: passes * product.at_one(mean_rows) for name, product in gemms.of_layer.items()}
-    slower = cost.settling(model.layers * (sum(products.values()) + beside["attention"] + beside["norms"]))
+    slower = float(cost.settling(model.layers * (sum(products.values()) + beside["attention"] + beside["norms"])))
     return beside | {name: slower * seconds for name, seconds in products.items()}

@@ -40,8 +40,10 @@ def predictable(measurements: Sequence[Measurement], machine: MachineSpec) -> li
         if one.family == "decode" and _picks_by_depth(one):
             continue
         if one.family in ("decode", "prefill"):
-            pace = one.launch_s / usual_s if one.launch_s else 1.0
-            run = steps.setdefault(one.case, _Steps(Recipe.of(one.case), machine, pace))
+            if one.case not in steps:
+                pace = one.launch_s / usual_s if one.launch_s else 1.0
+                steps[one.case] = _Steps(Recipe.of(one.case), machine, pace)
+            run = steps[one.case]
             pairs.append((one, run.prefill if one.family == "prefill" else run.decode))
         elif one.family not in RECORDED_ONLY and not _is_pageable(one) and not _completes_a_group(one):
             pairs.append((one, _operation(one, machine)))

@@ -138,7 +138,8 @@ class Profile:
         "of what products may draw then, what the rest of a step draws: where products are 70 % of an H100's step, clocks fall",
     )
     prefill_sustained_share: float = _share(
-        1.0, "the same of a prefill's products, once clocks have fallen: what runs between them draws less"
+        1.0,
+        "of that rate, what it leaves to a prefill's products once clocks have fallen: what runs between them draws less",
     )
     product_setup_s: float = _amount(
         0.0, "ramp and tail of one matrix product; nominally among the launches of kernels_per_layer (6 us on an H200)"

@@ -87,7 +87,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
 
     beside_s = prompt_attention_s + passed_s
     whole_s = setting.model.layers * (sum(map(prefilled_s, gemms.of_layer.values())) + beside_s)
-    slower = np.array([cost.settling(float(seconds)) for seconds in whole_s])
+    slower = cost.settling(whole_s)
 
     def product_s(product: Pieces) -> Column:
         decoded_s: Column = replace(product, free_at_zero=True).at(lanes)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as fn
 
 from runtime.graph.launch import chains, power_of_two
-from runtime.models.decoder import Affine
+from runtime.models.decoder import Affine, Decoder
 
 MOST_ROWS = 64
 _SHARED_BYTES = 227 * 1024  # of a multiprocessor, from Hopper on
@@ -39,8 +39,8 @@ class Tiling:
     def is_even(self, rows: int, columns: int, multiprocessors: int) -> bool:
         """Whether all programs run at once, or in rounds that are nearly full.
 
-        Measured on an H200, 32 rows: 160 programs of which 132 run at once take 19 to 36 % longer than their bytes; 320 of which
-        264 do, 30 %; see benchmarks/NOTES.md.
+        Measured on an H200: 160 programs of 32 rows, of which 132 run at once, take 25 to 33 % longer than those of 16 rows, which
+        all do; 320 of which 264 do, 29 %; see benchmarks/NOTES.md.
         """
         together = _rows_at_once(rows) + self.columns
         at_once = multiprocessors * max(1, _SHARED_BYTES // (2 * together * self.inner * self.stages))
@@ -109,6 +109,13 @@ class Turning:
     frequencies: Tensor
     magnitude: float
     eps: float
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> "Turning | None":
+        """None where positions are in the embedding."""
+        if decoder.frequencies is None:
+            return None
+        return cls(frequencies=decoder.frequencies, magnitude=decoder.magnitude, eps=decoder.config.norm_eps)
 
 
 def place(rows: Tensor, queries: int, positions: Tensor, turning: Turning, norms: tuple[Tensor, Tensor] | None) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as fn
 
 from runtime.graph.products import Turning, add_norm, place
 from runtime.models import Decoder
@@ -18,19 +17,17 @@ def projection_of(decoder: Decoder) -> Projection:
     What does not change from step to step is looked up once.
     """
     spec, config, layers = decoder.spec, decoder.config, decoder.weights.layers
-    matrices = [layer.qkv.below(spec.query_dim) for layer in layers]
-    turning = None
-    if decoder.frequencies is not None:
-        turning = Turning(frequencies=decoder.frequencies, magnitude=decoder.magnitude, eps=config.norm_eps)
+    matrices, turning = [layer.qkv.below(spec.query_dim) for layer in layers], Turning.of(decoder)
+
+    def normed(layer: int, x: Tensor) -> Tensor:
+        if spec.norm_bias or not config.pre_norm:
+            return decoder.attention_input(layer, x)
+        rows = torch.empty_like(x)  # a root mean square, for which torch takes four operations
+        add_norm(x, None, layers[layer].attention_norm, config.norm_eps, rows, centred=False)
+        return rows
 
     def project(layer: int, x: Tensor, positions: Tensor, out: Tensor) -> None:
-        norm, matrix, key_norm = layers[layer].attention_norm, matrices[layer], layers[layer].key_norm
-        if config.pre_norm and spec.norm_bias:
-            x = fn.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, config.norm_eps)
-        elif config.pre_norm:
-            normed = torch.empty_like(x)
-            add_norm(x, None, norm, config.norm_eps, normed, centred=False)  # torch takes four operations for this one
-            x = normed
+        x, matrix, key_norm = normed(layer, x), matrices[layer], layers[layer].key_norm
         if matrix.bias is None:
             torch.mm(x, matrix.widened().t(), out=out)
         else:

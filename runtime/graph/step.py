@@ -137,11 +137,11 @@ class CapturedStep:
         """Query, key and value [lane, head, channel] of a product's rows, position encoded."""
         decoder, spec = self.decoder, self.decoder.spec
         heads = rows.view(rows.shape[0], -1, spec.head_dim)
-        if decoder.frequencies is not None:
+        turning = Turning.of(decoder)
+        if turning is not None:
             weights = decoder.weights.layers[layer]
             both = (weights.query_norm, weights.key_norm)
             norms = None if both[0] is None or both[1] is None else (both[0], both[1])
-            turning = Turning(frequencies=decoder.frequencies, magnitude=decoder.magnitude, eps=decoder.config.norm_eps)
             place(heads[:, : spec.heads + spec.kv_heads], spec.heads, positions, turning, norms)
         q, k, v = torch.split(heads, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
         return q, k, v

@@ -94,7 +94,7 @@ class Decoder:
     def project(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, position encoded."""
         weights, spec = self.weights.layers[layer], self.spec
-        rows = _linear(self._attention_input(layer, x), weights.qkv)
+        rows = _linear(self.attention_input(layer, x), weights.qkv)
         q, k, v = torch.split(rows, [spec.query_dim, spec.kv_dim, spec.kv_dim], dim=-1)
         q = self._place(self._heads(q), weights.query_norm, positions)
         k = self._place(self._heads(k), weights.key_norm, positions)
@@ -103,7 +103,7 @@ class Decoder:
     def reproject(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Key and value alone, from saved layer inputs: position encoding and key norm are applied again."""
         weights, spec = self.weights.layers[layer], self.spec
-        rows = _linear(self._attention_input(layer, x), weights.qkv.below(spec.query_dim))
+        rows = _linear(self.attention_input(layer, x), weights.qkv.below(spec.query_dim))
         k, v = (self._heads(part) for part in torch.split(rows, [spec.kv_dim, spec.kv_dim], dim=-1))
         return self._place(k, weights.key_norm, positions), v
 
@@ -128,7 +128,8 @@ class Decoder:
             x = fn.linear(x, weights.project_out)
         return fn.linear(x, weights.head).float()
 
-    def _attention_input(self, layer: int, x: Tensor) -> Tensor:
+    def attention_input(self, layer: int, x: Tensor) -> Tensor:
+        """What queries, keys and values are projected from, given the layer's input."""
         return self._norm(x, self.weights.layers[layer].attention_norm) if self.config.pre_norm else x
 
     def _heads(self, rows: Tensor) -> Tensor:

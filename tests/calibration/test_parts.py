@@ -131,7 +131,7 @@ def test_an_access_profile_says_what_a_run_did() -> None:
     stats = [SelectionStats(picked=4.0, turnover=new, age=0.5, mass=0.8) for new in (1.0, 0.25, 0.75)]
     rows = 3
     picks: Any = [[[(0, 1, 15)]] for _ in range(rows)]
-    ran = Ran(trace=None, peak_bytes=None, launch_s=0.0, picks=picks, stats=(tuple(stats),))  # type: ignore[arg-type]
+    ran = Ran(trace=None, peak_bytes=None, picks=picks, stats=(tuple(stats),))  # type: ignore[arg-type]
 
     access = access_of(Selector.PAGES, [(0.4, plan, ran)], "here")
 
