@@ -107,9 +107,10 @@ class CapturedStep:
         """Any family, in the decoder's own operations."""
         decoder = self.decoder
         for layer in range(decoder.spec.layers):
-            q, k, v = (rows[:, 0].contiguous() for rows in decoder.project(layer, x, positions))
+            inputs = decoder.attention_input(layer, x)
+            q, k, v = (rows[:, 0].contiguous() for rows in decoder.project_normed(layer, inputs, positions))
             yield layer
-            self._attend(layer, x, q, k, v)
+            self._attend(layer, inputs, q, k, v)
             x = decoder.finish(layer, x, self.attended[:, None])
         return decoder.logits(x)[:, 0]
 
@@ -121,7 +122,7 @@ class CapturedStep:
             self._norm(x, added, weights.attention_norm, normed)
             q, k, v = self._queries(layer, linear(normed, weights.qkv, tilings.qkv), positions)
             yield layer
-            self._attend(layer, x, q, k, v)
+            self._attend(layer, normed, q, k, v)
             mixed = partial_linear(self.attended.view(lanes, -1), weights.out, tilings.out)
             self._norm(x, mixed, weights.mlp_norm, normed)
             up = linear(normed, weights.up, tilings.up, relu=relu)
@@ -146,8 +147,8 @@ class CapturedStep:
         q, k, v = torch.split(heads, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
         return q, k, v
 
-    def _attend(self, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:  # noqa: ARG002
-        """``x`` are the layer's inputs."""
+    def _attend(self, layer: int, inputs: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:  # noqa: ARG002
+        """``inputs`` are what queries, keys and values were projected from."""
         self.slots.attend(layer, q, k, v, self.attended)
         with self.beside.work():
             self.slots.settle(layer)

@@ -2,8 +2,9 @@
 
 Which tokens a layer lacks is known before the run and the oldest lie on the host as one block, so the copy engine brings
 them, as many layers ahead as the ring has buffers. The step is captured in pieces, one from each layer's attention to the
-next one's; between them the host queues copies, and projects inputs, whose numbers change from step to step. What pieces
-need to know of the row they look up on the device. Memory in HBM is what the plan says, staging included.
+next one's; between them the host queues copies, and projects inputs, whose numbers change from step to step. Inputs are saved
+as a layer's first norm leaves them, so that none is taken again. What pieces need to know of the row they look up on the
+device. Memory in HBM is what the plan says, staging included.
 """
 
 from collections.abc import Iterator
@@ -69,8 +70,12 @@ class StreamedSlots:
         return self.block.numel() * self.block.element_size()
 
     def keep_prompt(self, layer: int, first: int, x: Tensor) -> None:
-        """Save inputs of some lanes' prompts, those from ``first`` on: [lane, token, hidden]."""
-        kept = x[:, : self.saved].transpose(0, 1)
+        """Save what some lanes' prompts are projected from, those from ``first`` on; ``x`` are the layer's inputs,
+        [lane, token, hidden].
+        """
+        if not self.saved:
+            return
+        kept = self.decoder.attention_input(layer, x[:, : self.saved]).transpose(0, 1)
         self.host_inputs.device[layer, : kept.shape[0], first : first + x.shape[0]] = kept
 
     def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:  # noqa: ARG002
@@ -133,10 +138,10 @@ class StreamedSlots:
     def begin_step(self) -> None:
         """The host has begun it."""
 
-    def keep(self, layer: int, x: Tensor) -> None:
-        """Hold the newborn tokens' inputs [lane, hidden] until they are written, if any are ever asked for."""
+    def keep(self, layer: int, inputs: Tensor) -> None:
+        """Hold what the newborn tokens were projected from [lane, hidden] until it is written, if it is ever asked for."""
         if self.saved:
-            self.newborn[layer].copy_(x)
+            self.newborn[layer].copy_(inputs)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
         from runtime.graph import streamed_kernels  # machines without a GPU may lack Triton
@@ -215,7 +220,8 @@ class StreamedSlots:
             return
         buffer, reads = place % self.buffers, self.reads
         self.reached.hold(reads.stream)
-        self.written.hold(reads.stream)
+        if number > self.now:  # what this step has written; the main stream has waited for what those before it wrote
+            self.written.hold(reads.stream)
         if row.recomputed:
             size_bytes = row.recomputed * self.there_inputs.size_bytes
             reads.copy(self.staging.inputs_at[buffer], self.there_inputs.at(layer, 0), size_bytes)
@@ -333,8 +339,8 @@ class StreamedStep(DecodeStep):
         super().seek(row)
         self.slots.seek(row)
 
-    def _attend(self, layer: int, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
-        self.slots.keep(layer, x.view(self.slots.lanes, -1))
+    def _attend(self, layer: int, inputs: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
+        self.slots.keep(layer, inputs.view(self.slots.lanes, -1))
         self.slots.attend(layer, q, k, v, self.attended)
 
 

@@ -93,8 +93,12 @@ class Decoder:
 
     def project(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, position encoded."""
+        return self.project_normed(layer, self.attention_input(layer, x), positions)
+
+    def project_normed(self, layer: int, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from what they are projected from, ``attention_input``."""
         weights, spec = self.weights.layers[layer], self.spec
-        rows = _linear(self.attention_input(layer, x), weights.qkv)
+        rows = _linear(inputs, weights.qkv)
         q, k, v = torch.split(rows, [spec.query_dim, spec.kv_dim, spec.kv_dim], dim=-1)
         q = self._place(self._heads(q), weights.query_norm, positions)
         k = self._place(self._heads(k), weights.key_norm, positions)

@@ -29,13 +29,14 @@ def projected(made: Decoder, layer: int, x: torch.Tensor, positions: torch.Tenso
     """Into the middle of a buffer, [row, 2 * kv_dim]; nothing around it is written."""
     width = 2 * made.spec.kv_dim
     whole = torch.full((ROWS + 2 * AROUND, width), torch.nan, dtype=made.dtype, device=made.device)
-    given = x.clone()
+    inputs = made.attention_input(layer, x)
+    given = inputs.clone()
 
-    projection_of(made)(layer, x, positions, whole[AROUND:-AROUND])
+    projection_of(made)(layer, inputs, positions, whole[AROUND:-AROUND])
 
     assert whole[:AROUND].isnan().all()
     assert whole[-AROUND:].isnan().all()
-    assert torch.equal(x, given)  # another step projects it again
+    assert torch.equal(inputs, given)  # another step projects them again
     return whole[AROUND:-AROUND]
 
 

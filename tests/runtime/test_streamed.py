@@ -9,9 +9,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from runtime.graph.schedule import Schedule, Widths, schedule_of
 from runtime.graph.streamed import StreamedSlots, StreamedStep
+from runtime.models.decoder import Decoder
 from sim import catalogue
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.homes import TokenHomes
@@ -114,6 +116,46 @@ def test_streamed_decoding_is_eager_decoding(family: str, dtype: DType, recomput
     plan = drawn(rng, made.spec, recompute, dtype)
     longest = plan.setting.workload.prompt_tokens
     compare(plan, made, [longest, rng.randint(1, longest), longest - 1], dtype)
+
+
+@kernels
+@pytest.mark.parametrize("family", ["opt", "grouped qwen3"])
+def test_what_is_saved_is_what_keys_and_values_are_projected_from(family: str) -> None:
+    """Of the prompt's 5 tokens and of those born until the eighth, in every layer: normed as the decoder norms them."""
+    from runtime.graph.run import GraphWave
+    from runtime.wave import padded
+
+    made = decoder(family, DType.FP32, seed=2)
+    choice = Choice(batch=2, concurrency=2, prompt=5, output=6, dtype=DType.FP32, recompute=Recompute.ACTIVATIONS_HOST)
+    whole = all_in_hbm(made.spec, choice)
+    hbm, none = (2,) * 6, (0,) * 6
+    inputs = tuple(cached - 2 for cached in whole.setting.token_counts.cached)
+    homes = TokenHomes(hbm=hbm, host_kv=none, activations=inputs, dropped=none, copies=none)
+    plan = replace(whole, homes=homes)
+    prompts = draw_prompts([5, 5], seed=3)
+    wave = GraphWave(plan, made, [0, 0])
+
+    tokens = wave.run(padded(prompts, 5, made.device)).tokens
+
+    if ON_GPU:
+        torch.cuda.synchronize()
+    read = torch.cat((torch.tensor(prompts, device=made.device), tokens), dim=1)[:, : plan.saved_inputs_tokens]
+    assert isinstance(wave.slots, StreamedSlots)
+    saved = wave.slots.host_inputs.host.transpose(1, 2)  # [layer, lane, position, hidden]
+    assert saved.shape[2] == 8
+    torch.testing.assert_close(saved, attention_inputs(made, read).cpu(), atol=1e-4, rtol=1e-4)
+
+
+def attention_inputs(made: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+    """Of texts [lane, token], read at once: [layer, lane, token, hidden]."""
+    positions = torch.arange(tokens.shape[1], device=made.device).expand(tokens.shape)
+    x, found = made.embed(tokens, positions), []
+    for layer in range(made.spec.layers):
+        found.append(made.attention_input(layer, x))
+        q, k, v = (rows.transpose(1, 2) for rows in made.project(layer, x, positions))
+        mixed = scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        x = made.finish(layer, x, mixed.transpose(1, 2))
+    return torch.stack(found)
 
 
 @kernels
