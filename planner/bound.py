@@ -11,14 +11,14 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.coefficients import Coefficients, Timing, evenly_attended, still_flows
+from planner.coefficients import Coefficients, Timing, evenly_attended, least_h2d_bytes, still_flows
 from planner.options import Family
 from planner.request import Objective, Request
 from planner.spill import SLACK, Line, SavedRange, Spill, any_saved, spill_of
 from sim.cost import CostModel
 from sim.flows import Column, counts_of
 from sim.footprint import layer_weight_bytes
-from sim.layer import LayerGemms, attention_s_per_token, layer_times
+from sim.layer import LayerGemms, attention_s_per_token, layer_times, least_as_measured
 from sim.pipeline import step_seconds
 from sim.plan import WriteBack
 
@@ -105,7 +105,7 @@ def _step_bound(problem: Coefficients, timing: Timing, spill: Spill) -> Column:
 
 def _spilled_s(problem: Coefficients, timing: Timing, spill: Spill) -> Column:
     """Seconds of the steps that overflow HBM."""
-    lines = _lines(timing, spill)
+    lines = _lines(problem, timing, spill)
     if problem.uses_inputs or problem.uses_forward:
         return _shared(problem, timing, spill, lines)
     return _fixed(problem, timing, spill, lines)
@@ -141,10 +141,11 @@ class _Lines:
     gpu_slope: Column
 
 
-def _lines(timing: Timing, spill: Spill) -> _Lines:
+def _lines(problem: Coefficients, timing: Timing, spill: Spill) -> _Lines:
     steps, (setup_s, per_byte_s) = spill.steps, timing.prices.fetch.pieces[-1]
     by_kv, by_second = timing.h2d_bytes_by_kv[steps], timing.h2d_bytes_by_inputs[steps]
-    bytes_base, bytes_slope = by_kv * spill.kv_base, by_kv * spill.kv_slope + by_second
+    bytes_base = least_h2d_bytes(problem.setting, timing, steps, spill.kv_base)
+    bytes_slope = by_kv * spill.kv_slope + by_second
     surely = (by_second > 0) | (spill.highest <= 0)  # else all tokens may be recomputed without the link
     streamed_s = timing.still.prefetch_s[steps]
     fetch_base = streamed_s + setup_s * ((bytes_base > 0) & surely) + per_byte_s * bytes_base
@@ -270,6 +271,7 @@ def family_bound(family: Family, request: Request, cost: CostModel) -> float:
     layer_bytes = layer_weight_bytes(model, request.dtype, request.weight_format)
     streamed_s = model.layers * family.weights_on_host * layer_bytes / cost.link_bytes_per_s
     read_s = model.layers * layer_bytes / (cost.hbm_bytes_per_s * cost.profile.gemm_hbm_efficiency)
+    read_s *= least_as_measured(cost, model, request.dtype, family.concurrency)
     step_s = max(streamed_s, read_s)
     if request.objective is Objective.THROUGHPUT:
         return waves * request.workload.output_tokens * step_s
@@ -282,18 +284,20 @@ def paged_bound(problem: Coefficients, request: Request, cost: CostModel) -> flo
     Matrix products cost the most of several straight lines of their rows, so their mean is at least that of mean rows;
     attention costs the same whoever runs beside. The last token needs no step more than the others.
     """
-    setting, memory, timing = problem.setting, problem.memory, problem.timings[0]
+    setting, memory = problem.setting, problem.memory
     tokens, batch = problem.steps, setting.workload.batch
     places = min(float(setting.concurrency), setting.kv_budget_bytes * tokens / float(memory.hbm_all_in.sum()))
     steps = max(tokens, batch * tokens / max(places, 1.0))
     rows = batch * tokens / steps
     gemms, layers = LayerGemms.of(cost, setting), setting.model.layers
-    gemm_s = sum(product.at_one(rows) for product in gemms.of_layer.values())
-    step_s = layers * (gemm_s + timing.prices.launch_s) + gemms.head.at_one(rows) + cost.profile.step_overhead_s
+    measured = least_as_measured(cost, setting.model, setting.dtype, setting.concurrency)
+    gemm_s = measured * sum(product.at_one(rows) for product in gemms.of_layer.values())
+    launch_s = cost.launch_s(cost.profile.kernels_per_layer)  # of a step that only prefills, no more
+    step_s = layers * (gemm_s + launch_s) + gemms.head.at_one(rows) + cost.profile.step_overhead_s
     if request.objective is Objective.TTFT:
         return 0.0
     if request.objective is Objective.TPOT:
-        return layers * sum(product.at_one(1.0) for product in gemms.of_layer.values())
+        return layers * measured * sum(product.at_one(1.0) for product in gemms.of_layer.values())
     attended = float((counts_of(setting).local + counts_of(setting).selected)[1:].sum())
     attention_s = layers * attention_s_per_token(cost, setting) * batch * attended
     return steps * step_s + attention_s

@@ -7,12 +7,15 @@ Variables, in tokens of one sequence at one step: ``kv`` (KV on the host only), 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from sim.capture import evicts_least_wanted, keeps_open_group
 from sim.cost import CostModel
-from sim.flows import Column, Flows, counts_of, held_state_bytes, keeps_away
+from sim.flows import Column, Flows, counts_of, crossing_kv, held_state_bytes, keeps_away
 from sim.forecast import static_host_bytes
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
 from sim.layer import LayerPrices, LayerTimes, layer_prices, layer_times
+from sim.open_group import least_layer_bytes
 from sim.plan import Recompute, Setting, WriteBack
 
 
@@ -37,12 +40,16 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Seconds of one layer of a wave, [step]: with everything in HBM (``still``), and for each token off it."""
+    """Seconds of one layer of a wave, [step]: with everything in HBM (``still``), and for each token off it.
+
+    Once some are off it, up to ``h2d_bytes_spared`` of what they come to do not cross the link.
+    """
 
     sequences: int
     prices: LayerPrices
     still: LayerTimes
     h2d_bytes_by_kv: Column
+    h2d_bytes_spared: Column
     h2d_bytes_by_inputs: Column
     rows_by_inputs: Column
     gpu_s_by_kv: Column
@@ -94,6 +101,32 @@ def fetch_rate(setting: Setting) -> Column:
     return np.zeros_like(rate) if setting.host_attention else rate
 
 
+def homes_per_token(setting: Setting) -> Column:
+    """Tokens that the host has a place for, or that are kept as inputs, for each one off HBM: also those with a copy there.
+
+    Where the least wanted leave HBM, what returns leaves the host.
+    """
+    copy_rate = counts_of(setting).copy_rate
+    return np.ones_like(copy_rate) if evicts_least_wanted(setting) else 1 + copy_rate
+
+
+def least_h2d_bytes(setting: Setting, timing: Timing, steps: NDArray[np.intp], kv: Column) -> Column:
+    """Of a layer at ``steps`` with at least ``kv`` tokens on the host."""
+    if not keeps_open_group(setting):
+        return timing.h2d_bytes_by_kv[steps] * kv
+    counts = counts_of(setting).at(steps)
+    return timing.prices.bytes_per_kv * counts.fetch_rate * crossing_kv(setting, counts, kv)
+
+
+def _h2d_bytes(setting: Setting, prices: LayerPrices) -> tuple[Column, Column]:
+    """A token on the host, and what is spared of all together: a straight line, no higher than what is fetched, [step]."""
+    rate = fetch_rate(setting)
+    if not keeps_open_group(setting):
+        return rate * prices.bytes_per_kv, np.zeros_like(rate)
+    by_kv, spared = least_layer_bytes(setting.model, counts_of(setting).cached)
+    return rate * (prices.sequences * by_kv), rate * (prices.sequences * spared)
+
+
 def _gpu_s_by_kv(setting: Setting, prices: LayerPrices) -> Column:
     """What a token on the host costs the GPU: converting what is fetched; less attention where the CPU does it."""
     if setting.host_attention:
@@ -119,6 +152,7 @@ def still_flows(setting: Setting) -> Flows:
         host_attended=none,
         written_kv=written,
         written_inputs=none,
+        on_host=none,
     )
 
 
@@ -135,7 +169,7 @@ def _memory(setting: Setting) -> Memory:
     hbm_all_in = layers * (living * gpu_kv + held_state_bytes(setting))
     hbm_all_in[0] += 2 * native_kv * counts.dead[0]
     at_birth = setting.write_back is WriteBack.AT_BIRTH
-    homes_per_token = 1 + counts.copy_rate
+    per_token = homes_per_token(setting)
     return Memory(
         hbm_all_in=hbm_all_in,
         freed_by_kv=layers * slot - ring * rate * gpu_kv - spilled,
@@ -143,8 +177,8 @@ def _memory(setting: Setting) -> Memory:
         freed_by_forward=layers * gpu_kv - (native_kv + 2 * inputs) * counts.decoding - spilled,
         hbm_budget=setting.kv_budget_bytes / setting.concurrency,
         host_all_in=layers * host_kv * living if at_birth else np.zeros_like(rate),
-        host_by_kv=np.zeros_like(rate) if at_birth else layers * host_kv * homes_per_token,
-        host_by_inputs=-layers * host_kv * homes_per_token if at_birth else np.zeros_like(rate),
+        host_by_kv=np.zeros_like(rate) if at_birth else layers * host_kv * per_token,
+        host_by_inputs=-layers * host_kv * per_token if at_birth else np.zeros_like(rate),
         host_by_forward=np.full_like(rate, -layers * host_kv if at_birth else 0.0),
         host_per_written=0.0 if at_birth else float(layers * host_kv),
         host_per_saved=float(layers * inputs) if from_host else 0.0,
@@ -158,14 +192,17 @@ def _timing(setting: Setting, cost: CostModel, sequences: int, still: Flows, awa
     prices = layer_prices(cost, setting, sequences)
     rate = fetch_rate(setting)
     from_host = setting.recompute is Recompute.ACTIVATIONS_HOST
-    h2d_by_kv = rate * prices.bytes_per_kv
+    h2d_by_kv, h2d_spared = _h2d_bytes(setting, prices)
     h2d_by_inputs = rate * prices.bytes_per_inputs if from_host else np.zeros_like(rate)
     kept = cost.profile.link_duplex_efficiency
+    if keeps_open_group(setting):  # a step may fetch less than the token that is written beside it: no delay is sure
+        kept = 1.0
     return Timing(
         sequences=sequences,
         prices=prices,
         still=layer_times(prices, still, cost, away=away),
         h2d_bytes_by_kv=h2d_by_kv,
+        h2d_bytes_spared=h2d_spared,
         h2d_bytes_by_inputs=h2d_by_inputs,
         rows_by_inputs=rate,
         gpu_s_by_kv=_gpu_s_by_kv(setting, prices),

@@ -79,7 +79,7 @@ class Neighbourhood:
         if np.any(starts[1:] == starts[:-1]):
             return rows
         none = np.zeros(len(rows))
-        flows = self._flows(rows, Following(host_kv=none, beyond=none), saved)
+        flows = self._flows(rows, Following(host_kv=none, beyond=none, copies=none), saved)
         alone = none.copy()
         for wave, timing in enumerate(self.problem.timings):
             times = self._times(timing.prices, rows.step, flows)
@@ -93,7 +93,9 @@ class Neighbourhood:
         here, later, shapes = _every_pair(starts)
         first, then = rows.take(here), rows.take(later)
         following = Following(
-            host_kv=then.homes.host_kv, beyond=then.homes.beyond(counts_of(self.problem.setting).at(then.step))
+            host_kv=then.homes.host_kv,
+            beyond=then.homes.beyond(counts_of(self.problem.setting).at(then.step)),
+            copies=then.homes.copies,
         )
         flows = self._flows(first, following, saved)
         possible = _outward(first.homes, then.homes) & self._fit_host(first, flows, saved)
@@ -129,7 +131,7 @@ class Neighbourhood:
         return np.where(step, self.weights.decode[wave] * step_s, prefill * (step_s + depth * times.prefetch_s))
 
     def _fit_host(self, rows: Rows, flows: Flows, saved: int) -> Flags:
-        """Tokens homed on the host or on their way there, and saved inputs."""
+        """Tokens that the host holds or that are on their way there, and saved inputs."""
         memory, counts = self.problem.memory, counts_of(self.problem.setting)
         inputs, lost = rows.homes.activations, rows.homes.dropped - counts.dead[rows.step]
         kept = np.maximum(0.0, np.minimum(counts.cached[rows.step], saved) - rows.homes.dropped)
@@ -137,8 +139,8 @@ class Neighbourhood:
         if self.problem.setting.write_back is WriteBack.AT_BIRTH:
             held = held + memory.host_by_forward[rows.step] * (inputs + lost)
         else:
-            on_their_way = flows.written_kv - rows.homes.host_kv * (rows.step == 0)
-            held = held + memory.host_per_written * (rows.homes.host_kv + on_their_way)
+            on_their_way = flows.written_kv - flows.on_host * (rows.step == 0)
+            held = held + memory.host_per_written * (flows.on_host + on_their_way)
         fits: Flags = held <= memory.host_budget * (1 + SLACK)
         return fits
 

@@ -159,7 +159,7 @@ def _moves(problem: Coefficients) -> _Moves:
     elif problem.uses_forward:
         most = np.minimum(counts.pool, problem.setting.workload.prompt_tokens)
         frees, takes = memory.freed_by_forward, memory.host_by_forward
-    by_kv = memory.host_by_kv + memory.host_per_written * counts.death_rate
+    by_kv = memory.host_by_kv + memory.host_per_written * counts.replaced_rate
     return _Moves(pool=counts.pool, most=most, frees=(memory.freed_by_kv, frees), takes=(by_kv, takes))
 
 

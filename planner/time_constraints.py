@@ -9,7 +9,9 @@ FORWARD_TANGENTS = 8  # straight pieces for the square of a recomputed prefix: a
 
 
 def define_fetch_time_constraints(program: Program) -> None:
-    """Fetch >= constant + seconds a byte x bytes fetched, for each piece of the transfer's price, once the link is on."""
+    """Fetch >= constant + seconds a byte x bytes (of the tokens fetched, less those spared), for each piece of the transfer's
+    price, once the link is on.
+    """
     from_host = program.problem.setting.recompute is Recompute.ACTIVATIONS_HOST
     for timing, fetch_s in zip(program.problem.timings, program.fetch_s, strict=True):
         for place, knot in enumerate(program.knots):
@@ -25,7 +27,8 @@ def define_fetch_time_constraints(program: Program) -> None:
                     (program.inputs[place], per_byte_s * float(timing.h2d_bytes_by_inputs[knot])),
                 ]
                 where = f"{number}_wave_{timing.sequences}_step_{knot}"
-                linked = (program.linked[place], constant_s + _duplex_s(timing, knot))
+                spared_s = per_byte_s * float(timing.h2d_bytes_spared[knot])
+                linked = (program.linked[place], constant_s + _duplex_s(timing, knot) - spared_s)
                 program.at_most_s(f"fetch_{where}", [*terms, linked], [(fetch_s[place], -1.0)], -streamed_s)
                 if from_host:
                     switch = (program.recomputing[place], constant_s)

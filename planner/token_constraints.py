@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from planner.coefficients import Coefficients, evenly_attended
+from planner.coefficients import Coefficients, evenly_attended, homes_per_token
 from planner.program import Program, scaled
 from planner.spill import SavedRange
 from sim.flows import Column, counts_of
@@ -76,28 +76,28 @@ def define_outward_constraints(program: Program) -> None:
 
 
 def define_written_constraints(program: Program) -> None:
-    """Written >= what the tokens on the host become more, the dead replaced; >= all that leave HBM, once some are there.
+    """Written >= what the tokens on the host become more, the replaced too; >= all that leave HBM, once some are there.
 
     Tokens that move on from the host, to inputs or dropped, are the oldest; those that leave HBM take their place.
     """
     problem, counts = program.problem, counts_of(program.problem.setting)
-    _, most_recomputed = _most_off(problem)
+    (_, most_recomputed), per_token = _most_off(problem), homes_per_token(problem.setting)
     if problem.setting.write_back is WriteBack.AT_BIRTH:
         return
     for place, (knot, later) in enumerate(pairwise(program.knots)):
-        share, dying = 1 / (later - knot), float(counts.death_rate[knot])
-        homes, homes_later = ((1 + float(counts.copy_rate[step])) * share for step in (knot, later))
+        share, replaced = 1 / (later - knot), float(counts.replaced_rate[knot])
+        homes, homes_later = (float(per_token[step]) * share for step in (knot, later))
         grown = [
             (program.kv[place + 1], homes_later),
-            (program.kv[place], dying - homes),
+            (program.kv[place], replaced - homes),
             (program.written[place], -1.0),
         ]
         program.at_most(f"written_grown_step_{knot}", grown, 0.0)
-        most = homes_later * float(most_recomputed[later]) + dying * float(most_recomputed[knot])
+        most = homes_later * float(most_recomputed[later]) + replaced * float(most_recomputed[knot])
         moved = [
             *grown,
             (program.inputs[place + 1], homes_later),
-            (program.inputs[place], dying - homes),
+            (program.inputs[place], replaced - homes),
             (program.forward[place + 1], share),
             (program.forward[place], -share),
             (program.linked[place], most),

@@ -119,7 +119,7 @@ def _run_captured(
     wave: GraphWave, prompts: Sequence[Sequence[int]], options: Options, on_step: Callable[[int], None]
 ) -> _WaveRun:
     plan, decoder = wave.plan, wave.decoder
-    recorder = Recorder(plan, Clock(decoder.device), recorded(plan, options.record))
+    recorder = Recorder(plan, Clock(decoder.device), recorded(plan, options.record), captured=True)
     stop_tokens = decoder.config.stop_tokens if options.stop else ()
     prepared = padded(prompts, plan.setting.workload.prompt_tokens, decoder.device)
     generated = run_wave(wave, prepared, recorder, stop_tokens, on_step)

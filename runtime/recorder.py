@@ -12,7 +12,7 @@ from runtime.ledger import Ledger
 from runtime.masks import listed
 from runtime.tally import Tally
 from sim.attention import TokenCounts
-from sim.flows import Flows, Occupancy, flows_of, home_columns, occupancy_of
+from sim.flows import Flows, Occupancy, flows_of, home_columns, homed_on_host, occupancy_of
 from sim.footprint import layer_weight_bytes
 from sim.kv import inputs_layer_bytes, kv_layer_bytes
 from sim.outcome import Served
@@ -52,10 +52,10 @@ class SelectionStats:
 
 
 class Recorder:
-    """One wave's. Counts stay on the device until the wave has ended."""
+    """One wave's. Counts stay on the device until the wave has ended; ``captured`` steps may keep others in HBM."""
 
-    def __init__(self, plan: Plan, clock: Clock, record: Record) -> None:
-        self.plan, self.clock, self.record = plan, clock, record
+    def __init__(self, plan: Plan, clock: Clock, record: Record, *, captured: bool = False) -> None:
+        self.plan, self.clock, self.record, self.captured = plan, clock, record, captured
         self.marks: list[tuple[int, int | None, int, int]] = []  # step, layer, first mark, last mark
         self.tally: Tally | None = None
         self.logits: list[Tensor] = []
@@ -127,15 +127,17 @@ class Recorder:
             np.asarray(self.tally.of(kind).sum(1).tolist()) / lanes_in_all
             for kind in ("fetched", "reprojected", "written")
         )
-        none = np.zeros_like(fetched)
+        none, homes = np.zeros_like(fetched), home_columns(self.plan.homes)
         from_host = setting.recompute is Recompute.ACTIVATIONS_HOST
+        expected = flows_of(self.plan, homes)
         return replace(
-            flows_of(self.plan, home_columns(self.plan.homes)),
+            expected,
             fetched_kv=none if setting.host_attention else fetched,
             host_attended=fetched if setting.host_attention else none,
             fetched_inputs=reprojected if from_host else none,
             reprojected=reprojected,
             written_kv=written,
+            on_host=expected.on_host if self.captured else homed_on_host(setting, homes),
         )
 
     def occupancy(self, lanes: int) -> Occupancy:

@@ -1,12 +1,14 @@
 """How a selector's picks behave over time: how many are new at each step, how old they are, what accuracy they cost."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from sim.attention import Selector
 from sim.checks import require_share
+from sim.codec import IF_KNOWN
 
 _MEASURED_ON = "91M-parameter decoder, Python text, 376 steps after a prompt of 1,024, 2026-11-24"
+_RETURNED_SHARE = 0.01  # under SWA, 99 runs on an H200 with random weights, 2026-11-29: 0.00 to 0.011
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +18,8 @@ class AccessProfile:
     ``keep_shares`` ascend; values between are interpolated, values outside take the nearest.
     ``age_shares`` maps the oldest share x of the older tokens to the share of picks that fall on them, as
     (x, picks) corners from (0, 0) to (1, 1); the straight line, picks of every age alike, is assumed unless measured.
+    ``returned_share`` is of new picks where the least wanted leave HBM (``sim.capture.evicts_least_wanted``): those that
+    come from outside it, relative to what picks of all tokens alike would bring; None: not measured.
     ``model`` is the catalogue's name of the one that it holds for, None where it stands for any.
     """
 
@@ -24,6 +28,7 @@ class AccessProfile:
     turnovers: tuple[float, ...]
     perplexity_ratios: tuple[float, ...]
     age_shares: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
+    returned_share: float | None = field(default=None, metadata=IF_KNOWN)
     source: str
     model: str | None = None
 
@@ -36,6 +41,8 @@ class AccessProfile:
             raise ValueError(f"access.keep_shares={self.keep_shares}, must ascend")
         for share in (*self.keep_shares, *self.turnovers):
             require_share("access share", share)
+        if self.returned_share is not None:
+            require_share("access.returned_share", self.returned_share)
         _check_corners(self.age_shares)
 
     def turnover(self, keep_share: float) -> float:
@@ -49,6 +56,13 @@ class AccessProfile:
         """Share of the picks that fall on the oldest ``oldest_share`` of the older tokens."""
         xs, ys = zip(*self.age_shares, strict=True)
         return _interpolate(xs, ys, oldest_share)
+
+    @property
+    def returning(self) -> float:
+        """``returned_share``; where it is not measured, an H200's under SWA, and 1, as many as of all alike, elsewhere."""
+        if self.returned_share is not None:
+            return self.returned_share
+        return _RETURNED_SHARE if self.selector is Selector.SWA else 1.0
 
     @property
     def picks_every_age_alike(self) -> bool:

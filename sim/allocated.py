@@ -5,7 +5,7 @@ from math import ceil
 
 import numpy as np
 
-from sim.capture import is_captured
+from sim.capture import is_captured, keeps_open_group
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.footprint import largest_matrix_entries, prefill_rows
@@ -29,8 +29,8 @@ def _pool_bytes(plan: Plan) -> float:
     if setting.admission is Admission.CONTINUOUS:
         return setting.kv_budget_bytes
     flows = flows_of(plan, homes)
-    if is_captured(setting) and not setting.kv_format.are_native:  # attention reads host memory where it lies
-        flows = replace(flows, fetched_kv=np.zeros_like(flows.fetched_kv))
+    if keeps_open_group(setting):  # attention reads host memory where it lies
+        homes = replace(homes, host_kv=np.zeros_like(homes.host_kv))
     held = occupancy_of(plan, homes, flows).hbm
     return setting.concurrency * float(held[1:].max(initial=0.0) or held[0])
 

@@ -8,6 +8,7 @@ from sim.kv import GROUP_TOKENS, KvFormat
 from sim.plan import Admission, Mechanism, Placement, Recompute, Setting, WriteBack
 from sim.profile import Profile
 
+FUSED_ROWS = 64  # of a captured step: up to those its products add biases, activations and sums of parts themselves
 _PROGRAMS = 512  # that fill a large GPU, a few on each multiprocessor
 _MOST_PARTS = 16
 _SHARES = GROUP_TOKENS // PAGE_TOKENS  # pages over which a group's ranges, one for each channel, are spread
@@ -36,6 +37,28 @@ def is_captured(setting: Setting) -> bool:
     """
     on_gpu = not (setting.machine.is_cpu or setting.host_attention or setting.weights_on_host)
     return on_gpu and _keeps(setting) and _attends(setting)
+
+
+def evicts_least_wanted(setting: Setting) -> bool:
+    """Whether tokens leave HBM by how little they are attended to, and are written to the host only then.
+
+    The captured step under sparse window attention has them change places with what returns (``runtime.graph.window``);
+    launched kernel by kernel, homes go by age, and where all is written at birth it is.
+    """
+    swa, at_birth = setting.attention.selector is Selector.SWA, setting.write_back is WriteBack.AT_BIRTH
+    return swa and not at_birth and is_captured(setting)
+
+
+def keeps_open_group(setting: Setting) -> bool:
+    """Whether a captured step reads INT8 where the host holds it, and keys of the open group in HBM (``sim.open_group``)."""
+    waves = setting.attention.is_dense and setting.admission is Admission.WAVES
+    return waves and not setting.kv_format.are_native and is_captured(setting)
+
+
+def reads_in_place(setting: Setting) -> bool:
+    """Whether a captured step's attention reads what the host holds where it lies: nothing comes before its query is there."""
+    waves = setting.attention.is_dense and setting.admission is Admission.WAVES
+    return waves and is_captured(setting) and not streams(setting, away=True)
 
 
 def streams(setting: Setting, *, away: bool) -> bool:

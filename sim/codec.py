@@ -13,11 +13,14 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
+IF_KNOWN = {"if_known": True}  # metadata of a field added later: where it is None, what is written is as it was before
+
 
 def to_plain(value: Any) -> Any:
     """Dataclasses become objects, enums their values, tuples arrays."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {member.name: to_plain(getattr(value, member.name)) for member in fields(value)}
+        named = ((member, getattr(value, member.name)) for member in fields(value))
+        return {one.name: to_plain(held) for one, held in named if held is not None or "if_known" not in one.metadata}
     if isinstance(value, StrEnum):
         return value.value
     if isinstance(value, (tuple, list)):

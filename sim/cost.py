@@ -1,7 +1,7 @@
 """Bytes and FLOPs to seconds, operation by operation. Pure; with ``sim.layer`` the one place where durations come from."""
 
 from dataclasses import dataclass, replace
-from math import cos, hypot, pi, sin
+from math import cos, hypot, log, pi, sin
 from typing import Any, TypeVar
 
 import numpy as np
@@ -93,6 +93,19 @@ class CostModel:
         half_s = row_s * self.profile.gemm_half_rows
         return Pieces(pieces=tuple((setup_s + near * stream_s + far * half_s, far * row_s) for near, far in _TANGENTS))
 
+    def as_measured(self, inputs: int, outputs: int, rows: int, dtype: DType) -> float:
+        """How many times as long as ``gemm`` says that product takes: 1 where none of the matrix was measured.
+
+        Between measured rows by their logarithms; beyond them as at the last.
+        """
+        key = (inputs, outputs, dtype)
+        for one in self.profile.products:
+            if (one.inputs, one.outputs, one.dtype) == key:
+                curve = self.gemm(inputs, outputs, dtype, WeightFormat.NATIVE)
+                ratios = [seconds / curve.at_one(n) for n, seconds in zip(one.rows, one.seconds, strict=True)]
+                return float(np.interp(log(rows), [log(n) for n in one.rows], ratios))
+        return 1.0
+
     def power_capped_s(self, arithmetic_s: float, beside_s: float) -> float:
         """What products take that go on for seconds, in steps where other work takes ``beside_s``; prefills: see ``settling``.
 
@@ -109,9 +122,7 @@ class CostModel:
         """How many times as long products take in a prefill of ``whole_s``: the power limit lowers clocks by and by, as
         exp(-t / settling), to ``prefill_sustained_share``.
         """
-        ended = whole_s / _SETTLING_S
-        fallen: Any = np.where(ended > 0, 1 + np.expm1(-ended) / np.maximum(ended, np.finfo(np.float64).tiny), 0.0)
-        slower: Amount = 1 + fallen[()] * (1 / self.profile.prefill_sustained_share - 1)
+        slower: Amount = 1 + fallen_share(whole_s, _SETTLING_S) * (1 / self.profile.prefill_sustained_share - 1)
         return slower
 
     def elementwise_s(self, size_bytes: float) -> float:
@@ -177,17 +188,30 @@ class CostModel:
         per_count_s = max(kv_bytes / (host.dram_bytes_per_s * share), flops / (host.flop_per_s * share))
         return Pieces(pieces=((self.profile.host_round_trip_s, per_count_s),), free_at_zero=True)
 
-    def transfer(self, mechanism: Mechanism) -> Pieces:
-        """One transfer by bytes, the other direction idle: max(floor, setup + bytes / bandwidth)."""
+    def transfer(self, mechanism: Mechanism, *, handed_over: bool = False) -> Pieces:
+        """One transfer by bytes, the other direction idle: max(floor, setup + bytes / bandwidth).
+
+        ``handed_over``: a copy among others, for each of which the engine waits until streams have agreed.
+        """
         profile, rate = self.profile, self.link_bytes_per_s
         if mechanism is Mechanism.GATHER_KERNEL:
             return Pieces(
                 pieces=((profile.gather_setup_s, 1 / (rate * profile.gather_link_efficiency)),), free_at_zero=True
             )
-        return Pieces(pieces=((profile.copy_floor_s, 0.0), (profile.copy_setup_s, 1 / rate)), free_at_zero=True)
+        wait_s = handed_over * profile.copy_handover_s
+        pieces = ((wait_s + profile.copy_floor_s, 0.0), (wait_s + profile.copy_setup_s, 1 / rate))
+        return Pieces(pieces=pieces, free_at_zero=True)
 
     def duplex_delay_s(self, size_bytes: Column, opposite_bytes: Column) -> Column:
         """What a transfer loses to one the other way: while both run, each keeps a fixed share of its rate."""
         kept = self.profile.link_duplex_efficiency
         overlapped: Column = np.minimum(size_bytes, opposite_bytes)
         return overlapped * ((1 - kept) / (self.link_bytes_per_s * kept))
+
+
+def fallen_share(whole_s: Amount, settling_s: float) -> Amount:
+    """Of what clocks will fall by, what they have fallen by in the mean over ``whole_s``: that of 1 - exp(-t / settling)."""
+    ended = whole_s / settling_s
+    fallen: Any = np.where(ended > 0, 1 + np.expm1(-ended) / np.maximum(ended, np.finfo(np.float64).tiny), 0.0)
+    share: Amount = fallen[()]
+    return share

@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 
 from sim.access import AccessProfile
 from sim.attention import Attention, count_tokens
+from sim.capture import evicts_least_wanted, keeps_open_group
 from sim.homes import TokenHomes
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes, open_group_bytes
+from sim.open_group import fetched_layer_bytes
 from sim.plan import Placement, Plan, Recompute, Setting, WriteBack
 from sim.spec import DType, ModelSpec
 
@@ -28,7 +30,9 @@ class Counts:
     ``fetch_rate`` when picks fall on every age alike (dense: all; ``recent``: the selected among the older tokens;
     ``resident``: the newly selected among those that the step before left out), and ``death_rate`` die at its end.
     ``copy_rate`` is how many copies stay in HBM for each token that is off it: what was fetched stays until it is
-    deselected, 1 / turnover steps later.
+    deselected, 1 / turnover steps later. Others are written in the place of those off it that are among the ``dying`` and,
+    where the least wanted leave HBM, of the share ``returned_rate``; there none in the prefill's row, which keeps what lives
+    after it, and none after the last.
     """
 
     cached: Column
@@ -40,6 +44,13 @@ class Counts:
     fetch_rate: Column
     death_rate: Column
     copy_rate: Column
+    dying: Column
+    returned_rate: Column
+
+    @property
+    def replaced_rate(self) -> Column:
+        """Of those off HBM, at least: as many as die and return where all alike do. The least wanted die first."""
+        return _ratio(self.dying, self.pool) + self.returned_rate
 
     def at(self, steps: NDArray[np.intp]) -> "Counts":
         """Rows of the given steps, in any order and as often as they are named."""
@@ -58,7 +69,9 @@ class Homes:
 
     def following(self, counts: Counts) -> "Following":
         """What comes after each row; the last one stays as it is."""
-        return Following(host_kv=_shifted(self.host_kv), beyond=_shifted(self.beyond(counts)))
+        return Following(
+            host_kv=_shifted(self.host_kv), beyond=_shifted(self.beyond(counts)), copies=_shifted(self.copies)
+        )
 
     def beyond(self, counts: Counts) -> Column:
         """Living tokens whose KV is neither in HBM nor on the host."""
@@ -67,15 +80,16 @@ class Homes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Following:
-    """Of the row that follows: tokens whose KV the host holds, and living ones whose KV is nowhere."""
+    """Of the row that follows: tokens whose home is the host, living ones whose KV is nowhere, and copies in HBM."""
 
     host_kv: Column
     beyond: Column
+    copies: Column
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flows:
-    """Tokens of one sequence that each step attends, fetches, recomputes and writes back.
+    """Tokens of one sequence that each step attends, fetches, recomputes and writes back, and whose KV the host holds.
 
     ``reprojected`` tokens are recomputed from their layer inputs, ``forwarded`` ones from token ids.
     Expected values of an access profile need not be whole numbers.
@@ -91,6 +105,7 @@ class Flows:
     host_attended: Column
     written_kv: Column
     written_inputs: Column
+    on_host: Column
 
 
 def keeps_away(flows: Flows) -> bool:
@@ -135,14 +150,23 @@ def flows_between(
         cached=counts.cached,
         kept=counts.local + counts.selected,
         selected=counts.selected,
-        fetched_kv=none if setting.host_attention else host_kv,
+        fetched_kv=none if setting.host_attention else crossing_kv(setting, counts, host_kv),
         fetched_inputs=reprojected if setting.recompute is Recompute.ACTIVATIONS_HOST else none,
         reprojected=reprojected,
         forwarded=homes.dropped * counts.decoding if setting.recompute is Recompute.TOKENS else none,
         host_attended=host_kv if setting.host_attention else none,
         written_kv=_written_kv(setting, counts, homes, following),
         written_inputs=_written_inputs(setting, counts, saved_inputs_tokens),
+        on_host=_on_host(setting, homes),
     )
+
+
+def crossing_kv(setting: Setting, counts: Counts, wanted: Column) -> Column:
+    """In whole tokens' worth, what crosses the link in each row if its step attends to ``wanted`` tokens of the host's."""
+    if not keeps_open_group(setting):
+        return wanted
+    token_bytes = kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.host)
+    return fetched_layer_bytes(setting.model, wanted, counts.cached) / token_bytes
 
 
 def occupancy_of(plan: Plan, homes: Homes, flows: Flows) -> Occupancy:
@@ -154,7 +178,7 @@ def occupancy_of(plan: Plan, homes: Homes, flows: Flows) -> Occupancy:
     hbm = slots * gpu_kv + held_state_bytes(setting)
     if offloaded_bytes := setting.attention.offloaded_state_bytes_per_token(model, dtype):
         hbm += (counts.cached - counts.dead - slots) * offloaded_bytes
-    host = _host_tokens(setting, homes, flows) * host_kv
+    host = _host_tokens(setting, flows) * host_kv
     if setting.recompute.from_activations:
         holder = hbm if setting.recompute is Recompute.ACTIVATIONS_HBM else host
         saved_tokens = np.minimum(counts.cached, plan.saved_inputs_tokens) - homes.dropped
@@ -181,8 +205,9 @@ def _column(tokens: tuple[int, ...]) -> Column:
 def counts_of(setting: Setting) -> Counts:
     """Token counts of one sequence, shared among settings that count alike."""
     work = setting.workload
+    placement, drop_dead, least_wanted = setting.placement, setting.drop_dead, evicts_least_wanted(setting)
     return _count_columns(
-        setting.attention, setting.access, setting.placement, work.prompt_tokens, work.output_tokens, setting.drop_dead
+        setting.attention, setting.access, placement, work.prompt_tokens, work.output_tokens, drop_dead, least_wanted
     )
 
 
@@ -195,7 +220,13 @@ def held_state_bytes(setting: Setting) -> Column:
 
 @lru_cache(maxsize=256)
 def _count_columns(
-    attention: Attention, access: AccessProfile, placement: Placement, prompt_tokens: int, steps: int, drop_dead: bool
+    attention: Attention,
+    access: AccessProfile,
+    placement: Placement,
+    prompt_tokens: int,
+    steps: int,
+    drop_dead: bool,
+    least_wanted: bool,
 ) -> Counts:
     counts = count_tokens(attention, prompt_tokens, steps, drop_dead=drop_dead)
     columns = (
@@ -206,8 +237,12 @@ def _count_columns(
     pool, picks, copies = cached - dead - local, selected, np.zeros(steps)
     if placement is Placement.RESIDENT:
         turnover = np.array([access.turnover(share) for share in (local + selected) / cached])
-        pool, picks = pool - selected, selected * turnover
-        copies = selected * np.minimum(np.arange(steps) * turnover, 1.0)
+        returning = access.returning if least_wanted else 1.0
+        pool, picks = pool - selected, selected * turnover * returning
+        copies = selected * np.minimum(np.arange(steps) * turnover, 1.0) * returning
+    fetched = decoding if attention.is_dense else _ratio(picks, pool) * decoding
+    dying = np.diff(dead, append=dead[-1])
+    exchanging = least_wanted * decoding * (np.arange(steps) < steps - 1)  # a prompt is kept as the first step needs it
     return Counts(
         cached=cached,
         local=local,
@@ -215,15 +250,18 @@ def _count_columns(
         dead=dead,
         decoding=decoding,
         pool=cached - 1 if attention.is_dense else pool,
-        fetch_rate=decoding if attention.is_dense else _ratio(picks, pool) * decoding,
-        death_rate=_ratio(np.diff(dead, append=dead[-1]), pool),
+        fetch_rate=fetched,
+        death_rate=_ratio(dying, pool),
         copy_rate=_ratio(copies, pool),
+        dying=dying * exchanging if least_wanted else dying,
+        returned_rate=fetched * exchanging,
     )
 
 
 def _fetched_tokens(setting: Setting, homes: Homes, counts: Counts) -> Column:
     off_hbm = homes.host_kv + homes.activations - homes.copies
-    if setting.attention.is_dense or setting.access.picks_every_age_alike:
+    ageless = setting.access.picks_every_age_alike or evicts_least_wanted(setting)  # those outside are of any age
+    if setting.attention.is_dense or ageless:
         return off_hbm * counts.fetch_rate
     xs, ys = zip(*setting.access.age_shares, strict=True)
     picked: Column = np.interp(_ratio(off_hbm, counts.pool), xs, ys)
@@ -248,12 +286,22 @@ def _written_kv(setting: Setting, counts: Counts, homes: Homes, following: Follo
     prefill = 1 - counts.decoding
     if setting.write_back is WriteBack.AT_BIRTH:
         return counts.decoding + prefill * (homes.hbm + homes.host_kv)
+    if evicts_least_wanted(setting):
+        return _written_in_exchange(counts, homes, following)
     dying = counts.death_rate * (1 - _ratio(homes.copies, homes.host_kv + homes.activations))
     staying = homes.host_kv * (1 - dying)
     if setting.recompute is not Recompute.NONE:
         moved_on = following.beyond - (homes.beyond(counts) - homes.activations * dying)
         staying = np.maximum(0.0, staying - np.maximum(0.0, moved_on))
     written: Column = np.maximum(0.0, following.host_kv - staying) + prefill * homes.host_kv
+    return written
+
+
+def _written_in_exchange(counts: Counts, homes: Homes, following: Following) -> Column:
+    """The same where the least wanted leave HBM: what lies outside it more, and what takes the place of others there."""
+    off_hbm, later = homes.host_kv - homes.copies, following.host_kv - following.copies
+    staying = off_hbm * (1 - counts.returned_rate) - np.minimum(off_hbm, counts.dying)
+    written: Column = np.maximum(0.0, later - staying) + (1 - counts.decoding) * off_hbm
     return written
 
 
@@ -264,13 +312,23 @@ def _written_inputs(setting: Setting, counts: Counts, saved_inputs_tokens: int) 
     return newborn + (1 - counts.decoding) * min(saved_inputs_tokens, setting.workload.prompt_tokens)
 
 
-def _host_tokens(setting: Setting, homes: Homes, flows: Flows) -> Column:
-    """Tokens whose KV takes host memory: with at_birth all that are kept as KV, else those homed there or on their way."""
+def homed_on_host(setting: Setting, homes: Homes) -> Column:
+    """Tokens whose KV the host holds where homes go by age: with at_birth all that are kept as KV, else those homed there."""
+    return homes.hbm + homes.host_kv if setting.write_back is WriteBack.AT_BIRTH else homes.host_kv
+
+
+def _on_host(setting: Setting, homes: Homes) -> Column:
+    """The same of any setting: where the least wanted leave HBM a token is in one place, and a copy has left the host."""
+    return homes.host_kv - homes.copies if evicts_least_wanted(setting) else homed_on_host(setting, homes)
+
+
+def _host_tokens(setting: Setting, flows: Flows) -> Column:
+    """Tokens whose KV takes host memory: those that it holds, or that are on their way there."""
     if setting.write_back is WriteBack.AT_BIRTH:
-        return homes.hbm + homes.host_kv
+        return flows.on_host
     on_their_way = flows.written_kv.copy()
-    on_their_way[0] -= homes.host_kv[0]
-    return homes.host_kv + on_their_way
+    on_their_way[0] -= flows.on_host[0]
+    return flows.on_host + on_their_way
 
 
 def _staging_bytes(setting: Setting, homes: Homes, flows: Flows) -> Column:
@@ -280,7 +338,10 @@ def _staging_bytes(setting: Setting, homes: Homes, flows: Flows) -> Column:
     native_kv = kv_layer_bytes(model, dtype, KvFormat.NATIVE)
     inputs = inputs_layer_bytes(model, dtype)
     buffers = setting.prefetch_layers + 1
-    staged = flows.fetched_kv * (buffers * gpu_kv)
+    fetched = flows.fetched_kv
+    if keeps_open_group(setting):  # read in place: the room is for ranges of the host's keys, which stay in HBM
+        fetched = homes.host_kv * counts_of(setting).decoding
+    staged = fetched * (buffers * gpu_kv)
     if setting.recompute is not Recompute.NONE:
         staged += flows.fetched_inputs * (buffers * inputs) + flows.reprojected * gpu_kv
         staged += flows.forwarded * (native_kv + 2 * inputs)

@@ -17,10 +17,11 @@ _PLAIN_LAYER = (
 _PRODUCTS = 5  # of a layer, attention among them
 _MATRICES = 4  # of a layer: queries, keys and values; out; up, with its gate; down
 _STREAMED = 6  # a piece that is replayed, what comes, what goes; marks in streams for three
+_PROJECTING = 1  # a product, ordered as directly
 # What operations take the host, where one that keeps books takes 1: a layer's others, products and attention, which are chosen
 # among many kernels, kernels of the runtime's, whose launcher is Python, and what is queued between pieces, little but launches.
 # Seen on an H200's host: short prompts take OPT 320 to 500 us a layer, Llama 680, at the same pace.
-_LAYER_WORTH, _PRODUCT_WORTH, _KERNEL_WORTH, _QUEUED_WORTH = 0.55, 2.5, 2.8, 0.75
+_LAYER_WORTH, _PRODUCT_WORTH, _KERNEL_WORTH, _QUEUED_WORTH = 0.55, 2.5, 3.6, 0.28
 _ENDS, _EAGER_ENDS, _TURNED_ENDS = 13, {True: 33, False: 15}, 9  # of a step, before its first layer and after its last
 _BEGUN = 90  # what a wave's begin takes the host besides: 1.6 ms of an H200's, whatever the layers
 # Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.
@@ -71,8 +72,8 @@ def decode_operations(setting: Setting, *, away: bool) -> Operations:
             return Operations()
         if not away or setting.recompute is not Recompute.ACTIVATIONS_HOST:
             return Operations(queued=_STREAMED)
-        kernels = _projecting_kernels(setting.model) + _widening_kernels(setting) / _MATRICES
-        return Operations(products=1, layer=1, kernels=kernels, queued=_STREAMED)
+        kernels = (not setting.model.positions) + _widening_kernels(setting) / _MATRICES  # rotation in place
+        return Operations(kernels=kernels, queued=_STREAMED + _PROJECTING)
     books = _DECODE_BOOKS + _DECODE_CHOICE.get(setting.attention.selector, 0) + _stored_weights(setting, 1)
     books += 63 * setting.kv_format.gpu.is_grouped
     passes, more = _away_operations(setting) if away else (1, 0)
@@ -145,11 +146,6 @@ def _layer_operations(model: ModelSpec) -> Operations:
     norms = 0 if model.norm_bias else 6
     others = _PLAIN_LAYER + rotation + norms + 8 * model.qk_norm + model.gated_mlp
     return Operations(products=_PRODUCTS, layer=others)
-
-
-def _projecting_kernels(model: ModelSpec) -> int:
-    """That project saved inputs, besides a product and a norm or the memory for it: a root mean square, rotation in place."""
-    return (not model.norm_bias) + (not model.positions)
 
 
 def _widening_kernels(setting: Setting) -> int:

@@ -7,7 +7,7 @@ from math import ceil, hypot
 import numpy as np
 
 from sim.attention import Selector
-from sim.capture import attention_parts, is_captured, streams
+from sim.capture import FUSED_ROWS, attention_parts, is_captured, reads_in_place, streams
 from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, keeps_away
 from sim.footprint import layer_weight_bytes, prefill_rows
@@ -28,6 +28,8 @@ _CHOICE_PASSES, _CAPTURED_CHOICE_PASSES = 9, 5
 # programs, in launches; those that a multiprocessor has at once; a token's turn beside that of a warp by itself. Over INT8: the
 # programs at once, each with rows that it widens.
 _GROUPED_LAUNCHES, _ROUND_LAUNCHES, _GROUPED_PROGRAMS, _GROUPED_TURN, _ROUNDING_PROGRAMS = 2, 1.2, 4, 0.6, 12
+_PIECE_LAUNCHES = 3  # of a step in pieces: what comes between one and the next, 8 to 12 us on an H200
+_MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
 
 
@@ -137,8 +139,11 @@ def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
     return priced_layer(cost, setting, sequences)
 
 
-def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPrices:
-    """The same where no price is asked for twice: to look one up takes as long as to work some out."""
+def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: bool = False) -> LayerPrices:
+    """The same where no price is asked for twice: to look one up takes as long as to work some out.
+
+    ``settled``: of a run repeated until clocks no longer fall.
+    """
     model, dtype, formats, profile = setting.model, setting.dtype, setting.kv_format, cost.profile
     gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
     gemms = LayerGemms.of(cost, setting)
@@ -148,23 +153,25 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
     gathers = not setting.attention.is_dense and setting.placement is Placement.RECENT
     quantises = formats.gpu is not KvFormat.NATIVE and not is_captured(setting)  # a captured step's attention does it
     kv_flops = attention_flops(model, sequences)
-    guess = setting.guess_hits
+    guess, late = setting.guess_hits, setting.attention.selector.recalls or reads_in_place(setting)
     kept_s, kept_away_s = (attention_s_per_kept(cost, setting, sequences, away=away) for away in (False, True))
     most_tokens = setting.workload.cached_tokens
+    decoded_s = decoded_products_s(cost, setting, sequences)
     again = partial(
         recomputed,
         cost,
         sequences=sequences,
-        beside_s=_read_s(gemms, sequences) + kept_away_s * setting.attention.kept_tokens(most_tokens),
+        beside_s=sum(decoded_s.values()) + kept_away_s * setting.attention.kept_tokens(most_tokens),
         most_tokens=most_tokens,
+        layer_steps=None if settled else model.layers * setting.workload.decode_steps,
     )
     tile_s, square_s = (cost.prompt_attention_s(model.query_dim, *one, dtype) for one in ((1.0, 0.0), (0.0, 1.0)))
     return LayerPrices(
         sequences=sequences,
-        qkv_s=gemms.qkv.at_one(sequences),
-        out_s=gemms.out.at_one(sequences),
-        mlp_s=gemms.mlp.at_one(sequences),
-        launch_s=cost.launch_s(profile.kernels_per_layer + (not model.positions) + model.gated_mlp),
+        qkv_s=decoded_s["qkv"],
+        out_s=decoded_s["out"],
+        mlp_s=decoded_s["mlp"],
+        launch_s=decode_launch_s(cost, setting, sequences),
         score_s=score_s,
         score_s_per_cached=score_s_per_cached,
         select_s=select_s,
@@ -180,16 +187,16 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int) -> LayerPric
         forward=again(gemms.layer, of_layer(model).seconds(cost, dtype) + tile_s),
         forward_s_per_token_squared=sequences * square_s,
         host_attention=cost.host_attention(sequences * host_kv, kv_flops),
-        fetch=cost.transfer(setting.fetch_by),
+        fetch=_fetched_by(cost, setting),
         stream=cost.transfer(Mechanism.COPY_ENGINE),
         prompt_write=cost.transfer(_prompt_written_by(setting)),
         sm_share=_sm_share(cost, setting),
         weight_bytes=setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format),
         bytes_per_kv=float(sequences * host_kv),
         bytes_per_inputs=float(sequences * inputs_layer_bytes(model, dtype)),
-        exposed_share=(1.0 if guess is None else 1.0 - guess) if setting.attention.selector.recalls else 0.0,
-        ahead_share=(0.0 if guess is None else 1.0) if setting.attention.selector.recalls else 1.0,
-        recalls=setting.attention.selector.recalls,
+        exposed_share=(1.0 if guess is None else 1.0 - guess) if late else 0.0,
+        ahead_share=(0.0 if guess is None else 1.0) if late else 1.0,
+        recalls=late,
         head_s=gemms.head.at_one(sequences) + profile.step_overhead_s,
         prefill=_prefill(cost, setting, sequences, gemms),
         launches_felt=cost.machine.is_cpu,
@@ -242,10 +249,13 @@ def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, a
 
 
 def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
-    """Before its first token: a kernel's; where grouped heads are gone over in parts, of more threads, one round after the other,
-    and with another kernel that merges.
+    """Before its first token: a kernel's; of a step in pieces the piece's begin too.
+
+    Where grouped heads are gone over in parts: of more threads, one round after the other, and with another kernel that merges.
     """
     model = setting.model
+    if is_captured(setting) and streams(setting, away=away):
+        return cost.profile.attention_setup_s + cost.launch_s(_PIECE_LAUNCHES)
     if model.heads == model.kv_heads or not is_captured(setting) or not _in_parts(setting, away=away):
         return cost.profile.attention_setup_s
     programs = sequences * model.kv_heads * attention_parts(sequences, model.kv_heads, model.heads)
@@ -274,9 +284,61 @@ def _in_parts(setting: Setting, *, away: bool) -> bool:
     return setting.admission is not Admission.CONTINUOUS and not streams(setting, away=away)
 
 
-def _read_s(gemms: "LayerGemms", rows: int) -> float:
-    """A layer's products of a decode step."""
-    return sum(product.at_one(rows) for product in gemms.of_layer.values())
+def decode_launch_s(cost: CostModel, setting: Setting, rows: int) -> float:
+    """What runs between a decode step's products: rotation and a gate are kernels of their own, and of many rows ReLU is."""
+    model, kernels = setting.model, cost.profile.kernels_per_layer
+    kernels += (not model.positions) + model.gated_mlp
+    if not is_captured(setting) or rows <= FUSED_ROWS:
+        return cost.launch_s(kernels)
+    if model.gated_mlp:
+        return cost.launch_s(kernels + _MANY_ROWS_LAUNCHES)
+    relu_s = OPERATIONS["relu"].seconds(cost, setting.dtype, rows * model.intermediate)
+    return cost.launch_s(kernels + _MANY_ROWS_LAUNCHES + 1) + relu_s
+
+
+def decoded_products_s(cost: CostModel, setting: Setting, rows: int) -> dict[str, float]:
+    """A layer's products of a decode step of ``rows``: as measured, unless weights are widened first."""
+    curved_s = {name: curve.at_one(rows) for name, curve in LayerGemms.of(cost, setting).of_layer.items()}
+    if setting.weight_format is not WeightFormat.NATIVE:
+        return curved_s
+    model, dtype = setting.model, setting.dtype
+    return {name: seconds * _as_measured(cost, model, dtype, name, rows) for name, seconds in curved_s.items()}
+
+
+def least_as_measured(cost: CostModel, model: ModelSpec, dtype: DType, most_rows: int) -> float:
+    """What no product of a decode step of up to ``most_rows`` falls below, as a share of its curve: the least of any matrix."""
+    rows = {1, most_rows, *(n for one in cost.profile.products for n in one.rows if n <= most_rows)}
+    shapes = {shape for shapes in _matrices(model).values() for shape in shapes}
+    return min(1.0, *(cost.as_measured(*shape, n, dtype) for shape in shapes for n in rows))
+
+
+def _as_measured(cost: CostModel, model: ModelSpec, dtype: DType, name: str, rows: int) -> float:
+    """Of one or two matrices together, how many times as long as their curves."""
+    if not cost.profile.products:
+        return 1.0
+    curved_s = measured_s = 0.0
+    for inputs, outputs in _matrices(model)[name]:
+        seconds = cost.gemm(inputs, outputs, dtype, WeightFormat.NATIVE).at_one(rows)
+        curved_s += seconds
+        measured_s += seconds * cost.as_measured(inputs, outputs, rows, dtype)
+    return measured_s / curved_s
+
+
+def _matrices(model: ModelSpec) -> dict[str, tuple[tuple[int, int], ...]]:
+    """Inputs and outputs of a layer's matrices; gate and up are one."""
+    up = (2 if model.gated_mlp else 1) * model.intermediate
+    return {
+        "qkv": ((model.hidden, model.query_dim + 2 * model.kv_dim),),
+        "out": ((model.query_dim, model.hidden),),
+        "mlp": ((model.hidden, up), (model.intermediate, model.hidden)),
+    }
+
+
+def _fetched_by(cost: CostModel, setting: Setting) -> Pieces:
+    """Attention that reads in place does as a gather kernel does; copies for pieces of a step wait for each other's streams."""
+    if reads_in_place(setting):
+        return cost.transfer(Mechanism.GATHER_KERNEL)
+    return cost.transfer(setting.fetch_by, handed_over=is_captured(setting) and streams(setting, away=True))
 
 
 def _prompt_written_by(setting: Setting) -> Mechanism:
@@ -286,7 +348,7 @@ def _prompt_written_by(setting: Setting) -> Mechanism:
 
 def _sm_share(cost: CostModel, setting: Setting) -> float:
     """Share of a fetch that the GPU stream loses to it."""
-    if setting.fetch_by is not Mechanism.GATHER_KERNEL:
+    if setting.fetch_by is not Mechanism.GATHER_KERNEL or reads_in_place(setting):
         return 0.0
     return cost.profile.gather_sm_share
 

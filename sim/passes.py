@@ -48,12 +48,10 @@ def activation_of(model: ModelSpec) -> str:
 
 
 def of_inputs(model: ModelSpec, *, fused: bool) -> Passes:
-    """A row's, before its keys and values are there: norm and rotation; ``fused`` by a kernel each."""
+    """A row's, before its keys and values are there: norm and rotation; ``fused``: it was saved normed, and one kernel turns."""
     norm, turn = OPERATIONS[norm_of(model)], OPERATIONS["rotation"]
-    if fused and not model.norm_bias:
-        norm = Passes(busy=_IN_ONE_KERNEL)
     if fused:
-        turn = Passes(busy=_IN_ONE_KERNEL)
+        norm, turn = Passes(), Passes(busy=_IN_ONE_KERNEL)
     return _sum((norm, model.hidden), (turn, 0 if model.positions else model.kv_dim))
 
 

@@ -4,27 +4,39 @@ from dataclasses import replace
 
 import numpy as np
 
-from sim.cost import CostModel, Pieces
+from sim.cost import CostModel, Pieces, fallen_share
 
+_SETTLING_S = 0.3  # of steps that recompute: an H200's lose 0.4 of what they will in their first 0.6 s, all of it from then on
 _LOOKED_AT = 40
 _TANGENTS = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # of the most tokens; a line's error between two is about 1 % at most
 
 
 def recomputed(
-    cost: CostModel, product: Pieces, passes_s: float, *, sequences: int, beside_s: float, most_tokens: int
+    cost: CostModel,
+    product: Pieces,
+    passes_s: float,
+    *,
+    sequences: int,
+    beside_s: float,
+    most_tokens: int,
+    layer_steps: int | None,
 ) -> Pieces:
     """Seconds by recomputed tokens of each sequence: ``product`` of their rows, ``passes_s`` a row, beside the rest of a layer.
 
     What is beside grows with the tokens by their own passes. The seconds that the power limit allows are convex in the
-    tokens: their tangents are pieces like the others.
+    tokens: their tangents are pieces like the others. The card takes a while to hold products back: in ``layer_steps`` layers,
+    with half of the most tokens in each, for a share of the time (None: for all of it).
     """
     lines = product.scaled(sequences).pieces
     per_token_s = sequences * passes_s
     pieces = [(constant_s, slope_s + per_token_s) for constant_s, slope_s in lines]
     setup_s, row_s = lines[-1]
+    whole_s = None if layer_steps is None else layer_steps * (beside_s + (row_s + per_token_s) * most_tokens / 2)
+    settled = 1.0 if whole_s is None else float(fallen_share(whole_s, _SETTLING_S))
 
     def held_back(tokens: float) -> float:
-        return cost.power_capped_s(row_s * tokens, beside_s + setup_s + per_token_s * tokens) - row_s * tokens
+        capped_s = cost.power_capped_s(row_s * tokens, beside_s + setup_s + per_token_s * tokens)
+        return settled * (capped_s - row_s * tokens)
 
     for share in _TANGENTS:
         at, step = share * most_tokens, share * most_tokens * 1e-4

@@ -98,7 +98,7 @@ class _Steps:
     def _step_s(self, cost: CostModel) -> Column:
         if self._last is None or self._last[0] is not cost:
             setting = self.plan.setting
-            prices = at_pace(priced_layer(cost, setting, setting.concurrency), self.pace)
+            prices = at_pace(priced_layer(cost, setting, setting.concurrency, settled=True), self.pace)
             times = layer_times(prices, self.flows, cost)
             self._last = (cost, step_seconds(times, setting.model.layers, setting.prefetch_layers))
         return self._last[1]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from sim.access import AccessProfile, measured_access
 from sim.attention import Selector
 from sim.checks import require_non_negative, require_positive, require_share, require_whole
-from sim.spec import MachineSpec
+from sim.spec import DType, MachineSpec
 
 
 def _share(nominal: float, reason: str) -> float:
@@ -112,6 +112,28 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuredProduct:
+    """[rows, inputs] x [inputs, outputs] as measured, by ascending rows."""
+
+    inputs: int
+    outputs: int
+    dtype: DType
+    rows: tuple[int, ...]
+    seconds: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        name = f"product of {self.inputs} x {self.outputs}"
+        if not len(self.rows) == len(self.seconds) >= 1:
+            raise ValueError(
+                f"{name}: {len(self.rows)} rows, {len(self.seconds)} seconds: must be as many, at least one"
+            )
+        if list(self.rows) != sorted(set(self.rows)) or self.rows[0] < 1:
+            raise ValueError(f"{name}: rows={self.rows}, must ascend from at least 1")
+        for seconds in self.seconds:
+            require_positive(f"{name}: seconds", seconds)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Profile:
     """Constants of the cost model. ``basis`` says what they rest on: nominal, or measured on which card and date.
 
@@ -121,6 +143,7 @@ class Profile:
     name: str
     basis: str
     evidence: Evidence | None = field(default=None, compare=False)
+    products: tuple[MeasuredProduct, ...] = ()  # of matrices that need no curve by rows
     gemm_hbm_efficiency: float = _share(
         0.85, "weight streaming of a tuned decode GEMM reaches 80 to 90 % of datasheet HBM bandwidth"
     )
@@ -191,6 +214,9 @@ class Profile:
     )
     copy_setup_s: float = _amount(8e-6, "start of one copy: 1 MiB took 27.5 us where its bytes take 19.2")
     copy_floor_s: float = _amount(10e-6, "no copy ends sooner, however small (16 to 18 us when launched eagerly)")
+    copy_handover_s: float = _amount(
+        10e-6, "between two copies that each wait for what other streams do: 2 to 27 us on an H200, evenly"
+    )
     gather_setup_s: float = _amount(5e-6, "start of a gather kernel and the first round trip over the link")
     gather_sm_share: float = _share(0.06, "8 of 132 SMs hold the persistent blocks that keep a PCIe 5 link busy")
     kernels_per_layer: float = _amount(

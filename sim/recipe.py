@@ -164,7 +164,7 @@ def _homes(setting: Setting, hbm_percent: int) -> TokenHomes:
     """The newest living tokens in HBM, as many as there are slots; the others where the recomputation source has them."""
     counts, needed = setting.token_counts, setting.slots_needed
     living = [cached - dead for cached, dead in zip(counts.cached, counts.dead, strict=True)]
-    slots = max(1, round(max(living) * hbm_percent / 100))
+    slots = max(1, *needed, round(max(living) * hbm_percent / 100))
     resident, off, rows = setting.placement is Placement.RESIDENT, 0, list[tuple[int, int, int]]()
     for alive, local, selected, least in zip(living, counts.local, counts.selected, needed, strict=True):
         if alive > slots:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sim.attention import Selector
 from sim.checks import require_whole
-from sim.flows import Flows, flows_of, home_columns
+from sim.flows import Flows, flows_of, home_columns, homed_on_host
 from sim.plan import Placement, Plan, Recompute, WriteBack
 
 Picks: TypeAlias = tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]  # [decode step, layer, sequence, pick]
@@ -46,12 +46,13 @@ def replayed_flows(plan: Plan, recording: RecordedSelection) -> Flows:
     tokens has one. Dropped tokens are those attended to the longest ago, the oldest first among equals; the rest lie
     oldest first as the plan says, and a boundary between two homes never moves back.
 
+    It says what was picked, not which tokens were wanted least: homes go by age here, as when kernel after kernel is
+    launched, also where a captured step goes by that.
+
     Raises ValueError where the recording is not one of this plan.
     """
     _require_same_shape(plan, recording)
     expected = flows_of(plan, home_columns(plan.homes))
-    if plan.setting.workload.decode_steps == 0:
-        return expected
     replay = _Replay(plan, recording)
     fetched, reprojected = replay.fetched()
     from_host = plan.setting.recompute is Recompute.ACTIVATIONS_HOST
@@ -62,6 +63,7 @@ def replayed_flows(plan: Plan, recording: RecordedSelection) -> Flows:
         fetched_inputs=(reprojected if from_host else np.zeros_like(reprojected)) / replay.lanes,
         reprojected=reprojected / replay.lanes,
         written_kv=expected.written_kv if at_birth else replay.written() / replay.lanes,
+        on_host=homed_on_host(plan.setting, home_columns(plan.homes)),
     )
 
 

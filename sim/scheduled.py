@@ -22,6 +22,8 @@ from sim.layer import (
     LayerTimes,
     attention_s_per_token,
     attention_turn_s,
+    decode_launch_s,
+    decoded_products_s,
     first_choice_s,
     layer_prices,
     prefill_row_passes_s,
@@ -89,12 +91,16 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     whole_s = setting.model.layers * (sum(map(prefilled_s, gemms.of_layer.values())) + beside_s)
     slower = cost.settling(whole_s)
 
-    def product_s(product: Pieces) -> Column:
-        decoded_s: Column = replace(product, free_at_zero=True).at(lanes)
-        return decoded_s + slower * prefilled_s(product)
+    rows = lanes.astype(np.intp)
+    decoded = {n: decoded_products_s(cost, setting, n) for n in np.unique(rows[rows > 0]).tolist()}
+
+    def product_s(name: str) -> Column:
+        by_rows = np.array([decoded[n][name] if n in decoded else 0.0 for n in range(setting.concurrency + 1)])
+        seconds: Column = by_rows[rows] + slower * prefilled_s(gemms.of_layer[name])
+        return seconds
 
     ops: dict[str, Column] = {
-        "qkv": product_s(gemms.qkv),
+        "qkv": product_s("qkv"),
         "score": one.score_s * some + one.score_s_per_cached * cached,
         "gather": none,
         "convert": rounds * (cost.launch_s(1) * (rounded > 0) + rounding_s(cost, setting, 1) * rounded),
@@ -104,11 +110,13 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         "select": one.select_s * some
         + one.select_s_per_kept * kept
         + first_choice_s(cost, setting, 1, 1) * planned.prefilled,
-        "out": product_s(gemms.out),
-        "mlp": product_s(gemms.mlp),
+        "out": product_s("out"),
+        "mlp": product_s("mlp"),
         "norms": passed_s,
         "gather_sms": none,
-        "launch": one.launch_s * some + cost.launch_s(cost.profile.kernels_per_layer) * passes + felt_s,
+        "launch": decode_launch_s(cost, setting, setting.concurrency) * some
+        + cost.launch_s(cost.profile.kernels_per_layer) * passes
+        + felt_s,
     }
     query_s, attend_s, rest_s = (
         np.sum([ops[name] for name in names], axis=0) for names in (QUERY_OPS, ATTEND_OPS, REST_OPS)

@@ -1,7 +1,7 @@
 """Small machines, models and plans whose numbers can be followed by hand."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import cos, pi, sin
 from typing import Any
 
@@ -13,8 +13,8 @@ from sim.cost import CostModel
 from sim.homes import TokenHomes
 from sim.kv import KvFormats
 from sim.plan import Plan, Setting
-from sim.profile import Profile
-from sim.spec import DType, GpuSpec, HostSpec, LinkSpec, MachineSpec, ModelSpec
+from sim.profile import MeasuredProduct, Profile
+from sim.spec import DType, GpuSpec, HostSpec, LinkSpec, MachineSpec, ModelSpec, WeightFormat
 from sim.workload import Workload
 
 AMPLE_BYTES = 2**62
@@ -96,7 +96,7 @@ def make_model(**changes: Any) -> ModelSpec:
     return ModelSpec(**(shape | changes))
 
 
-def make_profile(**changes: float) -> Profile:
+def make_profile(**changes: Any) -> Profile:
     """Every efficiency 1, every overhead 0, except as said in ``changes``."""
     ideal = {
         name: 1.0 if kind == "share" and not name.endswith("sm_share") else 0.0
@@ -110,9 +110,35 @@ def hypotenuse(one: float, other: float) -> float:
     return max(one * cos(turn * pi / 8) + other * sin(turn * pi / 8) for turn in range(5))
 
 
-def make_cost(machine: MachineSpec | None = None, **constants: float) -> CostModel:
+def make_cost(machine: MachineSpec | None = None, **constants: Any) -> CostModel:
     """A cost model of ``machine`` on an ideal profile."""
     return CostModel(machine=machine or make_machine(), profile=make_profile(**constants))
+
+
+def make_products(
+    cost: CostModel, model: ModelSpec, ratios: Mapping[int, float], dtype: DType = DType.FP16
+) -> tuple[MeasuredProduct, ...]:
+    """Of all matrices of a layer, by rows: as many times as long as ``cost`` says without them. Gate and up are one."""
+    up = (1 + model.gated_mlp) * model.intermediate
+    shapes = (
+        (model.hidden, model.query_dim + 2 * model.kv_dim),
+        (model.query_dim, model.hidden),
+        (model.hidden, up),
+        (model.intermediate, model.hidden),
+    )
+    return tuple(
+        MeasuredProduct(
+            inputs=inputs,
+            outputs=outputs,
+            dtype=dtype,
+            rows=tuple(ratios),
+            seconds=tuple(
+                times * cost.gemm(inputs, outputs, dtype, WeightFormat.NATIVE).at_one(rows)
+                for rows, times in ratios.items()
+            ),
+        )
+        for inputs, outputs in dict.fromkeys(shapes)
+    )
 
 
 def make_setting(

@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 from planner.objective import Weights, objective_weights
 from planner.options import assisted_settings, families, paged_settings, resident_settings, spilling_settings
 from planner.request import Objective, Request
+from sim.capture import evicts_least_wanted
 from sim.cost import CostModel
 from sim.engine import simulate
 from sim.flows import Column, Counts, Flows, counts_of, flows_of, held_state_bytes, home_columns, occupancy_of
 from sim.forecast import static_host_bytes
 from sim.homes import TokenHomes
-from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
+from sim.kv import GROUP_TOKENS, KvFormat, KvFormats, inputs_layer_bytes, kv_layer_bytes
 from sim.layer import LayerPrices, layer_prices, layer_times, prompt_write_seconds
-from sim.plan import Placement, Plan, Recompute, Setting, WriteBack
+from sim.plan import Admission, Placement, Plan, Recompute, Setting, WriteBack
 from sim.scheduled import paged_bytes
 
 Index = NDArray[np.intp]
@@ -262,22 +263,22 @@ def traffic_of(setting: Setting, rows: Rows, saved: Column) -> Traffic:
     reprojected = fetched * share
     fetched_inputs = reprojected * (setting.recompute is Recompute.ACTIVATIONS_HOST)
     forwarded = rows.dropped * (step > 0) * (setting.recompute is Recompute.TOKENS)
-    fetched_kv, slots = fetched - reprojected, rows.hbm + rows.copies
+    attended_kv, slots = fetched - reprojected, rows.hbm + rows.copies
     state = setting.attention.offloaded_state_bytes_per_token(model, dtype)
     off = counts.cached[step] - counts.dead[step] - slots
     held = slots * gpu_kv + held_state_bytes(setting)[step] + off * state
     kept = np.maximum(0.0, np.minimum(counts.cached[step], saved) - rows.dropped) * inputs
-    ring_kv = fetched_kv * (not setting.host_attention)
+    ring_kv = attended_kv * (not setting.host_attention)
     staged = (setting.prefetch_layers + 1) * (ring_kv * gpu_kv + fetched_inputs * inputs)
     staged += reprojected * gpu_kv + forwarded * (native_kv + 2 * inputs)
     staged += 2 * native_kv * (setting.workload.prompt_tokens - rows.hbm) * (step == 0)
-    on_host = rows.host_kv + (rows.hbm if setting.write_back is WriteBack.AT_BIRTH else 0.0)
+    on_host = held_by_host(setting, rows)
     in_hbm, from_host = (
         setting.recompute is source for source in (Recompute.ACTIVATIONS_HBM, Recompute.ACTIVATIONS_HOST)
     )
     newborn = np.where(step == 0, np.minimum(saved, setting.workload.prompt_tokens), counts.cached[step] <= saved)
     return Traffic(
-        fetched_kv=fetched_kv,
+        fetched_kv=_crossing(setting, attended_kv, counts.cached[step]) if reads_in_place(setting) else attended_kv,
         fetched_inputs=fetched_inputs,
         reprojected=reprojected,
         forwarded=forwarded,
@@ -287,6 +288,38 @@ def traffic_of(setting: Setting, rows: Rows, saved: Column) -> Traffic:
     )
 
 
+def held_by_host(setting: Setting, rows: Rows) -> Column:
+    """Tokens whose KV lies on the host; where the least wanted leave HBM, what has a copy there does not."""
+    if setting.write_back is WriteBack.AT_BIRTH:
+        return rows.host_kv + rows.hbm
+    return rows.host_kv - rows.copies * evicts_least_wanted(setting)
+
+
+def reads_in_place(setting: Setting) -> bool:
+    """Captured steps over INT8 on both sides: dense waves that recompute nothing, one query head for each key head."""
+    int8 = setting.kv_format == KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+    dense = setting.attention.is_dense and setting.model.heads == setting.model.kv_heads
+    alone = not (setting.host_attention or setting.weights_on_host or setting.machine.is_cpu)
+    waves = setting.admission is Admission.WAVES and setting.recompute is Recompute.NONE
+    return int8 and dense and alone and waves
+
+
+def _crossing(setting: Setting, attended: Column, cached: Column) -> Column:
+    """In tokens of the host's format, group by group: positions from the first slot that is not in HBM to the newborn's.
+
+    Of each the range of its values crosses the link. Of the newest group, which is not whole yet, keys are in HBM; so are,
+    in the places of the keys that it lacks beside the newborn's, the last tokens of the group before, keys and values.
+    """
+    newborn = cached - 1
+    first, opened = newborn - np.maximum(0.0, attended - 1), newborn // GROUP_TOKENS * GROUP_TOKENS
+    kept_from = np.maximum(0.0, opened - (GROUP_TOKENS - 1 - (newborn - opened)))
+    whole = np.maximum(0.0, kept_from - first)
+    halves = newborn - np.maximum(first, opened)
+    model, ranges = setting.model, newborn - first
+    crossing = model.kv_dim * (2 * whole + halves) + 4 * model.kv_heads * ranges
+    return crossing / kv_layer_bytes(model, setting.dtype, setting.kv_format.host)
+
+
 def written_tokens(setting: Setting, here: Rows, later: Rows | None) -> Column:
     """KV tokens that cross to the host in the step of ``here`` if ``later`` follows it, row by row; None: nothing follows."""
     counts, step = counts_of(setting), here.step
@@ -294,7 +327,12 @@ def written_tokens(setting: Setting, here: Rows, later: Rows | None) -> Column:
     if setting.write_back is WriteBack.AT_BIRTH:
         return np.where(first, here.hbm + here.host_kv, 1.0)
     if later is None:
-        return here.host_kv * first
+        return held_by_host(setting, here) * first
+    if evicts_least_wanted(setting):
+        off, off_later = here.host_kv - here.copies, later.host_kv - later.copies
+        newly_dead = counts.dead[later.step] - counts.dead[step]
+        gone = np.where(first, 0.0, np.minimum(off, newly_dead) + off * counts.fetch_rate[step])
+        return np.maximum(0.0, off_later - off + gone) + off * first
     homed = here.host_kv + here.activations
     dying = counts.death_rate[step] * (1 - here.copies / np.maximum(homed, 1.0))
     staying = here.host_kv * (1 - dying)
@@ -432,7 +470,7 @@ class _Case:
         setting = self.setting
         if setting.write_back is WriteBack.AT_BIRTH:
             return np.ones(len(rows), dtype=np.bool_)
-        on_its_way = written - rows.host_kv * (rows.step == 0)
+        on_its_way = written - held_by_host(setting, rows) * (rows.step == 0)
         token = setting.model.layers * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.host)
         held = setting.concurrency * (traffic.host_bytes + on_its_way * token)
         fits: NDArray[np.bool_] = held - room_on_host(setting) <= 0
@@ -560,6 +598,7 @@ def _flows(setting: Setting, counts: Counts, rows: Rows, traffic: Traffic, writt
         "host_attended": traffic.fetched_kv * assisted,
         "written_kv": written,
         "written_inputs": traffic.written_inputs,
+        "on_host": held_by_host(setting, rows),
     }
     return Flows(**{name: np.concatenate(([0.0], column)) for name, column in columns.items()})
 

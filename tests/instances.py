@@ -17,6 +17,10 @@ from sim.spec import DType, MachineSpec, ModelSpec
 from sim.workload import Workload
 
 HBM_BYTES_PER_S = 1e9
+FIXED = (
+    *("copy_setup_s", "copy_floor_s", "copy_handover_s", "gather_setup_s"),
+    *("step_overhead_s", "host_round_trip_s"),
+)
 Range = tuple[float, float]
 
 
@@ -40,6 +44,9 @@ class Ratios:
     kv_formats: tuple[tuple[KvFormat, ...], ...] = ((),)
     all_at_once: tuple[bool, ...] = (False,)
     objectives: tuple[Objective, ...] = (Objective.THROUGHPUT,)
+    query_heads: tuple[int, ...] = (1, 1, 2)
+    fixed_scales: tuple[float, ...] = (0.0, 0.003)
+    host_operations_s: tuple[float, ...] = (0.0, 5e-6)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +185,31 @@ FAMILIES = (
         feasible=10,
         least={"host KV": 4},
     ),
+    Family(
+        name="open group",
+        hardware="CUDA cards beside a host that launches slowly, so that captured steps win; texts of one or two groups of keys, "
+        "INT8 in both tiers",
+        ratios=Ratios(
+            all_at_once=(True,),
+            batch=(1, 1),
+            prompt=(70, 130),
+            output=(3, 5),
+            layers=(8, 12),
+            hidden=(64,),
+            head_dim=(16,),
+            query_heads=(1,),
+            kv_formats=((KvFormat.INT8,),),
+            hbm_share=(0.45, 0.8),
+            link_decades=(-3.2, -2.0),
+            flop_decades=(0.0, 0.7),
+            dram_decades=SLOW_CPU,
+            fixed_scales=(0.003,),
+            host_operations_s=(0.02,),
+        ),
+        seeds=14,
+        feasible=14,
+        least={"host KV": 8, "open group": 5},
+    ),
 )
 
 
@@ -192,7 +224,7 @@ def draw_request(ratios: Ratios, rng: random.Random) -> Request:
     machine = _machine(ratios, rng, model, work)
     return Request(
         machine=machine,
-        profile=_profile(machine, rng),
+        profile=_profile(ratios, machine, rng),
         model=model,
         workload=work,
         max_sparsity=rng.choice(ratios.max_sparsity),
@@ -209,7 +241,7 @@ def _model(ratios: Ratios, rng: random.Random) -> ModelSpec:
         layers=rng.choice(ratios.layers),
         hidden=hidden,
         intermediate=rng.choice((1, 2, 4)) * hidden,
-        heads=kv_heads * rng.choice((1, 1, 2)),
+        heads=kv_heads * rng.choice(ratios.query_heads),
         kv_heads=kv_heads,
         head_dim=rng.choice(ratios.head_dim),
         vocab=8,
@@ -232,16 +264,14 @@ def _machine(ratios: Ratios, rng: random.Random, model: ModelSpec, work: Workloa
     )
 
 
-def _profile(machine: MachineSpec, rng: random.Random) -> Profile:
+def _profile(ratios: Ratios, machine: MachineSpec, rng: random.Random) -> Profile:
     """Nominal shares; fixed times scaled down to a tiny model's steps, or none."""
-    nominal, scale = Profile.nominal(machine), rng.choice((0.0, 0.003))
-    fixed = {
-        name: scale * getattr(nominal, name)
-        for name in ("copy_setup_s", "copy_floor_s", "gather_setup_s", "step_overhead_s", "host_round_trip_s")
-    }
+    nominal, scale = Profile.nominal(machine), rng.choice(ratios.fixed_scales)
+    fixed = {name: scale * getattr(nominal, name) for name in FIXED}
     ramps = random.Random(machine.gpu.hbm_bytes)  # by itself: the other draws stay what they were
     fixed |= {
         name: scale * ramps.choice((0.0, 5e-6))
-        for name in ("product_setup_s", "attention_setup_s", "attention_token_s", "host_operation_s")
+        for name in ("product_setup_s", "attention_setup_s", "attention_token_s")
     }
+    fixed["host_operation_s"] = scale * ramps.choice(ratios.host_operations_s)
     return replace(nominal, reserve_bytes=0.0, gemm_half_rows=rng.choice((0.0, 4.0, 128.0)), **fixed)

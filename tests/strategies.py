@@ -81,7 +81,7 @@ def models(draw: st.DrawFn) -> ModelSpec:
 
 @st.composite
 def accesses(draw: st.DrawFn, selector: Selector) -> AccessProfile:
-    """Any turnover; picks of every age alike, or mostly old or mostly new ones."""
+    """Any turnover, of which any share may return; picks of every age alike, or mostly old or mostly new ones."""
     straight = ((0.0, 0.0), (1.0, 1.0))
     return AccessProfile(
         selector=selector,
@@ -89,6 +89,7 @@ def accesses(draw: st.DrawFn, selector: Selector) -> AccessProfile:
         turnovers=(draw(_shares()), draw(_shares())),
         perplexity_ratios=(1.2, 1.1),
         age_shares=draw(st.sampled_from((straight, ((0, 0), (0.5, 0.2), (1, 1)), ((0, 0), (0.3, 0.9), (1, 1))))),
+        returned_share=draw(st.one_of(st.none(), _shares())),
         source="drawn",
     )
 

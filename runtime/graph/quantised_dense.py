@@ -7,6 +7,7 @@ All that lies in HBM fits the plan's budget: where its slots and those ranges do
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from runtime.models import Decoder
 from runtime.quantise import encode_values, frozen_groups
 from runtime.tally import Tally
 from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
+from sim.open_group import fetched_layer_bytes
 from sim.plan import Plan, Setting
 
 BLOCK, WARPS = 32, 1  # tokens that a loop takes at once, warps of a program
@@ -146,17 +148,9 @@ def most_slots(setting: Setting) -> int:
 
 
 def fetched_bytes(setting: Setting, near: int, cached: int) -> int:
-    """What crosses the link in the step that attends to ``cached`` tokens, ``near`` slots a lane being in HBM.
-
-    Of the open group values alone; of the group before, what stayed behind in HBM is not fetched, but its values' ranges.
-    """
-    waiting = (cached - 1) % GROUP_TOKENS
-    frozen = cached - 1 - waiting
-    beyond, behind = max(0, frozen - near), max(0, frozen - max(near, frozen - GROUP_TOKENS + waiting + 1))
-    opened = max(0, cached - 1 - near) - beyond
-    planes = 2 * (beyond - behind) + opened
-    head_bytes = planes * setting.model.head_dim + 4 * (beyond + opened)
-    return setting.concurrency * setting.model.layers * setting.model.kv_heads * head_bytes
+    """What crosses the link in the step that attends to ``cached`` tokens, ``near`` slots a lane being in HBM."""
+    layer_bytes = fetched_layer_bytes(setting.model, np.array([float(cached - near)]), np.array([float(cached)]))
+    return setting.concurrency * setting.model.layers * int(layer_bytes[0])
 
 
 def _planes(slots: int, channels: int) -> tuple[tuple[tuple[int, int], torch.dtype], ...]:

@@ -15,9 +15,9 @@ from sim.kv import KvFormat
 from sim.measured import Measured
 from sim.plan import Placement
 from sim.predict import predictable
-from sim.profile import Measurement, Profile
+from sim.profile import MeasuredProduct, Measurement, Profile
 from sim.recipe import Recipe, plan_of
-from sim.spec import DType, MachineSpec
+from sim.spec import DType, MachineSpec, WeightFormat
 from tests.calibration.tiny import fingerprint, machine
 
 CARD = MachineSpec(name="h200", gpu=catalogue.gpu("h200"), host=catalogue.host())
@@ -134,6 +134,33 @@ def test_a_known_profile_is_recovered_and_the_rest_left_alone(truth: Profile) ->
         assert getattr(found, name) == getattr(Profile.nominal(CARD), name)
         assert (left.low, left.high) == (None, None)
         assert left.evidence.startswith("nominal: ")
+
+
+def test_every_product_that_was_measured_is_kept_by_its_matrix() -> None:
+    """In whatever order rows were measured; as they came out, however far from the fitted curve."""
+    names = [
+        ("product", f"rows={rows} inputs=2048 outputs={outputs} dtype={dtype}")
+        for dtype, outputs, several in (("fp16", 2048, (1, 64, 16)), ("fp16", 6144, (32,)), ("bf16", 2048, (16, 1)))
+        for rows in several
+    ]
+    measured = measured_by(Profile.nominal(CARD), CARD, names, 0.2)
+    seconds = {one.case: one.seconds for one in measured.measurements}
+
+    found = fit(measured, name="found", basis="synthetic")
+
+    def product(outputs: int, dtype: DType, *rows: int) -> MeasuredProduct:
+        took = [seconds[f"rows={n} inputs=2048 outputs={outputs} dtype={dtype}"] for n in rows]
+        return MeasuredProduct(inputs=2048, outputs=outputs, dtype=dtype, rows=rows, seconds=tuple(took))
+
+    assert found.products == (
+        product(2048, DType.FP16, 1, 16, 64),
+        product(6144, DType.FP16, 32),
+        product(2048, DType.BF16, 1, 16),
+    )
+    cost = CostModel(machine=CARD, profile=found)
+    curve = cost.gemm(2048, 2048, DType.FP16, WeightFormat.NATIVE)
+    measured_s = seconds["rows=16 inputs=2048 outputs=2048 dtype=fp16"]
+    assert cost.as_measured(2048, 2048, 16, DType.FP16) * curve.at_one(16) == pytest.approx(measured_s)
 
 
 def test_what_libraries_take_is_what_captured_prefills_have_besides_their_plans() -> None:

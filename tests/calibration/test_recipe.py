@@ -1,6 +1,7 @@
 """Recipes: words that build the same plan again, whatever is drawn."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,24 @@ def test_slots_are_as_many_as_asked_for_or_needed(selector: Selector, hbm: int) 
     slots = max(near + copies for near, copies in zip(plan.homes.hbm, plan.homes.copies, strict=True))
     assert slots == max(round(living * hbm / 100), *plan.setting.slots_needed)
     assert any(plan.homes.host_kv) == (slots < living)
+
+
+@pytest.mark.parametrize("hbm", [60, 30, 0])
+@pytest.mark.parametrize("selector", [Selector.DENSE, Selector.SWA, Selector.PAGES])
+def test_slots_are_as_many_at_every_step_that_has_tokens_for_them(selector: Selector, hbm: int) -> None:
+    """As a captured step allocates them: also before it needs the most."""
+    dense = selector is Selector.DENSE
+    recipe = Recipe(model="opt-125m/2/64", batch=2, prompt=20, output=40, selector=selector, hbm=hbm)
+    recipe = replace(recipe, keep=100 if dense else 40, placement=Placement.RECENT if dense else Placement.RESIDENT)
+
+    plan = plan_of(recipe, make_machine())
+
+    counts, homes, needed = plan.setting.token_counts, plan.homes, plan.setting.slots_needed
+    living = [cached - dead for cached, dead in zip(counts.cached, counts.dead, strict=True)]
+    most = max(*needed, round(max(living) * hbm / 100))
+    held = [near + copies for near, copies in zip(homes.hbm, homes.copies, strict=True)]
+    assert held == [min(most, alive) for alive in living]
+    assert needed[0] < max(needed) or dense
 
 
 @pytest.mark.parametrize("recompute", [Recompute.ACTIVATIONS_HOST, Recompute.TOKENS])

@@ -11,6 +11,7 @@ from calibration import campaign as campaigns
 from calibration import replay
 from calibration.campaign import Drawn
 from calibration.runner import Ran, Runner
+from sim import catalogue
 from sim.attention import Selector
 from sim.kv import KvFormat
 from sim.plan import Placement, Plan
@@ -28,8 +29,13 @@ def one_thread() -> None:
     torch.set_num_threads(1)  # tiny tensors gain nothing from more
 
 
-@pytest.mark.parametrize("selector", [Selector.SWA, Selector.H2O, Selector.PAGES, Selector.TOPK])
-@pytest.mark.parametrize("placement", Placement)
+@pytest.mark.parametrize(
+    ("selector", "placement"),
+    [
+        (Selector.H2O, Placement.RECENT),
+        *((one, where) for one in (Selector.SWA, Selector.PAGES, Selector.TOPK) for where in Placement),
+    ],
+)
 @pytest.mark.parametrize("kv", [KvFormat.NATIVE, KvFormat.INT8])
 def test_bytes_are_exact(selector: Selector, placement: Placement, kv: KvFormat) -> None:
     recipe = replace(SPARSE, selector=selector, placement=placement, kv=kv)
@@ -42,14 +48,29 @@ def test_bytes_are_exact(selector: Selector, placement: Placement, kv: KvFormat)
 
 
 @pytest.mark.parametrize(
-    "recipe", [replace(SPARSE, hbm=100), replace(SPARSE, selector=Selector.DENSE, keep=100)], ids=["in HBM", "dense"]
+    "recipe",
+    [
+        replace(SPARSE, hbm=100),
+        replace(SPARSE, selector=Selector.H2O, placement=Placement.RESIDENT),  # all that lives is attended to
+        replace(SPARSE, selector=Selector.DENSE, keep=100),
+    ],
+    ids=["in HBM", "nothing else lives", "dense"],
 )
 def test_what_picks_or_moves_nothing_is_not_run_again(recipe: Recipe) -> None:
-    class Unused(Runner):
-        def run(self, plan: Plan, **_: object) -> Ran:
-            raise AssertionError(plan)
-
     assert replay.replayed(recipe, machine(), Unused(device=CPU)) is None
+
+
+def test_a_window_whose_least_wanted_leave_hbm_is_not_run_again() -> None:
+    """Which those are, no list of picks says."""
+    recipe = replace(SPARSE, dtype=DType.FP16, selector=Selector.SWA, placement=Placement.RESIDENT)
+    card = replace(machine(), gpu=catalogue.gpu("H100 SXM"))
+
+    assert replay.replayed(recipe, card, Unused(device=CPU)) is None
+
+
+class Unused(Runner):
+    def run(self, plan: Plan, **_: object) -> Ran:
+        raise AssertionError(plan)
 
 
 def test_a_run_that_fetches_more_than_it_picks_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

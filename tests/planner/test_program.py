@@ -10,24 +10,26 @@ from typing import Any
 
 import pytest
 
-from builders import in_hbm, make_cost, make_setting
+from builders import in_hbm, make_cost, make_machine, make_model, make_products, make_setting
 from exhaustive import optimum_of_setting, settings_to_search
 from instances import FAMILIES
 from planner import search
-from planner.bound import least_bound, rough_bound
+from planner.bound import family_bound, least_bound, paged_bound, rough_bound
 from planner.coefficients import coefficients_of
 from planner.objective import objective_weights
 from planner.optimum import optimum
+from planner.options import Family
 from planner.problem import build
 from planner.program import Program
 from planner.request import Request
 from planner.solvers import SolverRun, run_solver
 from sim import catalogue
 from sim.attention import Selector
+from sim.capture import keeps_open_group
 from sim.cost import CostModel
 from sim.forecast import forecast
 from sim.kv import KvFormat, KvFormats
-from sim.plan import Placement, Recompute, Setting, WriteBack
+from sim.plan import Admission, Placement, Recompute, Setting, WriteBack
 from sim.profile import Profile
 from sim.spec import MachineSpec
 from sim.workload import Workload
@@ -145,6 +147,76 @@ def test_the_bound_of_a_prefill_counts_the_prompt_that_it_writes_at_birth() -> N
 
     assert bounds_s == [forecast(in_hbm(setting), cost).waves[0].step_s[0] for setting in (at_birth, at_eviction)]
     assert bounds_s[0] == bounds_s[1] + 2 * (2 + 8)
+
+
+@pytest.mark.parametrize("concurrency", [8, 64, 65, 100])
+@pytest.mark.parametrize("positions", [0, 64])
+def test_the_bound_of_admission_one_by_one_counts_no_launch_that_a_step_may_be_without(
+    positions: int, concurrency: int
+) -> None:
+    """Little but launches, of 1 s: more in steps of over 64 rows, and more of rotation, but none of either for a prompt."""
+    machine, model = make_machine(hbm_bytes_per_s=1e9, launch_s=1.0), make_model(positions=positions)
+    cost = make_cost(machine, kernels_per_layer=3.0)
+    setting = make_setting(
+        batch=100, output=9, machine=machine, model=model, concurrency=concurrency, admission=Admission.CONTINUOUS
+    )
+
+    bound_s = paged_bound(coefficients_of(setting, cost), _request(setting, cost), cost)
+
+    taken_s = forecast(in_hbm(setting), cost).outcome.makespan_s
+    assert 0.4 * taken_s < bound_s <= taken_s
+
+
+@pytest.mark.parametrize("times", [0.25, 4.0])
+def test_bounds_count_on_products_that_were_measured_only_where_those_are_faster(times: float) -> None:
+    """Little but weights: 4 s a layer at 640 B/s. Where they take 1 s of it that is all that a family is sure of."""
+    machine, model = make_machine(hbm_bytes_per_s=640.0), make_model()
+    bare = make_cost(machine)
+    cost = make_cost(machine, products=make_products(bare, model, {1: times, 8: times}))
+    paged = make_setting(batch=8, output=64, machine=machine, model=model, admission=Admission.CONTINUOUS)
+    request = _request(paged, cost)
+    whole = Family(concurrency=8, weights_on_host=0.0)
+
+    bounds_s = family_bound(whole, request, cost), paged_bound(coefficients_of(paged, cost), request, cost)
+
+    sure = min(1.0, times)
+    assert bounds_s[0] == pytest.approx(64 * 2 * 4 * sure)
+    assert bounds_s[1] == pytest.approx(bounds_s[0] + 64 * 0.8 + _attended_s(paged, 640.0))
+    waves = replace(paged, admission=Admission.WAVES)
+    assert max(bounds_s) <= min(forecast(in_hbm(one), cost).outcome.makespan_s for one in (paged, waves))
+
+
+def _attended_s(setting: Setting, hbm_bytes_per_s: float) -> float:
+    """64 bytes a token and layer, in two layers, of each sequence at each step that decodes."""
+    return 2 * 64 * setting.workload.batch * sum(setting.token_counts.cached[1:]) / hbm_bytes_per_s
+
+
+def _request(setting: Setting, cost: CostModel) -> Request:
+    return Request(
+        machine=setting.machine,
+        profile=cost.profile,
+        model=setting.model,
+        workload=setting.workload,
+        max_sparsity=0.0,
+        kv_formats=(),
+    )
+
+
+@pytest.mark.parametrize("seed, close", [(1, 1e-3), (6, 2e-2), (13, 2e-3)])
+def test_where_keys_wait_in_hbm_program_and_bound_promise_no_more_than_a_plan_keeps(seed: int, close: float) -> None:
+    """The program, whose fetch is a straight line, comes close with more tokens on the host than a group has; 6 has 52."""
+    request = next(family for family in FAMILIES if family.name == "open group").request(seed)
+    cost = CostModel(machine=request.machine, profile=request.profile)
+    setting = next(setting for setting in settings_to_search(request) if keeps_open_group(setting))
+    exact = optimum_of_setting(setting, request, cost)
+    assert exact is not None
+    assert any(exact[0].homes.host_kv)
+    problem, judge = coefficients_of(setting, cost), objective_weights(request.objective, setting).of
+
+    program_s, bound_s = _solved_s(request, setting, cost, ""), rough_bound(problem, judge)
+
+    assert exact[1] * (1 - close) < program_s <= exact[1] * (1 + 1e-9)
+    assert bound_s == pytest.approx(exact[1], rel=1e-9)
 
 
 def test_without_the_latency_constraint_a_limit_that_no_plan_keeps_seems_kept() -> None:

@@ -21,11 +21,16 @@ from itertools import product
 import numpy as np
 import pytest
 
-from builders import make_machine, make_model, make_profile
-from exhaustive import Optimum, exhaustive_optimum, settings_to_search
+from builders import make_machine, make_model, make_products, make_profile
+from exhaustive import Optimum, exhaustive_optimum, optimum_of_setting, settings_to_search
 from instances import FAMILIES, Family
+from planner.bound import least_bound
+from planner.coefficients import coefficients_of
+from planner.objective import objective_weights
 from planner.optimum import optimum
 from planner.request import Request
+from planner.search import Search
+from sim.capture import evicts_least_wanted, keeps_open_group
 from sim.cost import CostModel
 from sim.forecast import Forecast, forecast, over_capacity
 from sim.homes import PhaseName, TokenHomes
@@ -37,6 +42,7 @@ from sim.workload import Workload
 WITHIN = 1e-3
 EXACT = 1e-9  # sums of the same seconds in another order
 PROVED = 200
+SPILLING_WINDOWS = ((94, 2), (112, 2), (184, 2), (200, 4), (247, 1))  # seeds of sparse problems, and sequences at once
 QUOTAS = {"host KV": 60, "recompute": 30, "host limit": 30, "p1 < p2": 20, "waves": 30}
 
 
@@ -93,6 +99,46 @@ def test_plans_whose_kernels_differ_by_where_tokens_come_from_are_all_searched(n
     assert not fault
 
 
+@pytest.mark.parametrize(
+    "ratios",
+    [{1: 0.4, 4: 0.6}, {1: 2.0, 4: 1.5}, {1: 2.5, 2: 0.3, 3: 1.2}],
+    ids=["faster", "slower", "faster and slower"],
+)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_where_products_were_measured_the_optimum_is_that_of_an_exhaustive_search(
+    family: Family, ratios: dict[int, float]
+) -> None:
+    """Times by rows, of all the model's matrices: a bound may not count on their curves."""
+    found = [_compare(_as_measured(family.request(seed), ratios)) for seed in range(4)]
+
+    assert {fault for _, fault in found} == {""}
+    assert any(exact for exact, _ in found)
+
+
+@pytest.mark.parametrize(("seed", "concurrency"), SPILLING_WINDOWS)
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_a_setting_whose_least_wanted_leave_hbm_is_solved_exactly(seed: int, concurrency: int, share: float) -> None:
+    """Of its new picks, a ``share`` of all, a ``share`` returns."""
+    request = next(family for family in FAMILIES if family.name == "sparse").request(seed)
+    cost = CostModel(machine=request.machine, profile=request.profile)
+    evicting = (one for one in settings_to_search(request) if evicts_least_wanted(one) and not one.weights_on_host)
+    setting = next(one for one in evicting if one.concurrency == concurrency)
+    access = replace(setting.access, keep_shares=(0.5,), turnovers=(share,), perplexity_ratios=(1.0,))
+    setting = replace(setting, access=replace(access, returned_share=share))
+    bound_s, _ = least_bound(coefficients_of(setting, cost), objective_weights(request.objective, setting).of)
+
+    found, exact = (
+        Search(request, cost)._solved(setting, bound_s, float("inf")),
+        optimum_of_setting(setting, request, cost),
+    )
+
+    assert exact is not None
+    assert any(exact[0].homes.host_kv)
+    assert found is not None
+    assert found.objective_s == pytest.approx(exact[1], rel=WITHIN)
+    assert bound_s <= exact[1] * (1 + EXACT)
+
+
 def test_exhaustive_search_leaves_no_plan_out() -> None:
     request = tiny_request()
     cost = CostModel(machine=request.machine, profile=request.profile)
@@ -104,6 +150,12 @@ def test_exhaustive_search_leaves_no_plan_out() -> None:
     assert exact is not None
     assert len(priced) > 1000
     assert exact.objective_s == pytest.approx(quickest_s, rel=EXACT)
+
+
+def _as_measured(request: Request, ratios: dict[int, float]) -> Request:
+    cost = CostModel(machine=request.machine, profile=request.profile)
+    products = make_products(cost, request.model, ratios, request.dtype)
+    return replace(request, profile=replace(request.profile, products=products))
 
 
 def _compare(request: Request) -> tuple[Optimum | None, str]:
@@ -135,6 +187,7 @@ def _traits(plan: Plan, request: Request) -> Iterator[str]:
         "p1 < p2": p2 is not None and 0 < p1 < p2,
         "waves": setting.concurrency < request.workload.batch and setting.admission is Admission.WAVES,
         "sparse": not setting.attention.is_dense,
+        "open group": keeps_open_group(setting) and any(plan.homes.host_kv),
     }
     yield from (trait for trait, holds in traits.items() if holds)
 

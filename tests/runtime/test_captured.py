@@ -30,7 +30,7 @@ from sim.admission import Scheduler
 from sim.attention import Selector
 from sim.cost import CostModel
 from sim.engine import simulate
-from sim.flows import Column, home_columns, occupancy_of
+from sim.flows import Column, flows_of, home_columns, occupancy_of
 from sim.kv import KvFormat, KvFormats, inputs_layer_bytes, kv_layer_bytes
 from sim.plan import Admission, Mechanism, Placement, Plan, Preemption, Recompute, WriteBack
 from sim.profile import Profile
@@ -119,18 +119,22 @@ def test_what_is_read_where_it_lies_is_counted() -> None:
 
 
 @kernels
-def test_eight_bit_waves_give_the_same_texts_and_count_what_crosses() -> None:
+@pytest.mark.parametrize("slots, prompt", [(20, 66), (9, 76)])
+def test_eight_bit_waves_give_the_same_texts_and_count_what_crosses(slots: int, prompt: int) -> None:
+    """As much as is predicted: with fewer tokens on the host than a group has, and with more."""
     made, levels = decoder("opt", DType.FP32, seed=1), KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
-    choice = Choice(batch=2, concurrency=2, prompt=66, output=STEPS, dtype=DType.FP32, kv_format=levels)
-    plan = newest_in_hbm(all_in_hbm(made.spec, choice), 20)
+    choice = Choice(batch=2, concurrency=2, prompt=prompt, output=STEPS, dtype=DType.FP32, kv_format=levels)
+    plan = newest_in_hbm(all_in_hbm(made.spec, choice), slots)
 
-    eager, run = both(plan, made, [66, 50])
+    eager, run = both(plan, made, [prompt, 50])
 
     assert run.completions == eager.completions
     cached = plan.setting.token_counts.cached
     for row in range(1, STEPS):
         crossed = moved(run)[0, Resource.H2D, row]
-        assert crossed == fetched_bytes(plan.setting, 20, cached[row]) < moved(eager)[0, Resource.H2D, row]
+        assert crossed == fetched_bytes(plan.setting, slots, cached[row]) < moved(eager)[0, Resource.H2D, row]
+    flows = flows_of(plan, home_columns(plan.homes))
+    assert by_row(run, Resource.H2D) == pytest.approx(crossing(plan, flows.fetched_kv, flows.fetched_inputs))
 
 
 @kernels
@@ -197,6 +201,29 @@ def test_a_window_moves_no_more_than_eagerly_and_counts_each_move(monkeypatch: p
     for got, want in zip(run.stats[0], eager.stats[0], strict=True):
         assert (got.picked, got.turnover) == (want.picked, want.turnover)
         assert got.age == pytest.approx(want.age, abs=1e-5)
+
+
+@kernels
+@pytest.mark.parametrize(("sparsity", "slots", "dying"), [(0.3, 40, False), (0.8, 11, True)])
+def test_a_window_writes_what_the_simulator_says(sparsity: float, slots: int, dying: bool) -> None:
+    """As many as outside HBM become more, and those that what returns changes places with; some of the dead lie there."""
+    made, steps = decoder("opt", DType.FP32, seed=2), 10
+    choice = Choice(selector=Selector.SWA, sparsity=sparsity, batch=2, concurrency=2, prompt=40, output=steps)
+    plan = resident(all_in_hbm(made.spec, replace(choice, dtype=DType.FP32)), slots)
+    plan = replace(plan, setting=replace(plan.setting, access=replace(plan.setting.access, returned_share=0.0)))
+    expected = flows_of(plan, home_columns(plan.homes))
+
+    run = execute(plan, made, draw_prompts([40, 40], seed=1), options=CAPTURED)
+
+    rows = [[moved(run).get((0, which, row), 0.0) for row in range(steps)] for which in (Resource.H2D, Resource.D2H)]
+    left = [written - returned for written, returned in zip(rows[1], [*rows[0][1:], 0.0], strict=True)]
+    simulated = crossing(plan, expected.written_kv, expected.written_inputs)
+    assert sum(left) == pytest.approx(sum(simulated), rel=0.1)
+    assert any(plan.setting.token_counts.dead) == dying
+    if not dying:
+        living = plan.setting.token_counts.cached[1:]
+        assert expected.written_kv.sum() == living[-1] - slots
+        assert left == pytest.approx(simulated)
 
 
 @kernels

@@ -12,7 +12,7 @@ from runtime.attention import attend
 from runtime.execute import execute
 from runtime.graph.paged import COUNT, PADDING, TABLE, PagedSlots
 from runtime.graph.paged_run import PagedWave
-from runtime.graph.quantised_dense import QuantisedSlots
+from runtime.graph.quantised_dense import QuantisedSlots, fetched_bytes
 from runtime.lanes import Lanes
 from runtime.memory import device_zeros
 from runtime.options import Options
@@ -164,6 +164,36 @@ def test_slots_near_and_far_hold_what_the_eager_tier_holds(dtype: torch.dtype, s
     assert torch.equal(values.transpose(1, 2), stored["v"])
     assert torch.equal(ranges.permute(0, 3, 1, 2), stored["v_range"])
     assert torch.equal(held.key_ranges[0], eager.tier.ranges[0, :, :, :frozen])
+
+
+@pytest.mark.parametrize("slots, prompt", [(40, 128), (40, 150), (100, 150), (140, 150), (40, 191), (40, 60)])
+def test_on_the_host_only_what_is_counted_is_read(slots: int, prompt: int) -> None:
+    """The other levels are spoilt there: keys of the open group, and of the group before what is in the rows left for newborns."""
+    lanes, made = 2, decoder("opt", DType.FP32, seed=1)
+    choice = Choice(batch=lanes, concurrency=lanes, prompt=prompt, output=2, dtype=DType.FP32, kv_format=INT8)
+    plan = newest_in_hbm(all_in_hbm(replace(made.spec, context_tokens=prompt + 1), choice), slots)
+    generator = torch.Generator().manual_seed(4)
+    k, v = (rows(generator, lanes, prompt, HEADS, CHANNELS, dtype=torch.float32) for _ in range(2))
+    newborn = rows(generator, 3, lanes, HEADS, CHANNELS, dtype=torch.float32)
+    far = torch.arange(slots, prompt)
+    opened = far >= prompt // GROUP_TOKENS * GROUP_TOKENS
+    behind = ~opened & (far > prompt - GROUP_TOKENS)
+
+    def attended(*, spoilt: bool) -> Tensor:
+        padding, row = torch.zeros(lanes, device=DEVICE), torch.ones(1, dtype=torch.int64, device=DEVICE)
+        held = QuantisedSlots(plan, made, Lanes.of(made.spec, lanes, per_head=False), padding, row)
+        held.start(0, 0, k, k, v)
+        for plane, unread in zip(held.there[:2], (opened | behind, behind), strict=True):
+            plane[0][:, :, : len(far)][:, :, unread.to(plane.device)] ^= 255 * spoilt
+        mixed = torch.zeros((lanes, HEADS, CHANNELS), device=DEVICE)
+        held.begin_step()
+        held.attend(0, newborn[0] / 8, newborn[1], newborn[2], mixed)
+        return mixed
+
+    assert torch.equal(attended(spoilt=True), attended(spoilt=False))
+    levels = 2 * len(far) - int((opened | behind).sum()) - int(behind.sum())
+    head_bytes = CHANNELS * levels + 4 * len(far)
+    assert fetched_bytes(plan.setting, slots, prompt + 1) == lanes * made.spec.layers * HEADS * head_bytes
 
 
 @pytest.mark.parametrize("slots, prompt", [(30, 66), (200, 60)])

@@ -6,10 +6,15 @@ from hypothesis import strategies as st
 
 from runtime.graph.products import MOST_ROWS, Tiling
 from runtime.graph.step import Tilings
+from sim.capture import FUSED_ROWS
 
 H200 = 132  # multiprocessors
 TILINGS = Tilings()
 LARGE = Tiling(columns=64, inner=128, parts=1, stages=4)  # 128 KiB beside more than 16 rows: a program a multiprocessor
+
+
+def test_prices_know_of_how_many_rows_products_are_in_tiles() -> None:
+    assert FUSED_ROWS == MOST_ROWS
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Access profiles: straight lines between measured points, the nearest one outside."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import refuses
-from sim.access import AccessProfile, measured_access
+from sim.access import AccessProfile, measured_access, parametric_access
 from sim.attention import Selector
+from sim.codec import from_plain, to_plain
 from strategies import accesses
 
 POINTS: dict[str, Any] = {
@@ -37,6 +39,25 @@ def test_between_two_points(keep_share: float, turnover: float, perplexity_ratio
 
     assert access.turnover(keep_share) == pytest.approx(turnover)
     assert access.perplexity_ratio(keep_share) == pytest.approx(perplexity_ratio)
+
+
+@pytest.mark.parametrize(("selector", "returning"), [(Selector.SWA, 0.01), (Selector.H2O, 1.0), (Selector.PAGES, 1.0)])
+def test_where_it_is_not_measured_hardly_any_pick_of_swa_returns_from_outside_hbm(
+    selector: Selector, returning: float
+) -> None:
+    usual = measured_access(selector)
+
+    assert usual.returning == parametric_access(selector, 0.5).returning == returning
+    assert replace(usual, returned_share=0.25).returning == 0.25
+
+
+def test_a_share_that_is_not_measured_is_not_written() -> None:
+    """So that profiles of before it was are what they were, to the hash."""
+    unknown, known = measured_access(Selector.SWA), replace(measured_access(Selector.SWA), returned_share=0.0)
+
+    assert "returned_share" not in to_plain(unknown)
+    assert to_plain(known)["returned_share"] == 0.0
+    assert [from_plain(AccessProfile, to_plain(one), "access") for one in (unknown, known)] == [unknown, known]
 
 
 def test_picks_by_age() -> None:
@@ -93,6 +114,7 @@ def test_older_shares_never_get_fewer_picks(access: AccessProfile, one: float, o
         ({"keep_shares": (0.3, 0.1)}, "access.keep_shares=(0.3, 0.1), must ascend"),
         ({"keep_shares": (0.1, 0.1)}, "access.keep_shares=(0.1, 0.1), must ascend"),
         ({"turnovers": (0.4, 1.5)}, "access share=1.5, must lie in [0, 1]"),
+        ({"returned_share": 1.5}, "access.returned_share=1.5, must lie in [0, 1]"),
         ({"age_shares": ((0, 0),)}, "access.age_shares=((0, 0),), must ascend from (0, 0) to (1, 1)"),
         (
             {"age_shares": ((0, 0), (0.5, 0.6), (0.4, 0.7), (1, 1))},

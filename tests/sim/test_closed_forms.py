@@ -95,8 +95,10 @@ def in_parts_s(tokens: float, sequences: int = SEQUENCES) -> float:
 
 
 def in_pieces_s(tokens: float, sequences: int = SEQUENCES) -> float:
-    """Of one replayed in pieces: a sequence's tokens in turn, 20 ns each; that and the reading are felt."""
-    return hypot(attention_s(tokens, sequences), 20e-9 * tokens)
+    """Of one replayed in pieces: a sequence's tokens in turn, 20 ns each; that and the reading are felt. A piece begins after
+    three launches' time.
+    """
+    return hypot(attention_s(tokens, sequences), 20e-9 * tokens) + 3 * LAUNCH
 
 
 def decode_layer(step: int, sequences: int = SEQUENCES, attend_s: Callable[[float, int], float] = in_parts_s) -> Layer:
@@ -196,7 +198,8 @@ def test_a_fast_link_hides_all_fetches() -> None:
 def test_a_slow_link_is_busy_from_the_first_write_back_to_the_last_fetch(depth: int) -> None:
     """Bound by the link: each layer of the prefill waits for its write-back, then every step fetches 4 to 18 tokens.
 
-    Each way keeps 88 % of its rate while both run, for as many bytes as the lesser of them moves.
+    Each way keeps 88 % of its rate while both run, for as many bytes as the lesser of them moves. Between two fetches the
+    copy engine waits 10 us for streams to agree.
     """
     link = 1e8
     rate = link * 0.86
@@ -205,7 +208,7 @@ def test_a_slow_link_is_busy_from_the_first_write_back_to_the_last_fetch(depth: 
         slowed = min(tokens, opposite) * SEQUENCES * KV_BYTES * (0.12 / 0.88) / rate
         return 8e-6 + tokens * SEQUENCES * KV_BYTES / rate + slowed
 
-    fetch_s = [copy_s(PROMPT + step - 60, 1) for step in DECODE]
+    fetch_s = [10e-6 + copy_s(PROMPT + step - 60, 1) for step in DECODE]
     last = decode_layer(OUTPUT - 1, attend_s=in_pieces_s)
     spilled_s = prefill_layer().seconds + prompt_write_s(PROMPT, link)
     spill_s = LAYERS * spilled_s + head_s()  # the first step's first layers arrive meanwhile

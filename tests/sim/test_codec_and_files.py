@@ -17,7 +17,8 @@ from sim.files import SCHEMA_VERSION, load_plan, plan_from_json, plan_to_json, r
 from sim.kv import KvFormat, KvFormats
 from sim.outcome import Outcome
 from sim.plan import Plan
-from sim.profile import Profile
+from sim.profile import MeasuredProduct, Profile
+from sim.spec import DType
 from strategies import continuous_plans, plans
 
 PLAN = newest_in_hbm(make_setting(Selector.PAGES, sparsity=0.5, guess_hits=0.5), slots=3)
@@ -33,7 +34,8 @@ def test_a_plan_comes_back_from_its_text_as_it_was(plan: Plan) -> None:
 
 def test_other_nouns_come_back_too() -> None:
     outcome = simulate(PLAN, make_cost()).outcome
-    profile = Profile(name="mine", basis="test", copy_setup_s=0.1 + 0.2)
+    product = MeasuredProduct(inputs=16, outputs=48, dtype=DType.FP16, rows=(1, 64), seconds=(0.1 + 0.2, 1.0))
+    profile = Profile(name="mine", basis="test", copy_setup_s=0.1 + 0.2, products=(product,))
 
     for noun in (outcome, profile, PLAN.homes, simulate(in_hbm(make_setting(output=1)), make_cost()).outcome):
         assert from_plain(type(noun), json.loads(json.dumps(to_plain(noun))), "noun") == noun

@@ -1,17 +1,18 @@
 """The cost model's pieces: by hand at round numbers, and monotone and convex everywhere."""
 
 from dataclasses import replace
+from math import exp
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import hypotenuse, make_cost, make_machine
-from sim.cost import CostModel, Pieces
+from builders import hypotenuse, make_cost, make_machine, make_model, make_products
+from sim.cost import CostModel, Pieces, fallen_share
 from sim.kv import KvFormat
 from sim.plan import Mechanism
-from sim.profile import Profile
+from sim.profile import MeasuredProduct, Profile
 from sim.spec import DType, WeightFormat
 from strategies import costs, machines
 
@@ -30,6 +31,7 @@ def any_pieces(draw: st.DrawFn) -> Pieces:
                 cost.gemm(inputs, outputs, draw(st.sampled_from(DType)), draw(st.sampled_from(WeightFormat))),
                 cost.host_attention(float(inputs), float(outputs)),
                 cost.transfer(Mechanism.COPY_ENGINE),
+                cost.transfer(Mechanism.COPY_ENGINE, handed_over=True),
                 cost.transfer(Mechanism.GATHER_KERNEL),
             )
         )
@@ -120,6 +122,44 @@ def test_smaller_weights_are_widened_at_each_use(weight_format: WeightFormat, we
     assert cost.gemm(64, 8, FP16, weight_format, products=2).at_one(1) == pytest.approx(gemm.at_one(1) + 3)
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "rows", "dtype", "times"),
+    [
+        (64, 8, 2, FP16, 2.0),  # 4 s, where the curve says 2
+        (64, 8, 8, FP16, 1.0),
+        (64, 8, 32, FP16, 3.0),
+        (64, 8, 4, FP16, 1.5),  # halfway in the number of times that rows double
+        (64, 8, 16, FP16, 2.0),
+        (64, 8, 1, FP16, 2.0),  # beyond what was measured
+        (64, 8, 99, FP16, 3.0),
+        (8, 64, 2, FP16, 1.0),  # another matrix
+        (64, 8, 2, DType.FP32, 1.0),  # or the same, wider
+    ],
+)
+def test_a_product_takes_so_many_times_its_curve_as_when_it_was_measured(
+    inputs: int, outputs: int, rows: int, dtype: DType, times: float
+) -> None:
+    """1024 bytes of weights take 2 s at 512 B/s, whatever the rows."""
+    measured = MeasuredProduct(inputs=64, outputs=8, dtype=FP16, rows=(2, 8, 32), seconds=(4.0, 2.0, 6.0))
+
+    cost = make_cost(products=(measured,))
+
+    assert cost.as_measured(inputs, outputs, rows, dtype) == pytest.approx(times, rel=1e-12)
+
+
+@given(machines(), st.floats(0.1, 10), st.integers(1, 300))
+def test_what_was_measured_as_the_curve_says_or_always_so_many_times_that_changes_with_no_rows(
+    machine: object, times: float, rows: int
+) -> None:
+    cost = CostModel(machine=machine, profile=Profile.nominal(machine))  # type: ignore[arg-type]
+    products = make_products(cost, make_model(), {1: times, 16: times, 64: times})
+
+    known = replace(cost, profile=replace(cost.profile, products=products))
+
+    assert known.as_measured(16, 48, rows, FP16) == pytest.approx(times)
+    assert known.gemm(16, 48, FP16, NATIVE) == cost.gemm(16, 48, FP16, NATIVE)
+
+
 def test_passes_over_hbm() -> None:
     cost = make_cost(elementwise_efficiency=0.5, gather_efficiency=0.25)
 
@@ -154,6 +194,29 @@ def test_a_copy_has_a_start_and_a_floor() -> None:
     copy = make_cost(link_efficiency=0.5, copy_setup_s=2.0, copy_floor_s=5.0).transfer(Mechanism.COPY_ENGINE)
 
     assert [copy.at_one(size) for size in (0, 1, 96, 128)] == [0, 5, 5, 6]
+
+
+def test_a_copy_that_is_handed_over_waits_first_however_large_it_is() -> None:
+    """Another 3 s, the floor's copies too; gather kernels are of one stream."""
+    cost = make_cost(link_efficiency=0.5, copy_setup_s=2.0, copy_floor_s=5.0, copy_handover_s=3.0, gather_setup_s=1.0)
+
+    copy, gather = (cost.transfer(by, handed_over=True) for by in (Mechanism.COPY_ENGINE, Mechanism.GATHER_KERNEL))
+
+    assert [copy.at_one(size) for size in (0, 1, 96, 128)] == [0, 8, 8, 9]
+    assert gather == cost.transfer(Mechanism.GATHER_KERNEL)
+    assert cost.transfer(Mechanism.COPY_ENGINE).at_one(128) == 6
+
+
+def test_clocks_have_fallen_by_the_mean_of_their_way_down() -> None:
+    """Of 1 - exp(-t / 2 s), from 0 to 1, 2 and 4 s; nothing at once, all in the end."""
+    whole_s = np.array([0.0, 1.0, 2.0, 4.0])
+
+    shares = fallen_share(whole_s, 2.0)
+
+    expected = [0.0, *(1 - (1 - exp(-times)) / times for times in (0.5, 1.0, 2.0))]
+    assert shares.tolist() == pytest.approx(expected)
+    assert [fallen_share(float(seconds), 2.0) for seconds in whole_s] == shares.tolist()
+    assert fallen_share(1e9, 2.0) == pytest.approx(1.0, abs=1e-8)
 
 
 def test_a_gather_kernel_starts_sooner_and_moves_slower() -> None:

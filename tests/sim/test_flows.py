@@ -1,15 +1,19 @@
 """What a plan moves and holds, counted by hand: 2 layers, 64 bytes of KV and 32 of layer input a token and layer."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from builders import in_hbm, make_homes, make_model, make_setting, newest_in_hbm
+from builders import in_hbm, make_homes, make_machine, make_model, make_setting, newest_in_hbm
 from sim.access import AccessProfile
 from sim.attention import Selector
 from sim.flows import Flows, Occupancy, counts_of, flows_of, home_columns, occupancy_of
 from sim.kv import KvFormat, KvFormats
 from sim.plan import Placement, Plan, Recompute, WriteBack
+from sim.spec import CPU_LINK, LinkSpec
+
+IN_MEMORY = LinkSpec(name=CPU_LINK, bytes_per_s=64.0)
 
 
 def traffic(plan: Plan) -> Flows:
@@ -139,6 +143,59 @@ def test_where_a_token_on_the_host_dies_another_one_takes_its_place() -> None:
 
     assert flows.fetched_kv.tolist() == [0, 0.5, 0.5, 0.5]
     assert flows.written_kv.tolist() == [1 + 0.5, 0.5, 0.5, 0]
+
+
+def window(**changes: Any) -> Plan:
+    """SWA at 80 % of 10 to 13 tokens, as above, with copies of the picks: outside HBM lies one token, the one that dies.
+
+    Half of the picks are new, and of these a fifth of what all alike would bring comes from outside HBM.
+    """
+    choices = {"access": half_new(Selector.SWA, returned_share=0.2), "placement": Placement.RESIDENT} | changes
+    setting = make_setting(Selector.SWA, prompt=10, sparsity=0.8, **choices)
+    dead, twos, ones = setting.token_counts.dead, (2, 2, 2, 2), (1, 1, 1, 1)
+    assert dead == (7, 8, 9, 10)
+    return Plan(setting=setting, homes=make_homes(ones, host_kv=twos, dropped=dead, copies=ones))
+
+
+def test_where_the_least_wanted_leave_hbm_what_leaves_takes_the_place_of_what_dies_or_returns() -> None:
+    """The prompt's end keeps what the first step lets live; of the other steps each has 1 dead and 0.1 that returns."""
+    plan = window()
+
+    flows = traffic(plan)
+
+    assert flows.fetched_kv.tolist() == pytest.approx([0, 0.1, 0.1, 0.1])
+    assert flows.written_kv.tolist() == pytest.approx([1, 1 + 0.1, 1 + 0.1, 0])
+    assert counts_of(plan.setting).copy_rate.tolist() == pytest.approx([0, 0.1, 0.2, 0.2])
+    assert held(plan).host.tolist() == pytest.approx([2 * tokens * 64 for tokens in (1, 2.1, 2.1, 1)])
+
+
+def test_where_the_least_wanted_leave_hbm_a_token_is_written_when_it_leaves() -> None:
+    """6, 6, 7 of 8 to 10 tokens live, 1, 2, 1 of them outside HBM: what gets a copy there has left the host."""
+    access = half_new(Selector.SWA, returned_share=0.2)
+    setting = make_setting(Selector.SWA, prompt=8, output=3, sparsity=0.5, placement=Placement.RESIDENT, access=access)
+    assert setting.token_counts.dead == (2, 3, 3)
+    plan = Plan(setting=setting, homes=make_homes((5, 4, 4), host_kv=(1, 2, 3), dropped=(2, 3, 3), copies=(0, 0, 2)))
+
+    assert traffic(plan).written_kv.tolist() == pytest.approx([1 + 1, 0, 0])
+    assert held(plan).host.tolist() == pytest.approx([2 * tokens * 64 for tokens in (2, 2, 1)])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"write_back": WriteBack.AT_BIRTH},
+        {"kv_format": KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)},
+        {"machine": replace(make_machine(), gpu=replace(make_machine().gpu, link=IN_MEMORY))},
+    ],
+    ids=["at birth", "int8", "on a CPU"],
+)
+def test_launched_kernel_by_kernel_homes_go_by_age_and_picks_return_from_every_age_alike(
+    changes: dict[str, Any],
+) -> None:
+    plan = window(**changes)
+
+    assert traffic(plan).fetched_kv.tolist() == pytest.approx([0, 0.5, 0.5, 0.5])
+    assert counts_of(plan.setting).copy_rate.tolist() == pytest.approx([0, 0.5, 1, 1])
 
 
 def test_at_birth_every_token_crosses_the_link_once() -> None:

@@ -16,7 +16,14 @@ from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
 from sim.forecast import forecast
 from sim.kv import KvFormat, KvFormats
-from sim.launches import begin_operations, choice_operations, decode_operations, end_operations, prefill_operations
+from sim.launches import (
+    Operations,
+    begin_operations,
+    choice_operations,
+    decode_operations,
+    end_operations,
+    prefill_operations,
+)
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices, layer_times
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, Setting, WriteBack
 from sim.spec import CPU_LINK, DType, WeightFormat
@@ -40,13 +47,13 @@ def slow_arithmetic(**changes: Any) -> Any:
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize(
-    ("recompute", "passed_s"), [(Recompute.ACTIVATIONS_HOST, 0.25), (Recompute.ACTIVATIONS_HBM, 1.625)]
+    ("recompute", "passed_s"), [(Recompute.ACTIVATIONS_HOST, 0.125), (Recompute.ACTIVATIONS_HBM, 1.625)]
 )
 def test_inputs_are_projected_to_keys_and_values(batch: int, recompute: Recompute, passed_s: float) -> None:
     """1024 bytes of weights take 2 s, 2 x 16 x 32 FLOP a row at 1024 a second 1 s for each token of each sequence.
 
-    A token's norm and its key's rotation, of 16 entries each, move 128 bytes by a kernel each of a captured step's, 1/4 s;
-    12 and 14 passes move 832 bytes otherwise, 1.625 s.
+    Captured steps save inputs normed: a kernel that turns a token's key of 16 entries moves 64 bytes, 1/8 s. Otherwise the
+    norm's and the rotation's 12 and 14 passes move 832 bytes, 1.625 s.
     """
     setting = make_setting(batch=batch, machine=make_machine(flop_per_s=1024.0), recompute=recompute)
     plan = Plan(setting=setting, homes=make_homes((4, 4, 3, 2), activations=(0, 1, 3, 5)))
@@ -106,13 +113,16 @@ def test_the_same_format_on_both_tiers_crosses_as_it_is() -> None:
 
 
 def test_a_gather_kernel_holds_a_share_of_the_sms_while_it_fetches() -> None:
-    """3, 4 and 5 tokens at a token a second; a quarter of that is lost to the GPU stream."""
-    setting = make_setting(fetch_by=Mechanism.GATHER_KERNEL)
-    plan = newest_in_hbm(setting, slots=2)
+    """3, 4 and 5 tokens at a token a second; a quarter of that is lost to the GPU stream. A captured step's attention reads
+    them itself.
+    """
+    gathering = make_setting(fetch_by=Mechanism.GATHER_KERNEL)
+    eager = newest_in_hbm(replace(gathering, weights_on_host=0.5), slots=2)
+    in_place, copied = (newest_in_hbm(setting, slots=2) for setting in (gathering, make_setting()))
 
-    assert op(plan, "gather_sms", gather_sm_share=0.25) == [0, 3 / 4, 4 / 4, 5 / 4]
-    copied = newest_in_hbm(make_setting(), slots=2)
-    assert op(copied, "gather_sms", gather_sm_share=0.25) == [0, 0, 0, 0]
+    assert op(eager, "gather_sms", gather_sm_share=0.25) == [0, 3 / 4, 4 / 4, 5 / 4]
+    for plan in (in_place, copied):
+        assert op(plan, "gather_sms", gather_sm_share=0.25) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -201,6 +211,7 @@ def test_attention_of_a_step_in_pieces_and_over_pages_goes_over_a_heads_tokens_i
     """Two query heads share a key head: 5 tokens of 64 bytes; pages are read half again.
 
     A token of 128 channels takes 4 s, 8 s more in a step in pieces, 2 s more from a page; one of 16 takes 5/12 of that.
+    A piece begins after three launches, of 1 s.
     """
     model, machine = make_model(heads=2, kv_heads=1), make_machine(launch_s=1.0)
     constants = {"attention_token_s": 4.0, "streamed_token_s": 8.0, "paged_token_s": 2.0}
@@ -208,7 +219,7 @@ def test_attention_of_a_step_in_pieces_and_over_pages_goes_over_a_heads_tokens_i
     streamed = newest_in_hbm(make_setting(output=2, model=model, machine=machine), slots=2)
     paged = in_hbm(make_setting(output=2, model=model, machine=machine, admission=Admission.CONTINUOUS))
 
-    assert op(streamed, "attention", **constants)[1] == pytest.approx(7 + 5 * hypot(64 / 512, 5))
+    assert op(streamed, "attention", **constants)[1] == pytest.approx(7 + 3 + 5 * hypot(64 / 512, 5))
     assert op(paged, "attention", **constants)[1] == pytest.approx(7 + 5 * hypot(96 / 512, 2.5))
 
 
@@ -297,6 +308,31 @@ def test_the_host_launches_the_operations_of_each_layer() -> None:
         launched = times_of(plan, make_cost(host_operation_s=2.0)).launched_s.tolist()
         assert launched == pytest.approx([2 * worth for worth in launches(setting, away=is_away)])
     assert decode_operations(setting, away=True).worth > decode_operations(setting, away=False).worth > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "operations"),
+    [
+        ({}, Operations(queued=6)),  # a piece, what comes, what goes, three marks
+        ({"recompute": Recompute.ACTIVATIONS_HOST}, Operations(queued=7, kernels=1)),  # a product; its keys' rotation
+        ({"recompute": Recompute.ACTIVATIONS_HOST, "model": make_model(positions=64)}, Operations(queued=7)),
+        (
+            {"recompute": Recompute.ACTIVATIONS_HOST, "weight_format": WeightFormat.INT8},
+            Operations(queued=7, kernels=2),  # the matrix is widened
+        ),
+        ({"fetch_by": Mechanism.GATHER_KERNEL}, Operations()),  # replayed as a whole
+    ],
+)
+def test_between_pieces_of_a_captured_step_the_host_queues_and_projects(
+    changes: dict[str, Any], operations: Operations
+) -> None:
+    assert decode_operations(make_setting(**changes), away=True) == operations
+
+
+def test_what_is_queued_takes_the_host_less_than_any_other_operation() -> None:
+    queued, *others = (Operations(**{name: 1}).worth for name in ("queued", "layer", "products", "books", "kernels"))
+
+    assert 0 < queued < min(others)
 
 
 def launches(setting: Setting, *, away: bool) -> list[float]:

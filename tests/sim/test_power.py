@@ -1,6 +1,7 @@
 """What a power limit leaves of products' clocks: by the energy that it allows, and as pieces that the program can read."""
 
 from dataclasses import replace
+from math import exp
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from builders import in_hbm, make_cost, make_machine, make_setting
 from sim.cost import Pieces
 from sim.flows import flows_of, home_columns
-from sim.layer import layer_prices, layer_times
+from sim.layer import layer_prices, layer_times, priced_layer
 from sim.plan import Recompute
 from sim.power import recomputed
 
@@ -48,7 +49,9 @@ def test_what_is_recomputed_is_priced_by_tangents_of_the_limit(
     """Pieces lie below the curve, by 2 % at most from a twentieth of the tokens on, and never below full clocks."""
     cost, product = make_cost(**LIMITED), Pieces(pieces=((0.5 * row_s, row_s),), free_at_zero=True)
 
-    pieces = recomputed(cost, product, passes_s, sequences=sequences, beside_s=beside_s, most_tokens=most)
+    pieces = recomputed(
+        cost, product, passes_s, sequences=sequences, beside_s=beside_s, most_tokens=most, layer_steps=None
+    )
 
     for tokens in np.linspace(max(1.0, 0.05 * most), most, 20):
         rows = sequences * tokens
@@ -56,6 +59,55 @@ def test_what_is_recomputed_is_priced_by_tangents_of_the_limit(
         exact_s = besides_s + cost.power_capped_s(row_s * rows, beside_s + besides_s)
         assert exact_s * 0.98 <= pieces.at_one(tokens) <= exact_s * (1 + 1e-6)
         assert pieces.at_one(tokens) >= (besides_s + row_s * rows) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("layer_steps", "share"),
+    [
+        (0, 0.0),  # no step decodes
+        (1, 1 - (1 - exp(-4 / 3)) / (4 / 3)),
+        (4, 1 - (1 - exp(-16 / 3)) / (16 / 3)),
+        (10**9, 1.0),
+        (None, 1.0),
+    ],
+)
+def test_the_limit_is_felt_for_as_long_as_clocks_have_fallen(layer_steps: int | None, share: float) -> None:
+    """1/10 s a row, 8 rows at most: 4 of them, half of the most, take 0.4 s a layer; clocks fall as exp(-t / 0.3 s), by 3/10.
+
+    Alone, products take the same share longer whatever their number.
+    """
+    cost, product = make_cost(**LIMITED), Pieces(pieces=((0.0, 0.1),), free_at_zero=True)
+
+    pieces = recomputed(cost, product, 0.0, sequences=1, beside_s=0.0, most_tokens=8, layer_steps=layer_steps)
+
+    row_s = 0.1 + share * (0.1 / 0.7 - 0.1)
+    assert [pieces.at_one(rows) for rows in (0, 1, 4, 8)] == pytest.approx([0, row_s, 4 * row_s, 8 * row_s], rel=1e-6)
+
+
+def test_what_is_beside_takes_time_in_which_clocks_fall() -> None:
+    """Products of 8 rows and their passes take 0.4 and 0.2 s in the mean of half of them, the rest of a layer 0.2 s."""
+    cost, product = make_cost(gemm_sustained_share=0.7), Pieces(pieces=((0.0, 0.1),), free_at_zero=True)
+
+    pieces = recomputed(cost, product, 0.05, sequences=1, beside_s=0.2, most_tokens=8, layer_steps=3)
+
+    share = 1 - (1 - exp(-8)) / 8
+    assert pieces.at_one(8) == pytest.approx(8 * 0.15 + share * (cost.power_capped_s(0.8, 0.2 + 0.4) - 0.8), rel=1e-6)
+
+
+def test_a_run_that_is_repeated_until_clocks_fall_no_more_feels_all_of_the_limit() -> None:
+    """As calibration measures; three steps of two layers are over sooner."""
+    machine = make_machine(hbm_bytes_per_s=2048e3, flop_per_s=256e3)
+    setting = make_setting(machine=machine, recompute=Recompute.ACTIVATIONS_HOST)
+    free, limited = make_cost(setting.machine), make_cost(setting.machine, **LIMITED)
+
+    never, soon, settled = (
+        priced_layer(cost, setting, 1, settled=ended).reproject.at_one(4)
+        for cost, ended in ((free, True), (limited, False), (limited, True))
+    )
+
+    assert never < soon < settled
+    assert soon - never < 0.5 * (settled - never)
+    assert priced_layer(limited, setting, 1) == layer_prices(limited, setting, 1)
 
 
 @pytest.mark.parametrize("recompute", [Recompute.ACTIVATIONS_HOST, Recompute.TOKENS])

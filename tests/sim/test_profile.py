@@ -5,9 +5,11 @@ from dataclasses import fields
 import pytest
 
 from builders import make_machine, refuses
-from sim.profile import Profile
+from sim.profile import MeasuredProduct, Profile
+from sim.spec import DType
 
-CONSTANTS = [member.name for member in fields(Profile) if member.name not in ("name", "basis", "evidence")]
+NO_CONSTANTS = ("name", "basis", "evidence", "products")
+CONSTANTS = [member.name for member in fields(Profile) if member.name not in NO_CONSTANTS]
 SHARES = [name for name, kind in Profile.constants().items() if kind == "share"]
 AMOUNTS = [name for name, kind in Profile.constants().items() if kind == "amount"]
 
@@ -53,3 +55,28 @@ def test_a_gather_may_hold_no_sm_at_all() -> None:
 def test_an_amount_is_finite_and_not_negative(name: str, value: float) -> None:
     with refuses(f"profile.{name}={value}, must be a finite number of at least 0"):
         Profile(name="p", basis="test", **{name: value})
+
+
+def test_a_product_is_measured_at_rows_that_ascend() -> None:
+    product = MeasuredProduct(inputs=16, outputs=48, dtype=DType.FP16, rows=(1, 4, 64), seconds=(3.0, 2.0, 9.0))
+
+    assert product.seconds == (3.0, 2.0, 9.0)  # nothing says that more rows take longer
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds", "fault"),
+    [
+        ((), (), "0 rows, 0 seconds: must be as many, at least one"),
+        ((1, 2), (1.0,), "2 rows, 1 seconds: must be as many, at least one"),
+        ((4, 1), (1.0, 1.0), "rows=(4, 1), must ascend from at least 1"),
+        ((1, 1), (1.0, 1.0), "rows=(1, 1), must ascend from at least 1"),
+        ((0, 1), (1.0, 1.0), "rows=(0, 1), must ascend from at least 1"),
+        ((1, 2), (1.0, 0.0), "seconds=0.0, must be a finite number above 0"),
+        ((1,), (float("inf"),), "seconds=inf, must be a finite number above 0"),
+    ],
+)
+def test_a_product_that_cannot_have_been_measured_is_refused(
+    rows: tuple[int, ...], seconds: tuple[float, ...], fault: str
+) -> None:
+    with refuses(f"product of 16 x 48: {fault}"):
+        MeasuredProduct(inputs=16, outputs=48, dtype=DType.FP16, rows=rows, seconds=seconds)

@@ -10,8 +10,9 @@ from builders import make_machine, refuses
 from sim import profile_files
 from sim.access import AccessProfile
 from sim.attention import Selector
-from sim.profile import Estimate, Evidence, FamilyError, Fingerprint, Measurement, Profile
+from sim.profile import Estimate, Evidence, FamilyError, Fingerprint, MeasuredProduct, Measurement, Profile
 from sim.profile_files import PROFILE_SCHEMA_VERSION, content_hash, load_profile, profile_for, save_profile
+from sim.spec import DType
 
 AGAIN = "run `planner calibrate -o FILE` on the machine"
 WINDOW = AccessProfile(
@@ -33,7 +34,9 @@ def measured(gpu: str = "card") -> Profile:
         errors=(FamilyError(family="copy", measurements=8, median=0.01, worst=0.1, worst_case="bytes=1"),),
         access=(WINDOW,),
     )
-    return Profile(name="mine", basis="measured on Card 9000, 2026-11-25", copy_setup_s=2e-6, evidence=evidence)
+    product = MeasuredProduct(inputs=16, outputs=48, dtype=DType.BF16, rows=(1, 64), seconds=(0.1 + 0.2, 1e-5))
+    basis = "measured on Card 9000, 2026-11-25"
+    return Profile(name="mine", basis=basis, copy_setup_s=2e-6, products=(product,), evidence=evidence)
 
 
 @pytest.fixture
@@ -95,6 +98,14 @@ def test_what_is_no_profile_is_refused(tmp_path: Path) -> None:
 
 def test_a_constant_changed_by_hand_is_refused(file: Path) -> None:
     rewrite(file, copy_setup_s=1e-6)
+
+    with refuses(f"{file}: altered since it was written (its content_hash differs): {AGAIN}"):
+        load_profile(file)
+
+
+def test_a_product_changed_by_hand_is_refused(file: Path) -> None:
+    (product,) = json.loads(file.read_text())["products"]
+    rewrite(file, products=[product | {"seconds": [0.3, 1e-5]}])
 
     with refuses(f"{file}: altered since it was written (its content_hash differs): {AGAIN}"):
         load_profile(file)
