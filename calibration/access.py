@@ -83,7 +83,10 @@ def checkpoint_access(folder: Path, prompts: Path, scope: Scope) -> tuple[Access
 
 
 def access_of(selector: Selector, runs: Sequence[tuple[float, Plan, Ran]], source: str) -> AccessProfile:
-    """From (keep share, plan, run) triples, ascending. Perplexity needs a text to be scored: it stays what it was."""
+    """From (keep share, plan, run) triples, ascending.
+
+    Perplexity needs a text to be scored, the share that returns captured steps that spill: both stay what they were.
+    """
     usual = measured_access(selector)
     mass = ", ".join(f"{kept_mass(ran):.0%} at {keep:.0%}" for keep, _, ran in runs)
     return AccessProfile(

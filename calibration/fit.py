@@ -13,9 +13,9 @@ from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.measured import Measured
 from sim.predict import Prediction, predictable, usual_launch_s
-from sim.profile import Estimate, Evidence, FamilyError, Measurement, Profile
+from sim.profile import Estimate, Evidence, FamilyError, MeasuredProduct, Measurement, Profile
 from sim.recipe import Recipe, plan_of
-from sim.spec import MachineSpec
+from sim.spec import DType, MachineSpec
 
 # What one unit of an amount is while fitting, where its nominal value is nothing.
 _TYPICAL = {
@@ -111,7 +111,7 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
     rows = tuple(predictable(measured.measurements, machine))
     if not rows:
         raise ValueError("measurements, there are none that a constant prices: measure first")
-    start = replace(Profile.nominal(machine), name=name, basis=basis)
+    start = replace(Profile.nominal(machine), name=name, basis=basis, products=_products(measured.measurements))
     if machine.is_cpu:
         start = replace(start, **_ON_CPU)  # type: ignore[arg-type]
     problem = _problem(machine, start, rows, _fitted_names(machine, {took.family for took, _ in rows}))
@@ -138,6 +138,25 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
         launch_s=usual_launch_s(measured.measurements),
     )
     return replace(fitted, evidence=evidence)
+
+
+def _products(measurements: Sequence[Measurement]) -> tuple[MeasuredProduct, ...]:
+    """Every matrix that was multiplied by itself, by rows."""
+    found = dict[tuple[int, int, DType], dict[int, float]]()
+    for took in measurements:
+        if took.family == "product":
+            key = (took.number("inputs"), took.number("outputs"), DType(took.text("dtype")))
+            found.setdefault(key, {})[took.number("rows")] = took.seconds
+    return tuple(
+        MeasuredProduct(
+            inputs=inputs,
+            outputs=outputs,
+            dtype=dtype,
+            rows=tuple(sorted(by)),
+            seconds=tuple(by[n] for n in sorted(by)),
+        )
+        for (inputs, outputs, dtype), by in found.items()
+    )
 
 
 def _library_bytes(cost: CostModel, measured: Measured) -> list[float]:

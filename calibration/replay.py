@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from calibration.runner import Runner
 from runtime.recorder import Record
+from sim.capture import evicts_least_wanted
 from sim.cost import CostModel
 from sim.forecast import forecast
 from sim.plan import Plan
@@ -18,14 +19,17 @@ _SEQUENCES, _TOKENS = 2, 8  # of a run that launches kernel by kernel and lists 
 
 
 def replayed(recipe: Recipe, machine: MachineSpec, runner: Runner) -> Replayed | None:
-    """None where nothing is picked, or nothing lies outside HBM.
+    """None where nothing is picked, or nothing lies outside HBM; nor where the plan's run has the least wanted leave HBM.
 
+    Which those are, the attention paid to them says and no list of picks; the run that lists them keeps homes by age.
     The plan's share of tokens in HBM is that of the short run's tokens; what its lanes pick does not overrun a budget.
     """
     batch = min(_SEQUENCES, recipe.batch)
     short = replace(recipe, batch=batch, concurrency=0, output=min(_TOKENS, recipe.output))
     plan = plan_of(short, machine)
     plan = replace(plan, setting=replace(plan.setting, kv_budget_bytes=2 * plan.setting.kv_budget_bytes))
+    if evicts_least_wanted(plan.setting):
+        return None
     if plan.setting.attention.is_dense or not (any(plan.homes.host_kv) or any(plan.homes.activations)):
         return None
     ran = runner.run(plan, record=Record(selections=False, picks=True))

@@ -10,7 +10,7 @@ from runtime.models.decoder import Affine
 from sim.recipe import model_of
 from sim.spec import ModelSpec
 
-FEW = (1, 4, 16, 32, 64, 128)
+FEW = (1, 32, 16, 128, 64)
 MANY = (256, 1024, 4096)
 
 

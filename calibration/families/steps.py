@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import islice, pairwise
 from statistics import mean
 
 from calibration.families.base import Case, Scope
@@ -50,11 +50,12 @@ def _recipes(scope: Scope) -> Iterator[Recipe]:
             if layers == 6:
                 yield from _choices(replace(base, batch=batches[len(batches) // 2], prompt=prompts[-1]), scope)
         if scope.thorough and scope.on_gpu:
-            for batch in batches:
-                deep = replace(base, model=_deep(scope, name), batch=batch, prompt=prompts[0])
-                yield deep
-                yield _window(deep, 20)
+            deep = replace(base, model=_deep(scope, name), prompt=prompts[0])
+            for batch in scope.batches:
+                yield replace(deep, batch=batch)
+                yield _window(replace(deep, batch=batch), 20)
             yield from _few(replace(deep, batch=batches[0], prompt=prompts[-1]))
+            yield from islice(_few(replace(deep, batch=scope.batches[1])), 2)
 
 
 def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
@@ -65,6 +66,7 @@ def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
     yield replace(window, hbm=60)
     yield replace(dense, kv=KvFormat.INT8)
     if scope.thorough:
+        yield replace(window, keep=70, batch=scope.batches[-1])
         yield replace(dense, hbm=80)
         yield replace(window, hbm=60, placement=Placement.RECENT)
         yield replace(dense, hbm=50, kv=KvFormat.INT8)
