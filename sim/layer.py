@@ -27,7 +27,10 @@ _CHOICE_PASSES, _CAPTURED_CHOICE_PASSES = 9, 5
 # Of captured attention, as an H200's kernels say. Over grouped heads: what it takes besides its setup, and another round of
 # programs, in launches; those that a multiprocessor has at once; a token's turn beside that of a warp by itself. Over INT8: the
 # programs at once, each with rows that it widens.
-_GROUPED_LAUNCHES, _ROUND_LAUNCHES, _GROUPED_PROGRAMS, _GROUPED_TURN, _ROUNDING_PROGRAMS = 2, 1.2, 4, 0.6, 12
+_GROUPED_LAUNCHES, _ROUND_LAUNCHES, _GROUPED_PROGRAMS, _GROUPED_TURN, _ROUNDING_PROGRAMS = 1.2, 1.2, 4, 0.6, 12
+_RANGE_CHANNELS = (
+    45  # that a head's ranges count as: heads of 64 take an H200's rounding 0.63 of what those of 128 do, not half
+)
 _PIECE_LAUNCHES = 3  # of a step in pieces: what comes between one and the next, 8 to 12 us on an H200
 _MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
@@ -234,8 +237,9 @@ def attention_s_per_token(cost: CostModel, setting: Setting) -> float:
 
 
 def rounding_s(cost: CostModel, setting: Setting, tokens: int) -> float:
-    """Of so many tokens' keys and values, one layer, to what HBM holds them in."""
-    return cost.conversion_s(3 * tokens * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu))
+    """Of so many tokens' keys and values, one layer, to what HBM holds them in: at the rate of heads of 128 channels."""
+    slower = (1 + _RANGE_CHANNELS / setting.model.head_dim) / (1 + _RANGE_CHANNELS / 128)
+    return slower * cost.conversion_s(3 * tokens * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu))
 
 
 def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
@@ -348,7 +352,8 @@ def _prompt_written_by(setting: Setting) -> Mechanism:
 
 def _sm_share(cost: CostModel, setting: Setting) -> float:
     """Share of a fetch that the GPU stream loses to it."""
-    if setting.fetch_by is not Mechanism.GATHER_KERNEL or reads_in_place(setting):
+    late = setting.attention.selector.recalls and setting.guess_hits is None  # nothing runs beside
+    if setting.fetch_by is not Mechanism.GATHER_KERNEL or late or reads_in_place(setting):
         return 0.0
     return cost.profile.gather_sm_share
 
@@ -566,11 +571,10 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
     passes = prefill_passes(sequences, prompt)
     mean_rows = sequences * prompt / passes
     tokens = float(sequences * prompt)
-    kv_bytes = sequences * prompt * kv_layer_bytes(model, dtype, setting.kv_format.gpu)
     quantises = not setting.kv_format.are_native
     beside = {
         "attention": cost.prompt_attention_s(model.query_dim, tokens, tokens * prompt, dtype),
-        "convert": cost.conversion_s(3 * kv_bytes) if quantises else 0.0,
+        "convert": rounding_s(cost, setting, sequences * prompt) if quantises else 0.0,
         "select": first_choice_s(cost, setting, sequences, passes),
         "norms": sequences * prompt * prefill_row_passes_s(cost, setting),
         "launch": passes * cost.launch_s(cost.profile.kernels_per_layer)

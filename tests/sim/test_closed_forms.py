@@ -86,12 +86,12 @@ def attention_s(tokens: float, sequences: int = SEQUENCES) -> float:
 
 
 def in_parts_s(tokens: float, sequences: int = SEQUENCES) -> float:
-    """Of a captured step: 16 programs go over each key head's tokens, four on a multiprocessor; two launches' time, and
+    """Of a captured step: 16 programs go over each key head's tokens, four on a multiprocessor; 1.2 launches' time, and
     another 1.2 for each round of programs behind the first.
     """
     rounds = sequences * 2 * 16 / (4 * MULTIPROCESSORS)
     assert rounds > 1
-    return attention_s(tokens, sequences) + LAUNCH * (2 + 1.2 * (rounds - 1))
+    return attention_s(tokens, sequences) + LAUNCH * (1.2 + 1.2 * (rounds - 1))
 
 
 def in_pieces_s(tokens: float, sequences: int = SEQUENCES) -> float:
