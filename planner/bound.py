@@ -18,7 +18,8 @@ from planner.spill import SLACK, Line, SavedRange, Spill, any_saved, spill_of
 from sim.cost import CostModel
 from sim.flows import Column, counts_of
 from sim.footprint import layer_weight_bytes
-from sim.layer import LayerGemms, attention_s_per_token, layer_times, least_as_measured
+from sim.gemms import LayerGemms, least_as_measured
+from sim.layer import attention_s_per_token, layer_times
 from sim.pipeline import step_seconds
 from sim.plan import WriteBack
 

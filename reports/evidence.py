@@ -41,7 +41,8 @@ def fit_section(study: Study) -> Iterator[Section]:
         parts += [html.paragraph(_curve_says(chart)), chart]
     points = sum(one.measurements for one in errors)
     says = f"{profile.name} was fitted to {points} measurements of {len(errors)} kernel families" + (
-        "; points are measured, curves are what the plan is priced by."
+        "; points are measured, curves are what the plan is priced by, products of decode steps by their points where a matrix has "
+        "any."
         if curves
         else "; the measurements do not lie beside it, so that no curve is drawn."
     )

@@ -6,9 +6,7 @@ import numpy as np
 
 from sim.cost import CostModel, Pieces, fallen_share
 
-_SETTLING_S = (
-    0.3  # of steps that recompute: an H200's lose 0.4 of what they will in their first 0.6 s, all of it from then on
-)
+_SETTLING_S = 0.3  # of steps that recompute: in 0.6 s an H200's lose 0.4 of what they will, then all of it
 _LOOKED_AT = 40
 _TANGENTS = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # of the most tokens; a line's error between two is about 1 % at most
 

@@ -13,17 +13,16 @@ from sim.capture import is_captured
 from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, Occupancy, held_state_bytes
 from sim.footprint import PREFILL_CHUNK_TOKENS
+from sim.gemms import LayerGemms, decoded_products_s
 from sim.kv import KvFormat, kv_layer_bytes
 from sim.layer import (
     ATTEND_OPS,
     QUERY_OPS,
     REST_OPS,
-    LayerGemms,
     LayerTimes,
     attention_s_per_token,
     attention_turn_s,
     decode_launch_s,
-    decoded_products_s,
     first_choice_s,
     layer_prices,
     prefill_row_passes_s,

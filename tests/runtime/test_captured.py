@@ -204,10 +204,15 @@ def test_a_window_moves_no_more_than_eagerly_and_counts_each_move(monkeypatch: p
 
 
 @kernels
-@pytest.mark.parametrize(("sparsity", "slots", "dying"), [(0.3, 40, False), (0.8, 11, True)])
-def test_a_window_writes_what_the_simulator_says(sparsity: float, slots: int, dying: bool) -> None:
-    """As many as outside HBM become more, and those that what returns changes places with; some of the dead lie there."""
-    made, steps = decoder("opt", DType.FP32, seed=2), 10
+@pytest.mark.parametrize(
+    ("sparsity", "slots", "steps", "early"), [(0.3, 40, 10, 0), (0.8, 16, 24, 0), (0.8, 11, 10, 4)]
+)
+def test_a_window_writes_what_the_simulator_says(sparsity: float, slots: int, steps: int, early: int) -> None:
+    """As many as outside HBM become more, those that what returns changes places with, and another for each of the dead there.
+
+    What a prompt leaves outside are the newest of those that nobody attends to: in its ``early`` steps others die.
+    """
+    made = decoder("opt", DType.FP32, seed=2)
     choice = Choice(selector=Selector.SWA, sparsity=sparsity, batch=2, concurrency=2, prompt=40, output=steps)
     plan = resident(all_in_hbm(made.spec, replace(choice, dtype=DType.FP32)), slots)
     plan = replace(plan, setting=replace(plan.setting, access=replace(plan.setting.access, returned_share=0.0)))
@@ -218,12 +223,11 @@ def test_a_window_writes_what_the_simulator_says(sparsity: float, slots: int, dy
     rows = [[moved(run).get((0, which, row), 0.0) for row in range(steps)] for which in (Resource.H2D, Resource.D2H)]
     left = [written - returned for written, returned in zip(rows[1], [*rows[0][1:], 0.0], strict=True)]
     simulated = crossing(plan, expected.written_kv, expected.written_inputs)
-    assert sum(left) == pytest.approx(sum(simulated), rel=0.1)
-    assert any(plan.setting.token_counts.dead) == dying
-    if not dying:
-        living = plan.setting.token_counts.cached[1:]
-        assert expected.written_kv.sum() == living[-1] - slots
-        assert left == pytest.approx(simulated)
+    assert sum(left) > 0
+    assert left[early:] == pytest.approx(simulated[early:])
+    assert all(less <= most for less, most in zip(left[:early], simulated[:early], strict=True))
+    if not any(plan.setting.token_counts.dead):
+        assert expected.written_kv.sum() == plan.setting.token_counts.cached[-1] - slots
 
 
 @kernels

@@ -14,7 +14,8 @@ from builders import in_hbm, make_cost, make_machine, make_model, make_products,
 from sim.capture import FUSED_ROWS, is_captured
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
-from sim.layer import LayerGemms, decode_launch_s, decoded_products_s, layer_prices, layer_times, least_as_measured
+from sim.gemms import LayerGemms, decoded_products_s, least_as_measured
+from sim.layer import decode_launch_s, layer_prices, layer_times
 from sim.plan import Setting
 from sim.profile import MeasuredProduct, Profile
 from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat
