@@ -8,6 +8,18 @@ from sim.cost import CostModel, Pieces
 from sim.plan import Setting
 from sim.spec import DType, ModelSpec, WeightFormat
 
+_TOGETHER = {"mlp": ("up", "down")}  # priced as one
+
+
+def layer_matrices(model: ModelSpec) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of each; gate and up are one."""
+    return {
+        "qkv": (model.hidden, model.query_dim + 2 * model.kv_dim),
+        "out": (model.query_dim, model.hidden),
+        "up": (model.hidden, (2 if model.gated_mlp else 1) * model.intermediate),
+        "down": (model.intermediate, model.hidden),
+    }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerGemms:
@@ -33,18 +45,18 @@ class LayerGemms:
 @lru_cache(maxsize=64)
 def _gemms(cost: CostModel, model: ModelSpec, dtype: DType, stored: WeightFormat, *, captured: bool) -> LayerGemms:
     """Captured steps widen by a kernel of the runtime's, others by torch's."""
-    attention_in = model.query_dim + 2 * model.kv_dim
-    mlp_weights = (3 if model.gated_mlp else 2) * model.intermediate  # of two products: gate and up are one
-    layer_columns = attention_in + model.query_dim + mlp_weights
+    shapes = layer_matrices(model)
+    up_and_down = shapes["up"][1] + shapes["down"][0]  # columns of as many weights
+    layer_columns = shapes["qkv"][1] + shapes["out"][0] + up_and_down
 
     def product(inputs: int, outputs: int, products: int = 1) -> Pieces:
         return cost.gemm(inputs, outputs, dtype, stored, products=products, one_pass=captured)
 
     return LayerGemms(
-        qkv=product(model.hidden, attention_in),
+        qkv=product(*shapes["qkv"]),
         kv=_free_at_zero(product(model.hidden, 2 * model.kv_dim)),
-        out=product(model.query_dim, model.hidden),
-        mlp=product(model.hidden, mlp_weights, 2),
+        out=product(*shapes["out"]),
+        mlp=product(model.hidden, up_and_down, 2),
         layer=_free_at_zero(product(model.hidden, layer_columns, 4)),
         head=cost.gemm(model.embedding_dim, model.vocab, dtype, type(stored).NATIVE),
     )
@@ -67,7 +79,7 @@ def decoded_products_s(cost: CostModel, setting: Setting, rows: int) -> dict[str
 def least_as_measured(cost: CostModel, model: ModelSpec, dtype: DType, most_rows: int) -> float:
     """What no product of a decode step of up to ``most_rows`` falls below, as a share of its curve: the least of any matrix."""
     rows = {1, most_rows, *(n for one in cost.profile.products for n in one.rows if n <= most_rows)}
-    shapes = {shape for shapes in _matrices(model).values() for shape in shapes}
+    shapes = layer_matrices(model).values()
     return min(1.0, *(cost.as_measured(*shape, n, dtype) for shape in shapes for n in rows))
 
 
@@ -76,18 +88,9 @@ def _as_measured(cost: CostModel, model: ModelSpec, dtype: DType, name: str, row
     if not cost.profile.products:
         return 1.0
     curved_s = measured_s = 0.0
-    for inputs, outputs in _matrices(model)[name]:
+    shapes = layer_matrices(model)
+    for inputs, outputs in (shapes[matrix] for matrix in _TOGETHER.get(name, (name,))):
         seconds = cost.gemm(inputs, outputs, dtype, WeightFormat.NATIVE).at_one(rows)
         curved_s += seconds
         measured_s += seconds * cost.as_measured(inputs, outputs, rows, dtype)
     return measured_s / curved_s
-
-
-def _matrices(model: ModelSpec) -> dict[str, tuple[tuple[int, int], ...]]:
-    """Inputs and outputs of a layer's matrices; gate and up are one."""
-    up = (2 if model.gated_mlp else 1) * model.intermediate
-    return {
-        "qkv": ((model.hidden, model.query_dim + 2 * model.kv_dim),),
-        "out": ((model.query_dim, model.hidden),),
-        "mlp": ((model.hidden, up), (model.intermediate, model.hidden)),
-    }

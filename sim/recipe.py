@@ -170,7 +170,7 @@ def _homes(setting: Setting, hbm_percent: int) -> TokenHomes:
         if alive > slots:
             wanted = alive - slots + (selected if resident else 0)
             off = max(off, min(alive - (local if resident else least), wanted))
-        copies = max(0, min(off, max(slots, least) - (alive - off))) if resident else 0
+        copies = max(0, min(off, slots - (alive - off))) if resident else 0
         rows.append((alive - off, off, copies))
     hbm, outside, copies_column = (tuple(column) for column in zip(*rows, strict=True))
     none = (0,) * len(rows)

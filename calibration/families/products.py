@@ -7,8 +7,8 @@ from calibration.timer import Call
 from runtime.graph.products import linear, partial_linear
 from runtime.graph.step import Tilings
 from runtime.models.decoder import Affine
+from sim.gemms import layer_matrices
 from sim.recipe import model_of
-from sim.spec import ModelSpec
 
 FEW = (1, 32, 16, 128, 64)
 MANY = (256, 1024, 4096)
@@ -18,24 +18,13 @@ def cases(scope: Scope) -> Iterator[Case]:
     """Every matrix of every model by rows; the largest once more by many rows, as a prefill has them."""
     seen = set[tuple[int, int]]()
     for model in map(model_of, scope.models):
-        for role, shape in _shapes(model).items():
+        for role, shape in layer_matrices(model).items():
             if shape in seen:
                 continue
             seen.add(shape)
             many = scope.some(MANY) if role == "qkv" else ()
             for rows in (*scope.some(FEW), *many):
                 yield _case(scope, rows, role, shape, biased=model.mlp_bias)
-
-
-def _shapes(model: ModelSpec) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs by the matrix's name in ``Tilings``."""
-    up = (2 if model.gated_mlp else 1) * model.intermediate
-    return {
-        "qkv": (model.hidden, model.query_dim + 2 * model.kv_dim),
-        "out": (model.query_dim, model.hidden),
-        "up": (model.hidden, up),
-        "down": (model.intermediate, model.hidden),
-    }
 
 
 def _case(scope: Scope, rows: int, role: str, shape: tuple[int, int], *, biased: bool) -> Case:

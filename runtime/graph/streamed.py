@@ -26,7 +26,7 @@ from runtime.streams import warming_stream
 from runtime.tally import Tally
 from sim.plan import Plan, WriteBack
 
-_PROJECTED_ROWS = 8192  # at once: enough for the matrix units' full rate, and few to hold normed
+_PROJECTED_ROWS = 8192  # at once: enough for the matrix units' full rate
 
 
 class StreamedSlots:
@@ -238,7 +238,7 @@ class StreamedSlots:
             mark.hold(self.main)
 
     def _at_once(self, tokens: int, inputs: Tensor) -> "Iterator[_Again]":
-        """The oldest ``tokens``, so many together that little is held besides."""
+        """The oldest ``tokens``, so many together."""
         most = max(1, _PROJECTED_ROWS // self.lanes)
         for first in range(0, tokens, most):
             some = slice(first, min(first + most, tokens))
