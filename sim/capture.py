@@ -75,14 +75,13 @@ def streams(setting: Setting, *, away: bool) -> bool:
 def _keeps(setting: Setting) -> bool:
     """Formats and recomputation."""
     formats, dense = setting.kv_format, setting.attention.is_dense
-    one_to_one = setting.model.heads == setting.model.kv_heads
     if setting.admission is Admission.CONTINUOUS:
         whole = not formats.gpu.is_grouped or setting.model.head_dim % _SHARES == 0
         return whole and formats.gpu in (KvFormat.NATIVE, KvFormat.INT8, KvFormat.FP8)
     if formats.are_native:
         return setting.recompute is Recompute.NONE or (dense and setting.recompute is Recompute.ACTIVATIONS_HOST)
     both = formats.gpu is KvFormat.INT8 and formats.host is KvFormat.INT8
-    return dense and one_to_one and both and setting.recompute is Recompute.NONE
+    return dense and both and setting.recompute is Recompute.NONE
 
 
 def _attends(setting: Setting) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runtime.cache import hbm_slots
-from runtime.graph.launch import chains, power_of_two
+from runtime.graph.launch import Parts, chains, merge, power_of_two
 from runtime.graph.pinned import registered
 from runtime.lanes import Lanes
 from runtime.models import Decoder
@@ -35,7 +35,7 @@ class QuantisedSlots:
         self.row, self.padding, self.chained = row, padding.to(torch.int32), chains(device, lanes.count)
         self.near = min(counts.cached[-1], hbm_slots(plan), most_slots(plan.setting))
         self.far = counts.cached[-1] - self.near
-        first = (spec.layers, lanes.count, spec.heads)
+        first = (spec.layers, lanes.count, spec.kv_heads)
         self.here = tuple(
             torch.zeros((*first, *shape), dtype=dtype, device=device)
             for shape, dtype in _planes(self.near, spec.head_dim)
@@ -48,6 +48,8 @@ class QuantisedSlots:
         self.waiting = torch.zeros((*first, GROUP_TOKENS, spec.head_dim), dtype=decoder.dtype, device=device)
         self.cached = torch.tensor(counts.cached, dtype=torch.int32, device=device)
         self.count = torch.ones(1, dtype=torch.int32, device=device)
+        shared = spec.heads // spec.kv_heads
+        self.parts = Parts.of(padding, spec.kv_heads, shared, spec.head_dim) if shared > 1 else None
 
     @property
     def kv_bytes(self) -> int:
@@ -75,35 +77,91 @@ class QuantisedSlots:
         torch.index_select(self.cached, 0, self.row, out=self.count)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
-        waiting, channels = self.waiting[layer], attended.shape[2]
-        _kernels().attend[q.shape[0], q.shape[1]](
-            q,
-            k,
-            v,
-            *(plane[layer] for plane in self.here),
-            *(plane[layer] for plane in self.there),
-            self.key_ranges[layer],
-            waiting,
-            waiting.view(torch.uint8),
-            self.count,
+        waiting = self.waiting[layer]
+        planes = (*(plane[layer] for plane in self.here), *(plane[layer] for plane in self.there))
+        held = (*planes, self.key_ranges[layer], waiting, waiting.view(torch.uint8), self.count)
+        sizes = (self.near, max(1, self.far), self.key_ranges.shape[3])
+        kinds = {
+            "GROUP": GROUP_TOKENS,
+            "CHANNELS": attended.shape[2],
+            "WIDTH": waiting.element_size(),
+            "FAR": self.far > 0,
+        }
+        if self.parts is None:
+            self._attend_alone((q, k, v), held, attended, sizes, kinds)
+        else:
+            self._attend_in_groups((q, k, v), held, attended, sizes, kinds, self.parts)
+
+    def _attend_alone(
+        self,
+        newborn: tuple[Tensor, Tensor, Tensor],
+        held: tuple[Tensor, ...],
+        attended: Tensor,
+        sizes: tuple[int, int, int],
+        kinds: dict[str, Any],
+    ) -> None:
+        """Each query head has a key head of its own."""
+        lanes, heads, channels = attended.shape
+        _kernels().attend[lanes, heads](
+            *newborn,
+            *held,
             self.padding,
             attended,
             channels**-0.5,
-            q.stride(0),
-            q.shape[1],
-            self.near,
-            max(1, self.far),
-            self.key_ranges.shape[3],
-            GROUP=GROUP_TOKENS,
-            CHANNELS=channels,
+            newborn[0].stride(0),
+            heads,
+            *sizes,
             PADDED=power_of_two(channels),
             BLOCK=BLOCK,
             FREEZE=8,
-            WIDTH=self.waiting.element_size(),
-            FAR=self.far > 0,
             CHAINED=self.chained,
             num_warps=WARPS,
+            **kinds,
         )
+
+    def _attend_in_groups(
+        self,
+        newborn: tuple[Tensor, Tensor, Tensor],
+        held: tuple[Tensor, ...],
+        attended: Tensor,
+        sizes: tuple[int, int, int],
+        kinds: dict[str, Any],
+        parts: Parts,
+    ) -> None:
+        (q, k, v), heads, module = newborn, newborn[1].shape[1], _grouped_kernels()
+        lanes, queries, channels = attended.shape
+        module.bear[lanes, heads](
+            k,
+            v,
+            *held,
+            k.stride(0),
+            heads,
+            *sizes,
+            PADDED=power_of_two(channels),
+            FREEZE=32,
+            num_warps=4,
+            **kinds,
+        )
+        module.attend[lanes, heads, parts.count](
+            q,
+            *held,
+            self.padding,
+            parts.mixed,
+            parts.peaks,
+            parts.totals,
+            channels**-0.5,
+            q.stride(0),
+            heads,
+            *sizes,
+            SHARED=queries // heads,
+            ROWS=max(16, power_of_two(queries // heads)),
+            PADDED=max(16, power_of_two(channels)),
+            PARTS=parts.count,
+            PRECISION="ieee",  # of float32; 16-bit products are exact
+            num_warps=4,
+            **kinds,
+        )
+        merge(parts, attended)
 
     def settle(self, layer: int) -> None:
         """A group is frozen by the attention that completes it."""
@@ -161,5 +219,11 @@ def _planes(slots: int, channels: int) -> tuple[tuple[tuple[int, int], torch.dty
 def _kernels() -> ModuleType:
     """See ``runtime.graph.launch.kernels``."""
     from runtime.graph import quantised_dense_kernels as module
+
+    return module
+
+
+def _grouped_kernels() -> ModuleType:
+    from runtime.graph import quantised_grouped_kernels as module
 
     return module

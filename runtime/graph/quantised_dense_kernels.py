@@ -71,69 +71,35 @@ def attend(
     waiting_keys += lane_head * GROUP * CHANNELS
     left_behind += lane_head * GROUP * WIDTH * CHANNELS
 
-    # the newborn value
-    v_low, v_step = range_of(
-        tl.min(tl.where(inside, v_own, float("inf")), 0), tl.max(tl.where(inside, v_own, float("-inf")), 0)
+    k_wide, v_wide = store_newborn(
+        k_own,
+        v_own,
+        keys,
+        values,
+        value_ranges,
+        far_keys,
+        far_values,
+        far_value_ranges,
+        key_ranges,
+        waiting_keys,
+        left_behind,
+        items,
+        capacity,
+        far_capacity,
+        GROUP,
+        CHANNELS,
+        PADDED,
+        FREEZE,
+        WIDTH,
+        FAR,
     )
-    v_levels = levels_of(v_own, v_low, v_step)
-    near = items < capacity
-    tl.store(values + items * CHANNELS + channel, v_levels.to(tl.uint8), mask=inside & near)
-    tl.store(value_ranges + items, v_low.to(tl.float16), mask=near)
-    tl.store(value_ranges + capacity + items, v_step.to(tl.float16), mask=near)
-    if FAR:
-        own_far = items - capacity
-        tl.store(far_values + own_far * CHANNELS + channel, v_levels.to(tl.uint8), mask=inside & (own_far >= 0))
-        tl.store(far_value_ranges + own_far, v_low.to(tl.float16), mask=own_far >= 0)
-        tl.store(far_value_ranges + far_capacity + own_far, v_step.to(tl.float16), mask=own_far >= 0)
-
-    # the newborn key: it waits, or its group is frozen with it
-    k_wide, end = k_own.to(tl.float32), frozen
+    end = frozen
     behind = frozen - GROUP + waiting + 1  # of the last frozen group, the first whose row no newborn key has taken
     if closes:
-        least, most = k_wide, k_wide
-        for first in range(0, waiting, FREEZE):
-            member = first + tl.arange(0, FREEZE)
-            mask = (member < waiting)[:, None] & inside[None, :]
-            k = tl.load(waiting_keys + member[:, None] * CHANNELS + channel[None, :], mask=mask, other=0.0)
-            k = k.to(tl.float32)
-            least = tl.minimum(least, tl.min(tl.where(mask, k, float("inf")), 0))
-            most = tl.maximum(most, tl.max(tl.where(mask, k, float("-inf")), 0))
-        k_low, k_step = range_of(least, most)
-        new_range = key_ranges + frozen // GROUP * 2 * CHANNELS
-        tl.store(new_range, k_low.to(tl.float16), mask=inside)
-        tl.store(new_range + CHANNELS, k_step.to(tl.float16), mask=inside)
-        own_levels = levels_of(k_wide, k_low, k_step)
-        k_wide = own_levels * k_step + k_low
-        own_stored = own_levels.to(tl.uint8)
-        tl.store(keys + items * CHANNELS + channel, own_stored, mask=inside & near)
-        if FAR:
-            own_place = left_behind + waiting * WIDTH * CHANNELS + channel
-            tl.store(far_keys + own_far * CHANNELS + channel, own_stored, mask=inside & (own_far >= 0))
-            tl.store(own_place, own_stored, mask=inside)
-            tl.store(own_place + CHANNELS, v_levels.to(tl.uint8), mask=inside)
-        for first in range(0, waiting, FREEZE):
-            member = first + tl.arange(0, FREEZE)
-            item, waits = frozen + member, member < waiting
-            mask = waits[:, None] & inside[None, :]
-            k = tl.load(waiting_keys + member[:, None] * CHANNELS + channel[None, :], mask=mask, other=0.0)
-            levels = levels_of(k.to(tl.float32), k_low[None, :], k_step[None, :]).to(tl.uint8)
-            here = mask & (item < capacity)[:, None]
-            tl.store(keys + item[:, None] * CHANNELS + channel[None, :], levels, mask=here)
-            if FAR:
-                away = mask & (item >= capacity)[:, None]
-                far_at = (item - capacity)[:, None] * CHANNELS + channel[None, :]
-                tl.store(far_keys + far_at, levels, mask=away)
-                v = tl.load(far_values + far_at, mask=away, other=0)
-                tl.debug_barrier()  # every thread has read the keys that are overwritten now
-                to = left_behind + (member * WIDTH * CHANNELS)[:, None] + channel[None, :]
-                tl.store(to, levels, mask=away)
-                tl.store(to + CHANNELS, v, mask=away)
         tl.debug_barrier()  # levels and ranges are read below by other threads
         behind, end, waiting = frozen, items, 0
-    else:
-        tl.store(waiting_keys + waiting * CHANNELS + channel, k_own, mask=inside)
     score_own = tl.sum(q * k_wide, 0)
-    peak, total, mixed = score_own, score_own * 0.0 + 1.0, v_levels * v_step + v_low
+    peak, total, mixed = score_own, score_own * 0.0 + 1.0, v_wide
 
     near_end = tl.minimum(end, capacity) if FAR else end
     for first in range(first_real // BLOCK * BLOCK, near_end, BLOCK):
@@ -205,3 +171,93 @@ def attend(
         peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
     out = (mixed / total).to(attended.dtype.element_ty)
     tl.store(attended + lane_head * CHANNELS + channel, out, mask=inside)
+
+
+@triton.jit
+def store_newborn(
+    k_own,  # [channel]
+    v_own,  # [channel] in float32
+    keys,  # these and the following: the lane's head's
+    values,
+    value_ranges,
+    far_keys,
+    far_values,
+    far_value_ranges,
+    key_ranges,  # [channel], at the first group's
+    waiting_keys,
+    left_behind,
+    items,  # tokens before the newborn one
+    capacity,
+    far_capacity,
+    GROUP: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    FREEZE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    FAR: tl.constexpr,
+):
+    """Store one head's newborn token; freeze the group that it completes. Its key and value, as attention reads them."""
+    channel = tl.arange(0, PADDED)
+    inside = channel < CHANNELS
+    waiting = items % GROUP
+    frozen = items - waiting
+
+    # the newborn value
+    v_low, v_step = range_of(
+        tl.min(tl.where(inside, v_own, float("inf")), 0), tl.max(tl.where(inside, v_own, float("-inf")), 0)
+    )
+    v_levels = levels_of(v_own, v_low, v_step)
+    near = items < capacity
+    tl.store(values + items * CHANNELS + channel, v_levels.to(tl.uint8), mask=inside & near)
+    tl.store(value_ranges + items, v_low.to(tl.float16), mask=near)
+    tl.store(value_ranges + capacity + items, v_step.to(tl.float16), mask=near)
+    if FAR:
+        own_far = items - capacity
+        tl.store(far_values + own_far * CHANNELS + channel, v_levels.to(tl.uint8), mask=inside & (own_far >= 0))
+        tl.store(far_value_ranges + own_far, v_low.to(tl.float16), mask=own_far >= 0)
+        tl.store(far_value_ranges + far_capacity + own_far, v_step.to(tl.float16), mask=own_far >= 0)
+
+    # the newborn key: it waits, or its group is frozen with it
+    k_wide = k_own.to(tl.float32)
+    if waiting == GROUP - 1:
+        least, most = k_wide, k_wide
+        for first in range(0, waiting, FREEZE):
+            member = first + tl.arange(0, FREEZE)
+            mask = (member < waiting)[:, None] & inside[None, :]
+            k = tl.load(waiting_keys + member[:, None] * CHANNELS + channel[None, :], mask=mask, other=0.0)
+            k = k.to(tl.float32)
+            least = tl.minimum(least, tl.min(tl.where(mask, k, float("inf")), 0))
+            most = tl.maximum(most, tl.max(tl.where(mask, k, float("-inf")), 0))
+        k_low, k_step = range_of(least, most)
+        new_range = key_ranges + frozen // GROUP * 2 * CHANNELS
+        tl.store(new_range, k_low.to(tl.float16), mask=inside)
+        tl.store(new_range + CHANNELS, k_step.to(tl.float16), mask=inside)
+        own_levels = levels_of(k_wide, k_low, k_step)
+        k_wide = own_levels * k_step + k_low
+        own_stored = own_levels.to(tl.uint8)
+        tl.store(keys + items * CHANNELS + channel, own_stored, mask=inside & near)
+        if FAR:
+            own_place = left_behind + waiting * WIDTH * CHANNELS + channel
+            tl.store(far_keys + own_far * CHANNELS + channel, own_stored, mask=inside & (own_far >= 0))
+            tl.store(own_place, own_stored, mask=inside)
+            tl.store(own_place + CHANNELS, v_levels.to(tl.uint8), mask=inside)
+        for first in range(0, waiting, FREEZE):
+            member = first + tl.arange(0, FREEZE)
+            item, waits = frozen + member, member < waiting
+            mask = waits[:, None] & inside[None, :]
+            k = tl.load(waiting_keys + member[:, None] * CHANNELS + channel[None, :], mask=mask, other=0.0)
+            levels = levels_of(k.to(tl.float32), k_low[None, :], k_step[None, :]).to(tl.uint8)
+            here = mask & (item < capacity)[:, None]
+            tl.store(keys + item[:, None] * CHANNELS + channel[None, :], levels, mask=here)
+            if FAR:
+                away = mask & (item >= capacity)[:, None]
+                far_at = (item - capacity)[:, None] * CHANNELS + channel[None, :]
+                tl.store(far_keys + far_at, levels, mask=away)
+                v = tl.load(far_values + far_at, mask=away, other=0)
+                tl.debug_barrier()  # every thread has read the keys that are overwritten now
+                to = left_behind + (member * WIDTH * CHANNELS)[:, None] + channel[None, :]
+                tl.store(to, levels, mask=away)
+                tl.store(to + CHANNELS, v, mask=away)
+    else:
+        tl.store(waiting_keys + waiting * CHANNELS + channel, k_own, mask=inside)
+    return k_wide, v_levels * v_step + v_low

@@ -34,7 +34,6 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
             f"recompute={setting.recompute}, a captured step recomputes from activations_host, under dense"
         )
     _require_format(plan)
-    _require_heads(plan, decoder)
     if not setting.attention.is_dense and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:
         raise ValueError(f"placement={setting.placement}, a captured step under {selector} needs resident")
     if selector is Selector.PAGES and not has_room_for_copies(plan):
@@ -70,16 +69,6 @@ def _require_format(plan: Plan) -> None:
         raise ValueError(
             f"kv_format={stored} in HBM and {setting.kv_format.host} on the host, a captured step runs native, dense "
             "waves in int8 on both sides, and dense continuous admission in int8 or fp8"
-        )
-
-
-def _require_heads(plan: Plan, decoder: Decoder) -> None:
-    """Attention to quantised waves takes one query head for each key head."""
-    setting, spec = plan.setting, decoder.spec
-    one_to_one = setting.admission is Admission.WAVES and not setting.kv_format.are_native
-    if one_to_one and spec.kv_heads != spec.heads:
-        raise ValueError(
-            f"kv_heads={spec.kv_heads}, a captured step of quantised waves needs as many as heads, {spec.heads}"
         )
 
 

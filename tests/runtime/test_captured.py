@@ -119,16 +119,18 @@ def test_what_is_read_where_it_lies_is_counted() -> None:
 
 
 @kernels
+@pytest.mark.parametrize("family", ["opt", "grouped llama"])
 @pytest.mark.parametrize("slots, prompt", [(20, 66), (9, 76)])
-def test_eight_bit_waves_give_the_same_texts_and_count_what_crosses(slots: int, prompt: int) -> None:
+def test_eight_bit_waves_give_the_same_texts_and_count_what_crosses(family: str, slots: int, prompt: int) -> None:
     """As much as is predicted: with fewer tokens on the host than a group has, and with more."""
-    made, levels = decoder("opt", DType.FP32, seed=1), KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+    made, levels = decoder(family, DType.FP32, seed=1), KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
     choice = Choice(batch=2, concurrency=2, prompt=prompt, output=STEPS, dtype=DType.FP32, kv_format=levels)
     plan = newest_in_hbm(all_in_hbm(made.spec, choice), slots)
 
     eager, run = both(plan, made, [prompt, 50])
 
     assert run.completions == eager.completions
+    assert run.kv_allocated_bytes <= plan.setting.kv_budget_bytes
     cached = plan.setting.token_counts.cached
     for row in range(1, STEPS):
         crossed = moved(run)[0, Resource.H2D, row]

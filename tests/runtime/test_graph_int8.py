@@ -33,13 +33,13 @@ HEADS, CHANNELS = 4, 16  # of test_graph's small OPT
 class Eager:
     """One layer's keys and values in the eager runtime's tier, and attention over them."""
 
-    def __init__(self, lanes: int, positions: int, dtype: torch.dtype, kv_format: KvFormat) -> None:
-        shape = KvShape(layers=1, lanes=lanes, heads=HEADS, head_dim=CHANNELS, positions=positions, dtype=dtype)
+    def __init__(self, lanes: int, positions: int, dtype: torch.dtype, kv_format: KvFormat, heads: int = HEADS) -> None:
+        shape = KvShape(layers=1, lanes=lanes, heads=heads, head_dim=CHANNELS, positions=positions, dtype=dtype)
         allocate = lambda size, kind: device_zeros(DEVICE, size, kind)  # noqa: E731
         self.open = OpenKeys(shape, GROUP_TOKENS, allocate)
         self.tier = Tier(kv_format, shape, positions, allocate, self.open, device=DEVICE)
         self.freezer = KeyFreezer(self.open, (self.tier,))
-        self.lanes = lanes
+        self.lanes, self.heads = lanes, heads
 
     def start(self, k: Tensor, v: Tensor) -> None:
         at = torch.arange(k.shape[1], device=DEVICE).expand(self.lanes, -1)
@@ -47,15 +47,15 @@ class Eager:
         self.tier.put(0, at, at >= 0, k, v)
 
     def step(self, position: int, q: Tensor, k: Tensor, v: Tensor, padding: Tensor) -> Tensor:
-        """[lane, head, channel], one token a lane."""
+        """[lane, query head, channel], one token a lane."""
         at = torch.full((self.lanes, 1), position, device=DEVICE)
         self.tier.put(0, at, at >= 0, k[:, None], v[:, None])
         self.freezer.bear(0, position, k[:, None])
         part = self.tier.all(
             0, position + 1, lambda where: (where <= position) & (where >= padding[:, None]), frozen=False
         )
-        mixed, _ = attend(q[:, :, None], [part], CHANNELS**-0.5)
-        return mixed[:, :, 0]
+        mixed, _ = attend(q.unflatten(1, (self.heads, -1)), [part], CHANNELS**-0.5)
+        return mixed.flatten(1, 2)
 
     def stored(self, positions: Tensor) -> dict[str, Tensor]:
         return self.tier.pool.take(0, positions)
@@ -131,23 +131,27 @@ def tokenwise(plane: Tensor, tokens: Tensor) -> Tensor:
     return plane[tokens].transpose(2, 3).flatten(1, 2)
 
 
+@pytest.mark.parametrize("family", ["opt", "grouped llama"])
 @pytest.mark.parametrize("dtype, slots", [(torch.float32, 70), (torch.float16, 150), (torch.float32, 300)])
-def test_slots_near_and_far_hold_what_the_eager_tier_holds(dtype: torch.dtype, slots: int) -> None:
+def test_slots_near_and_far_hold_what_the_eager_tier_holds(family: str, dtype: torch.dtype, slots: int) -> None:
     """Past the end of a group, before and after which tokens stay behind where keys waited."""
     prompt, steps, lanes = 3 * GROUP_TOKENS - 7, 70 if ON_GPU else 12, 2
-    made = decoder("opt", KINDS[dtype], seed=1)
+    made = decoder(family, KINDS[dtype], seed=1)
+    heads, queries = made.spec.kv_heads, made.spec.heads
     choice = Choice(batch=lanes, concurrency=lanes, prompt=prompt, output=steps + 1, dtype=KINDS[dtype], kv_format=INT8)
     longer = replace(made.spec, context_tokens=prompt + steps)
     plan = newest_in_hbm(all_in_hbm(longer, choice), slots)
     padding, row = torch.tensor([0, 75], device=DEVICE), torch.ones(1, dtype=torch.int64, device=DEVICE)
     held = QuantisedSlots(plan, made, Lanes.of(made.spec, lanes, per_head=False), padding, row)
-    eager, generator = Eager(lanes, prompt + steps, dtype, KvFormat.INT8), torch.Generator().manual_seed(4)
-    k, v = (rows(generator, lanes, prompt, HEADS, CHANNELS, dtype=dtype) for _ in range(2))
+    eager = Eager(lanes, prompt + steps, dtype, KvFormat.INT8, heads)
+    generator = torch.Generator().manual_seed(4)
+    k, v = (rows(generator, lanes, prompt, heads, CHANNELS, dtype=dtype) for _ in range(2))
     eager.start(k, v)
     held.start(0, 0, k, k, v)
-    attended = torch.zeros((lanes, HEADS, CHANNELS), dtype=dtype, device=DEVICE)
+    attended = torch.zeros((lanes, queries, CHANNELS), dtype=dtype, device=DEVICE)
     for position in range(prompt, prompt + steps):
-        q, k, v = rows(generator, 3, lanes, HEADS, CHANNELS, dtype=dtype)
+        q = rows(generator, lanes, queries, CHANNELS, dtype=dtype)
+        k, v = rows(generator, 2, lanes, heads, CHANNELS, dtype=dtype)
         held.begin_step()
         held.attend(0, q / 8, k, v, attended)
         expected = eager.step(position, q / 8, k, v, padding)
@@ -166,15 +170,18 @@ def test_slots_near_and_far_hold_what_the_eager_tier_holds(dtype: torch.dtype, s
     assert torch.equal(held.key_ranges[0], eager.tier.ranges[0, :, :, :frozen])
 
 
+@pytest.mark.parametrize("family", ["opt", "grouped llama"])
 @pytest.mark.parametrize("slots, prompt", [(40, 128), (40, 150), (100, 150), (140, 150), (40, 191), (40, 60)])
-def test_on_the_host_only_what_is_counted_is_read(slots: int, prompt: int) -> None:
+def test_on_the_host_only_what_is_counted_is_read(family: str, slots: int, prompt: int) -> None:
     """The other levels are spoilt there: keys of the open group, and of the group before what is in the rows left for newborns."""
-    lanes, made = 2, decoder("opt", DType.FP32, seed=1)
+    lanes, made = 2, decoder(family, DType.FP32, seed=1)
+    heads, queries = made.spec.kv_heads, made.spec.heads
     choice = Choice(batch=lanes, concurrency=lanes, prompt=prompt, output=2, dtype=DType.FP32, kv_format=INT8)
     plan = newest_in_hbm(all_in_hbm(replace(made.spec, context_tokens=prompt + 1), choice), slots)
     generator = torch.Generator().manual_seed(4)
-    k, v = (rows(generator, lanes, prompt, HEADS, CHANNELS, dtype=torch.float32) for _ in range(2))
-    newborn = rows(generator, 3, lanes, HEADS, CHANNELS, dtype=torch.float32)
+    k, v = (rows(generator, lanes, prompt, heads, CHANNELS, dtype=torch.float32) for _ in range(2))
+    q = rows(generator, lanes, queries, CHANNELS, dtype=torch.float32) / 8
+    newborn = rows(generator, 2, lanes, heads, CHANNELS, dtype=torch.float32)
     far = torch.arange(slots, prompt)
     opened = far >= prompt // GROUP_TOKENS * GROUP_TOKENS
     behind = ~opened & (far > prompt - GROUP_TOKENS)
@@ -185,24 +192,25 @@ def test_on_the_host_only_what_is_counted_is_read(slots: int, prompt: int) -> No
         held.start(0, 0, k, k, v)
         for plane, unread in zip(held.there[:2], (opened | behind, behind), strict=True):
             plane[0][:, :, : len(far)][:, :, unread.to(plane.device)] ^= 255 * spoilt
-        mixed = torch.zeros((lanes, HEADS, CHANNELS), device=DEVICE)
+        mixed = torch.zeros((lanes, queries, CHANNELS), device=DEVICE)
         held.begin_step()
-        held.attend(0, newborn[0] / 8, newborn[1], newborn[2], mixed)
+        held.attend(0, q, newborn[0], newborn[1], mixed)
         return mixed
 
     assert torch.equal(attended(spoilt=True), attended(spoilt=False))
     levels = 2 * len(far) - int((opened | behind).sum()) - int(behind.sum())
     head_bytes = CHANNELS * levels + 4 * len(far)
-    assert fetched_bytes(plan.setting, slots, prompt + 1) == lanes * made.spec.layers * HEADS * head_bytes
+    assert fetched_bytes(plan.setting, slots, prompt + 1) == lanes * made.spec.layers * heads * head_bytes
 
 
+@pytest.mark.parametrize("family", ["opt", "grouped llama", "grouped qwen3"])
 @pytest.mark.parametrize("slots, prompt", [(30, 66), (200, 60)])
-def test_waves_in_int8_decode_as_eagerly(slots: int, prompt: int) -> None:
+def test_waves_in_int8_decode_as_eagerly(family: str, slots: int, prompt: int) -> None:
     """End to end; without host memory past the end of a group.
 
     With it the eager runtime parts there for a step: what it fetches then it has read before the group is frozen.
     """
-    made = decoder("opt", DType.FP32, seed=1)
+    made = decoder(family, DType.FP32, seed=1)
     choice = Choice(batch=2, concurrency=2, prompt=prompt, output=6, dtype=DType.FP32, kv_format=INT8)
     compare(newest_in_hbm(all_in_hbm(made.spec, choice), slots), made, [prompt, prompt - 3], DType.FP32)
 

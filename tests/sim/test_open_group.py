@@ -104,12 +104,15 @@ def test_a_plan_fetches_what_they_come_to_in_tokens_and_holds_as_much_as_ever() 
         {"kv_format": KvFormats()},
         {"kv_format": KvFormats(gpu=KvFormat.INT8)},
         {"admission": Admission.CONTINUOUS},
-        {"model": make_model(heads=2)},
     ],
 )
 def test_other_settings_fetch_whole_tokens(changes: dict[str, object]) -> None:
     assert keeps_open_group(int8_setting())
     assert not keeps_open_group(replace(int8_setting(), **changes))
+
+
+def test_heads_that_share_a_key_head_keep_one_too() -> None:
+    assert keeps_open_group(int8_setting(model=make_model(heads=2)))
 
 
 def test_selectors_keep_no_open_group_apart() -> None:
