@@ -55,6 +55,11 @@ def keeps_open_group(setting: Setting) -> bool:
     return waves and not setting.kv_format.are_native and is_captured(setting)
 
 
+def keeps_key_ranges(setting: Setting) -> bool:
+    """Whether ranges of all keys, the dead ones' too, stay in HBM: levels and the ranges of values alone change places."""
+    return not setting.kv_format.are_native and evicts_least_wanted(setting)
+
+
 def reads_in_place(setting: Setting) -> bool:
     """Whether a captured step's attention reads what the host holds where it lies: nothing comes before its query is there."""
     waves = setting.attention.is_dense and setting.admission is Admission.WAVES
