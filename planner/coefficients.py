@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from sim.capture import evicts_least_wanted, keeps_open_group
 from sim.cost import CostModel
-from sim.flows import Column, Flows, counts_of, crossing_kv, held_state_bytes, keeps_away
+from sim.flows import (
+    Column,
+    Flows,
+    counts_of,
+    crossing_kv,
+    held_state_bytes,
+    keeps_away,
+    offloaded_token_bytes,
+)
 from sim.forecast import static_host_bytes
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
 from sim.layer import LayerPrices, LayerTimes, layer_prices, layer_times
@@ -162,7 +170,7 @@ def _memory(setting: Setting) -> Memory:
     gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (setting.kv_format.gpu, setting.kv_format.host))
     native_kv, inputs = kv_layer_bytes(model, dtype, KvFormat.NATIVE), inputs_layer_bytes(model, dtype)
     from_host = setting.recompute is Recompute.ACTIVATIONS_HOST
-    slot = gpu_kv - setting.attention.offloaded_state_bytes_per_token(model, dtype)
+    slot = gpu_kv - offloaded_token_bytes(setting)
     rate, living = fetch_rate(setting), counts.cached - counts.dead
     spilled = np.zeros_like(rate)
     spilled[0] = 2 * native_kv  # two layers of what the prefill spills

@@ -12,9 +12,9 @@ from runtime.ledger import Ledger
 from runtime.masks import listed
 from runtime.tally import Tally
 from sim.attention import TokenCounts
-from sim.flows import Flows, Occupancy, flows_of, home_columns, homed_on_host, occupancy_of
+from sim.flows import Flows, Occupancy, flows_of, home_columns, homed_on_host, link_token_bytes, occupancy_of
 from sim.footprint import layer_weight_bytes
-from sim.kv import inputs_layer_bytes, kv_layer_bytes
+from sim.kv import inputs_layer_bytes
 from sim.outcome import Served
 from sim.plan import Plan, Recompute
 from sim.trace import Level, Resource, Span, Tier, WaveTrace
@@ -167,7 +167,7 @@ class Recorder:
 
     def _transfers(self, step: int, end_s: float, sequences: int, flows: Flows) -> list[Span]:
         model, dtype = self.plan.setting.model, self.plan.setting.dtype
-        kv, inputs = kv_layer_bytes(model, dtype, self.plan.setting.kv_format.host), inputs_layer_bytes(model, dtype)
+        kv, inputs = link_token_bytes(self.plan.setting), inputs_layer_bytes(model, dtype)
         scale = sequences * model.layers
         setting = self.plan.setting
         weights = setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format)

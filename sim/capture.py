@@ -55,6 +55,11 @@ def keeps_open_group(setting: Setting) -> bool:
     return waves and not setting.kv_format.are_native and is_captured(setting)
 
 
+def keeps_key_ranges(setting: Setting) -> bool:
+    """Whether ranges of all keys, the dead ones' too, stay in HBM: levels and the ranges of values alone change places."""
+    return not setting.kv_format.are_native and evicts_least_wanted(setting)
+
+
 def reads_in_place(setting: Setting) -> bool:
     """Whether a captured step's attention reads what the host holds where it lies: nothing comes before its query is there."""
     waves = setting.attention.is_dense and setting.admission is Admission.WAVES
@@ -81,7 +86,9 @@ def _keeps(setting: Setting) -> bool:
     if formats.are_native:
         return setting.recompute is Recompute.NONE or (dense and setting.recompute is Recompute.ACTIVATIONS_HOST)
     both = formats.gpu is KvFormat.INT8 and formats.host is KvFormat.INT8
-    return dense and both and setting.recompute is Recompute.NONE
+    one_to_one = setting.model.heads == setting.model.kv_heads
+    known = dense or (setting.attention.selector is Selector.SWA and one_to_one)
+    return known and both and setting.recompute is Recompute.NONE
 
 
 def _attends(setting: Setting) -> bool:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from sim.access import AccessProfile
 from sim.attention import Attention, count_tokens
-from sim.capture import evicts_least_wanted, keeps_open_group
+from sim.capture import evicts_least_wanted, keeps_key_ranges, keeps_open_group
 from sim.homes import TokenHomes
-from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes, open_group_bytes
+from sim.kv import KvFormat, inputs_layer_bytes, key_range_bytes, kv_layer_bytes, open_group_bytes
 from sim.open_group import fetched_layer_bytes
 from sim.plan import Placement, Plan, Recompute, Setting, WriteBack
 from sim.spec import DType, ModelSpec
@@ -169,6 +169,22 @@ def crossing_kv(setting: Setting, counts: Counts, wanted: Column) -> Column:
     return fetched_layer_bytes(setting.model, wanted, counts.cached) / token_bytes
 
 
+def link_token_bytes(setting: Setting) -> int:
+    """What crosses the link with a token's KV in one layer.
+
+    Under captured window attention over INT8 it is counted whole, levels and ranges of values, also before its group is
+    frozen: levels of keys then follow a token that left HBM before. Few do, of windows shorter than a group.
+    """
+    whole = kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.host)
+    return whole - key_range_bytes(setting.model) * keeps_key_ranges(setting)
+
+
+def offloaded_token_bytes(setting: Setting) -> float:
+    """What stays in HBM of a living token whose KV does not, in one layer."""
+    state = setting.attention.offloaded_state_bytes_per_token(setting.model, setting.dtype)
+    return state + key_range_bytes(setting.model) * keeps_key_ranges(setting)
+
+
 def occupancy_of(plan: Plan, homes: Homes, flows: Flows) -> Occupancy:
     """What the KV pools hold, scales, selection state, staging and saved inputs included. Capacity is judged by this alone."""
     setting, counts = plan.setting, counts_of(plan.setting)
@@ -176,7 +192,7 @@ def occupancy_of(plan: Plan, homes: Homes, flows: Flows) -> Occupancy:
     gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
     slots = homes.hbm + homes.copies
     hbm = slots * gpu_kv + held_state_bytes(setting)
-    if offloaded_bytes := setting.attention.offloaded_state_bytes_per_token(model, dtype):
+    if offloaded_bytes := offloaded_token_bytes(setting):
         hbm += (counts.cached - counts.dead - slots) * offloaded_bytes
     host = _host_tokens(setting, flows) * host_kv
     if setting.recompute.from_activations:
@@ -212,9 +228,13 @@ def counts_of(setting: Setting) -> Counts:
 
 
 def held_state_bytes(setting: Setting) -> Column:
-    """HBM of one sequence and layer that no choice of homes changes: selection state, and keys of an open group."""
+    """HBM of one sequence and layer that no choice of homes changes: selection state, keys of an open group, and ranges of
+    the dead ones' where they stay.
+    """
     work, dtype = setting.workload, setting.dtype
     state = _state_bytes(setting.attention, setting.model, dtype, work.prompt_tokens, work.output_tokens)
+    if keeps_key_ranges(setting):
+        state = state + counts_of(setting).dead * key_range_bytes(setting.model)
     return state + open_group_bytes(setting.model, dtype, setting.kv_format.gpu)
 
 

@@ -42,10 +42,15 @@ def kv_layer_bytes(model: ModelSpec, dtype: DType, kv_format: KvFormat) -> int:
         return elements * dtype.size_bytes
     if kv_format is KvFormat.FP8:
         return elements  # one scale a tensor, not counted
-    key_scales = -(-model.kv_dim * SCALE_BYTES // GROUP_TOKENS)
+    key_scales = key_range_bytes(model)
     value_scales = model.kv_heads * SCALE_BYTES
     payload = elements if kv_format is KvFormat.INT8 else -(-elements // 2)
     return payload + key_scales + value_scales
+
+
+def key_range_bytes(model: ModelSpec) -> int:
+    """A token's share of the ranges of its group's keys, in one layer."""
+    return -(-model.kv_dim * SCALE_BYTES // GROUP_TOKENS)
 
 
 def open_group_bytes(model: ModelSpec, dtype: DType, kv_format: KvFormat) -> int:

@@ -63,6 +63,9 @@ class Operations(NamedTuple):
         return Operations(*(passes * count for count in self))
 
 
+_CAPTURED_CHOICE = Operations(books=7, kernels=5)  # of a prompt, under sparse window attention
+
+
 def decode_operations(setting: Setting, *, away: bool) -> Operations:
     """Of one layer of a decode step; none where a captured step is replayed as a whole. ``away``: of a plan that keeps
     tokens outside HBM.
@@ -122,13 +125,15 @@ def begin_operations(setting: Setting) -> int:
 
 def choice_operations(setting: Setting) -> float:
     """Of a first choice from a prompt's attention, under a selector that chooses ahead."""
-    return _taken_in(setting).total if is_captured(setting) else _PREFILL_CHOICE[setting.attention.selector]
+    selector = setting.attention.selector
+    return _CAPTURED_CHOICE.total if is_captured(setting) else _PREFILL_CHOICE[selector]
 
 
 def _taken_in(setting: Setting) -> Operations:
     """By a captured step's slots, of a layer's prompts: first choices, ranges; else a few copies."""
     if setting.attention.selector is Selector.SWA:
-        return Operations(books=7, kernels=5)
+        rounding = Operations(books=46, kernels=2) if setting.kv_format.gpu.is_grouped else Operations()
+        return Operations(*map(sum, zip(_CAPTURED_CHOICE, rounding, strict=True)))
     if setting.attention.selector is Selector.PAGES:
         return Operations(books=26)
     return Operations(books=53 if setting.kv_format.gpu.is_grouped else 4)

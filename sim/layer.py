@@ -9,7 +9,7 @@ import numpy as np
 from sim.attention import Selector
 from sim.capture import FUSED_ROWS, attention_parts, is_captured, reads_in_place, streams
 from sim.cost import CostModel, Pieces
-from sim.flows import Column, Flows, keeps_away
+from sim.flows import Column, Flows, keeps_away, link_token_bytes
 from sim.footprint import layer_weight_bytes, prefill_rows
 from sim.gemms import LayerGemms, decoded_products_s
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
@@ -194,7 +194,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         prompt_write=cost.transfer(_prompt_written_by(setting)),
         sm_share=_sm_share(cost, setting),
         weight_bytes=setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format),
-        bytes_per_kv=float(sequences * host_kv),
+        bytes_per_kv=float(sequences * link_token_bytes(setting)),
         bytes_per_inputs=float(sequences * inputs_layer_bytes(model, dtype)),
         exposed_share=(1.0 if guess is None else 1.0 - guess) if late else 0.0,
         ahead_share=(0.0 if guess is None else 1.0) if late else 1.0,

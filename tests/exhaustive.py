@@ -13,6 +13,7 @@ what remains is searched exactly. How many tokens have their inputs saved at bir
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise, product
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from planner.objective import Weights, objective_weights
 from planner.options import assisted_settings, families, paged_settings, resident_settings, spilling_settings
 from planner.request import Objective, Request
+from sim.attention import Selector
 from sim.capture import evicts_least_wanted
 from sim.cost import CostModel
 from sim.engine import simulate
@@ -265,6 +267,8 @@ def traffic_of(setting: Setting, rows: Rows, saved: Column) -> Traffic:
     forwarded = rows.dropped * (step > 0) * (setting.recompute is Recompute.TOKENS)
     attended_kv, slots = fetched - reprojected, rows.hbm + rows.copies
     state = setting.attention.offloaded_state_bytes_per_token(model, dtype)
+    if keeps_key_ranges(setting):  # a least and a step of each channel, 16 bit each, for 64 tokens
+        state += ceil(model.kv_dim * 4 / GROUP_TOKENS)
     off = counts.cached[step] - counts.dead[step] - slots
     held = slots * gpu_kv + held_state_bytes(setting)[step] + off * state
     kept = np.maximum(0.0, np.minimum(counts.cached[step], saved) - rows.dropped) * inputs
@@ -297,11 +301,21 @@ def held_by_host(setting: Setting, rows: Rows) -> Column:
 
 def reads_in_place(setting: Setting) -> bool:
     """Captured steps over INT8 on both sides: dense waves that recompute nothing, one query head for each key head."""
+    return setting.attention.is_dense and _in_int8_alone(setting)
+
+
+def keeps_key_ranges(setting: Setting) -> bool:
+    """The same under sparse window attention whose selected tokens have copies in HBM, unless all is written at birth."""
+    copies = setting.placement is Placement.RESIDENT and setting.write_back is WriteBack.AT_EVICTION
+    return setting.attention.selector is Selector.SWA and copies and _in_int8_alone(setting)
+
+
+def _in_int8_alone(setting: Setting) -> bool:
     int8 = setting.kv_format == KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
-    dense = setting.attention.is_dense and setting.model.heads == setting.model.kv_heads
+    one_to_one = setting.model.heads == setting.model.kv_heads
     alone = not (setting.host_attention or setting.weights_on_host or setting.machine.is_cpu)
     waves = setting.admission is Admission.WAVES and setting.recompute is Recompute.NONE
-    return int8 and dense and alone and waves
+    return int8 and one_to_one and alone and waves
 
 
 def _crossing(setting: Setting, attended: Column, cached: Column) -> Column:

@@ -9,6 +9,7 @@ from torch import Tensor
 from runtime.clock import Clock
 from runtime.graph.dense import DenseSlots
 from runtime.graph.quantised_dense import QuantisedSlots
+from runtime.graph.quantised_window import QuantisedWindowSlots
 from runtime.graph.recall import RecallSlots
 from runtime.graph.step import DecodeStep
 from runtime.graph.streamed import StreamedSlots, StreamedStep
@@ -125,7 +126,7 @@ def slots_kind(plan: Plan) -> type[DenseSlots] | type[QuantisedSlots] | type[Win
     """Of a step that is captured."""
     selector = plan.setting.attention.selector
     if selector is Selector.SWA:
-        return WindowSlots
+        return WindowSlots if plan.setting.kv_format.are_native else QuantisedWindowSlots
     if selector is Selector.PAGES:
         return RecallSlots
     return DenseSlots if plan.setting.kv_format.are_native else QuantisedSlots

@@ -5,6 +5,7 @@ import os
 import torch
 
 from runtime.graph.paged import PageSize
+from runtime.graph.quantised_window import has_room_for_ranges
 from runtime.graph.recall import has_room_for_copies
 from runtime.models import Decoder
 from sim.attention import Selector
@@ -33,7 +34,7 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
         raise ValueError(
             f"recompute={setting.recompute}, a captured step recomputes from activations_host, under dense"
         )
-    _require_format(plan)
+    _require_format(plan, decoder)
     if not setting.attention.is_dense and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:
         raise ValueError(f"placement={setting.placement}, a captured step under {selector} needs resident")
     if selector is Selector.PAGES and not has_room_for_copies(plan):
@@ -53,7 +54,7 @@ def streams(plan: Plan) -> bool:
     return plainly and (copies or any(homes.activations) or at_birth)
 
 
-def _require_format(plan: Plan) -> None:
+def _require_format(plan: Plan, decoder: Decoder) -> None:
     setting = plan.setting
     if setting.kv_format.are_native:
         return
@@ -64,12 +65,19 @@ def _require_format(plan: Plan) -> None:
         allowed = dense and stored in (KvFormat.NATIVE, KvFormat.FP8, KvFormat.INT8)
         PageSize.of(setting)  # raises where ranges do not fit the pages of a group
     else:
-        allowed = dense and stored is KvFormat.INT8 and setting.kv_format.host is KvFormat.INT8
+        known = dense or setting.attention.selector is Selector.SWA
+        allowed = known and stored is KvFormat.INT8 and setting.kv_format.host is KvFormat.INT8
     if not allowed:
         raise ValueError(
-            f"kv_format={stored} in HBM and {setting.kv_format.host} on the host, a captured step runs native, dense "
-            "waves in int8 on both sides, and dense continuous admission in int8 or fp8"
+            f"kv_format={stored} in HBM and {setting.kv_format.host} on the host, a captured step runs native, waves "
+            "under dense or swa in int8 on both sides, and dense continuous admission in int8 or fp8"
         )
+    if not dense and decoder.spec.kv_heads != decoder.spec.heads:
+        raise ValueError(
+            f"kv_heads={decoder.spec.kv_heads}, a captured step under swa in int8 needs as many as heads, {decoder.spec.heads}"
+        )
+    if not dense and not has_room_for_ranges(plan):
+        raise ValueError("kv_budget_bytes, a captured step under swa in int8 needs slots for all that it attends to")
 
 
 def interpreted() -> bool:

@@ -47,13 +47,9 @@ class WindowSlots:
         self.window = Window(counts=self.counts, history=(self.history[0], self.history[min(1, len(self.history) - 1)]))
         self.width = max(near + far for near, far in zip(self.counts.local, self.counts.selected, strict=True))
         self.entries = 1 + max(n - gone for n, gone in zip(self.counts.cached, self.counts.dead, strict=True))
-        self.near = min(self.entries, hbm_slots(plan))
+        self.near = self._slots_in_hbm()
         self.far = self.entries - self.near
-        shape = (spec.layers, lanes.count, spec.kv_heads, self.near, spec.head_dim)
-        self.keys = torch.zeros(shape, dtype=decoder.dtype, device=device)
-        self.values = torch.zeros_like(self.keys)
-        host = (spec.layers, lanes.count, max(1, self.far), spec.kv_heads, spec.head_dim)
-        self.host_keys, self.host_values = (registered(device, host, decoder.dtype) for _ in range(2))
+        self._hold()
         self.state = self._empty(spec.layers, lanes.count)
         scores = (spec.layers, lanes.count, spec.heads)
         self.scores = torch.zeros((*scores, self.width), device=device)
@@ -78,8 +74,7 @@ class WindowSlots:
         weights = prompt_weights(self.window, self.lanes.queries(q), prompt, padding)
         choose(self.window, weights, self.launcher.queries, prompt, padding, state)
         remember(self.window, weights, prompt, padding, state)
-        near, far = (self.keys, self.values), (self.host_keys, self.host_values)
-        keep(self.window, prompt, state.position, near, far)
+        self._keep(layer, prompt)
 
     def begin_step(self) -> None:
         """Every layer's list is there already."""
@@ -129,8 +124,7 @@ class WindowSlots:
             num_warps=4,
         )
         if self.far:
-            near, far = (self.keys[layer], self.values[layer]), (self.host_keys[layer], self.host_values[layer])
-            self.launcher.exchange(state.moves, state.move_counts, near, far)
+            self._exchange(layer, state)
 
     def record(self, row: int, tally: Tally, lanes: int) -> None:
         """Count, of the first ``lanes``, what ``row`` wrote, and what the next one fetches and, if asked, picks."""
@@ -165,6 +159,28 @@ class WindowSlots:
             ]
             for index, position in held
         ]
+
+    def _slots_in_hbm(self) -> int:
+        return min(self.entries, hbm_slots(self.plan))
+
+    def _hold(self) -> None:
+        """Memory for keys and values, near and far."""
+        spec, device, dtype = self.decoder.spec, self.decoder.device, self.decoder.dtype
+        shape = (spec.layers, self.lanes.count, spec.kv_heads, self.near, spec.head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros_like(self.keys)
+        host = (spec.layers, self.lanes.count, max(1, self.far), spec.kv_heads, spec.head_dim)
+        self.host_keys, self.host_values = (registered(device, host, dtype) for _ in range(2))
+
+    def _keep(self, layer: int, prompt: Prompt) -> None:  # noqa: ARG002
+        """What lives of a prompt, whose entries are chosen."""
+        near, far = (self.keys, self.values), (self.host_keys, self.host_values)
+        keep(self.window, prompt, self.state.position, near, far)
+
+    def _exchange(self, layer: int, state: Entries) -> None:
+        """Carry out the layer's moves."""
+        near, far = (self.keys[layer], self.values[layer]), (self.host_keys[layer], self.host_values[layer])
+        self.launcher.exchange(state.moves, state.move_counts, near, far)
 
     def _empty(self, layers: int, lanes: int) -> Entries:
         device, dtype = self.decoder.device, self.decoder.dtype

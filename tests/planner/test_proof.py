@@ -34,7 +34,7 @@ from sim.capture import evicts_least_wanted, keeps_open_group
 from sim.cost import CostModel
 from sim.forecast import Forecast, forecast, over_capacity
 from sim.homes import PhaseName, TokenHomes
-from sim.kv import kv_layer_bytes
+from sim.kv import KvFormat, KvFormats, kv_layer_bytes
 from sim.plan import Admission, Plan, Setting
 from sim.spec import DType
 from sim.workload import Workload
@@ -43,6 +43,7 @@ WITHIN = 1e-3
 EXACT = 1e-9  # sums of the same seconds in another order
 PROVED = 200
 SPILLING_WINDOWS = ((94, 2), (112, 2), (184, 2), (200, 4), (247, 1))  # seeds of sparse problems, and sequences at once
+SPILLING_INT8_WINDOWS = ((8, 1), (46, 1), (372, 2), (398, 1))
 QUOTAS = {"host KV": 60, "recompute": 30, "host limit": 30, "p1 < p2": 20, "waves": 30}
 
 
@@ -115,13 +116,23 @@ def test_where_products_were_measured_the_optimum_is_that_of_an_exhaustive_searc
     assert any(exact for exact, _ in found)
 
 
-@pytest.mark.parametrize(("seed", "concurrency"), SPILLING_WINDOWS)
+@pytest.mark.parametrize(
+    ("seed", "concurrency", "kv_format"),
+    [
+        *((*one, KvFormat.NATIVE) for one in SPILLING_WINDOWS),
+        *((*one, KvFormat.INT8) for one in SPILLING_INT8_WINDOWS),
+    ],
+)
 @pytest.mark.parametrize("share", [0.0, 0.3])
-def test_a_setting_whose_least_wanted_leave_hbm_is_solved_exactly(seed: int, concurrency: int, share: float) -> None:
-    """Of its new picks, a ``share`` of all, a ``share`` returns."""
+def test_a_setting_whose_least_wanted_leave_hbm_is_solved_exactly(
+    seed: int, concurrency: int, kv_format: KvFormat, share: float
+) -> None:
+    """Of its new picks, a ``share`` of all, a ``share`` returns. In INT8 ranges of all keys stay in HBM."""
     request = next(family for family in FAMILIES if family.name == "sparse").request(seed)
+    request, formats = replace(request, kv_formats=(KvFormat.INT8,)), KvFormats(gpu=kv_format, host=kv_format)
     cost = CostModel(machine=request.machine, profile=request.profile)
-    evicting = (one for one in settings_to_search(request) if evicts_least_wanted(one) and not one.weights_on_host)
+    settings = (one for one in settings_to_search(request) if one.kv_format == formats and not one.weights_on_host)
+    evicting = (one for one in settings if evicts_least_wanted(one))
     setting = next(one for one in evicting if one.concurrency == concurrency)
     access = replace(setting.access, keep_shares=(0.5,), turnovers=(share,), perplexity_ratios=(1.0,))
     setting = replace(setting, access=replace(access, returned_share=share))

@@ -33,7 +33,7 @@ from runtime.tier import Tier
 from sim.attention import Selector
 from sim.capture import is_captured
 from sim.flows import flows_of, home_columns, keeps_away
-from sim.kv import KvFormat
+from sim.kv import KvFormat, KvFormats
 from sim.launches import (
     choice_operations,
     decode_operations,
@@ -226,11 +226,16 @@ def test_several_passes_take_a_layer_each(family: str, weights: WeightFormat) ->
         {"kv": INT8},
         {"kv": INT8, "prompt": 160},
         {"selector": Selector.SWA, "keep": 40, "placement": RESIDENT},
+        {"selector": Selector.SWA, "keep": 40, "placement": RESIDENT, "kv": INT8},
+        {"selector": Selector.SWA, "keep": 40, "placement": RESIDENT, "kv": INT8, "prompt": 160},
         {"selector": Selector.PAGES, "keep": 40, "placement": RESIDENT},
         {"weights": WeightFormat.INT8},
         {"weights": WeightFormat.INT4, "selector": Selector.SWA, "keep": 40, "placement": RESIDENT},
     ],
-    ids=["dense", "int8", "int8 two groups", "swa", "pages", "weights int8", "weights int4 swa"],
+    ids=[
+        *("dense", "int8", "int8 two groups", "swa", "swa int8", "swa int8 two groups"),
+        *("pages", "weights int8", "weights int4 swa"),
+    ],
 )
 def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced(
     family: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -260,7 +265,10 @@ def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced
     assert prefill_operations(plan.setting, 1, away=False).kernels >= widened
     assert prefill_operations(plan.setting, 1, away=False).total == pytest.approx(counts["prefill"], rel=CLOSE)
     if plan.setting.attention.selector is Selector.SWA:
-        assert choice_operations(plan.setting) == counts["prefill"] - counts["prompt"]
+        native = replace(plan.setting, kv_format=KvFormats())
+        assert choice_operations(plan.setting) == choice_operations(native)
+        if plan.setting == native:
+            assert choice_operations(native) == counts["prefill"] - counts["prompt"]
 
 
 class Replayed:

@@ -8,10 +8,10 @@ import pytest
 from builders import in_hbm, make_homes, make_machine, make_model, make_setting, newest_in_hbm
 from sim.access import AccessProfile
 from sim.attention import Selector
-from sim.flows import Flows, Occupancy, counts_of, flows_of, home_columns, occupancy_of
+from sim.flows import Flows, Occupancy, counts_of, flows_of, home_columns, link_token_bytes, occupancy_of
 from sim.kv import KvFormat, KvFormats
 from sim.plan import Placement, Plan, Recompute, WriteBack
-from sim.spec import CPU_LINK, LinkSpec
+from sim.spec import CPU_LINK, DType, LinkSpec
 
 IN_MEMORY = LinkSpec(name=CPU_LINK, bytes_per_s=64.0)
 
@@ -180,14 +180,26 @@ def test_where_the_least_wanted_leave_hbm_a_token_is_written_when_it_leaves() ->
     assert held(plan).host.tolist() == pytest.approx([2 * tokens * 64 for tokens in (2, 2, 1)])
 
 
+def test_a_captured_window_over_int8_keeps_ranges_of_all_keys_in_hbm() -> None:
+    """A byte a token of 16 channels: of the one on the host, and of the dead. What crosses the link are 36 of 37 bytes."""
+    plan, native = window(kv_format=KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)), window()
+    attention, waiting = plan.setting.attention, 64 * 16 * 2
+
+    assert traffic(plan).written_kv.tolist() == traffic(native).written_kv.tolist()
+    assert (link_token_bytes(plan.setting), link_token_bytes(native.setting)) == (36, 64)
+    states = [attention.state_bytes(cached, DType.FP16) for cached in (11, 12, 13)]
+    by_hand = [2 * (2 * 37 + 1 + dead + waiting + state) for dead, state in zip((8, 9, 10), states, strict=True)]
+    assert held(plan).hbm[1:].tolist() == pytest.approx([layers + 2 * 0.1 * 37 for layers in by_hand])
+
+
 @pytest.mark.parametrize(
     "changes",
     [
         {"write_back": WriteBack.AT_BIRTH},
-        {"kv_format": KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)},
+        {"kv_format": KvFormats(gpu=KvFormat.INT4, host=KvFormat.INT4)},
         {"machine": replace(make_machine(), gpu=replace(make_machine().gpu, link=IN_MEMORY))},
     ],
-    ids=["at birth", "int8", "on a CPU"],
+    ids=["at birth", "int4", "on a CPU"],
 )
 def test_launched_kernel_by_kernel_homes_go_by_age_and_picks_return_from_every_age_alike(
     changes: dict[str, Any],

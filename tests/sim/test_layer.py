@@ -283,8 +283,8 @@ def test_widening_and_rounding_have_rates_of_their_own() -> None:
     ("selector", "kv"),
     [
         *((selector, KvFormat.NATIVE) for selector in (Selector.DENSE, Selector.H2O, Selector.TOPK)),
-        *((selector, KvFormat.INT8) for selector in (Selector.DENSE, Selector.SWA, Selector.H2O, Selector.TOPK)),
-        (Selector.SWA, KvFormat.FP8),  # in native a wave's choices are captured, which newcomers' are not
+        *((selector, KvFormat.INT8) for selector in (Selector.DENSE, Selector.H2O, Selector.TOPK)),
+        *((Selector.SWA, kv) for kv in (KvFormat.FP8, KvFormat.INT4)),  # in others a wave's choices are captured
     ],
 )
 def test_one_sequence_admitted_alone_takes_as_long_as_a_wave_of_it(selector: Selector, kv: KvFormat) -> None:

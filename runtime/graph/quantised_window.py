@@ -1,0 +1,211 @@
+"""Sparse window attention over INT8 keys and values in both tiers. Who lies where is ``runtime.graph.window``'s affair.
+
+Ranges of all keys and the open group's keys stay in HBM, so that what changes places is levels and the ranges of values.
+A token that leaves HBM before its group is frozen takes the levels of its values along; those of its keys follow then.
+All that lies in HBM fits the plan's budget: where its slots and those ranges do not, there are fewer slots.
+"""
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from runtime.cache import hbm_slots
+from runtime.graph.launch import power_of_two
+from runtime.graph.pinned import registered
+from runtime.graph.taking_in import Prompt, keep
+from runtime.graph.window import Entries, WindowSlots
+from runtime.quantise import encode_values, frozen_groups
+from runtime.tally import Tally
+from sim.kv import GROUP_TOKENS, SCALE_BYTES, KvFormat
+from sim.plan import Plan, Setting
+
+BLOCK, WARPS = 32, 1  # tokens that attention takes at once, warps of its programs
+
+
+class QuantisedWindowSlots(WindowSlots):
+    """Levels [layer, lane, head, slot, channel], ranges of values [layer, lane, head, slot, 2]; on the host slots come
+    before heads.
+
+    ``tokens`` [layer, lane, width] are the positions of what the lists name; of the open group, ``turns`` and ``homes``
+    [layer, lane, group token] say where in the list a token comes and where it lies, -1 where it is or does not.
+    """
+
+    def begin_step(self) -> None:
+        torch.index_select(self.table[0], 0, self.row, out=self.count)
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of HBM: levels and ranges of values near, ranges of all keys, the open group's keys, weights of past queries."""
+        held = (*self.near_planes, self.key_ranges, self.waiting, self.state.ring)
+        return sum(plane.numel() * plane.element_size() for plane in held)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
+        state, spec = self.state, self.decoder.spec
+        _kernels().attend[self.lanes.count, spec.heads](
+            q,
+            k,
+            v,
+            *(plane[layer] for plane in self.near_planes),
+            self.far_planes[0][layer],
+            self.key_ranges[layer],
+            self.waiting[layer],
+            state.slots[layer],
+            state.counts[layer],
+            self.tokens[layer],
+            self.turns[layer],
+            self.homes[layer],
+            self.count,
+            attended,
+            self.scores[layer],
+            self.peaks[layer],
+            self.sums[layer],
+            self.followed[layer],
+            spec.head_dim**-0.5,
+            q.stride(0),
+            spec.heads,
+            self.near,
+            max(1, self.far),
+            self.width,
+            self.key_ranges.shape[3],
+            GROUP=GROUP_TOKENS,
+            CHANNELS=spec.head_dim,
+            PADDED=power_of_two(spec.head_dim),
+            BLOCK=BLOCK,
+            FREEZE=8,
+            CHAINED=self.launcher.chained,
+            num_warps=WARPS,
+        )
+
+    def settle(self, layer: int) -> None:
+        super().settle(layer)
+        self._name(layer * self.lanes.count, self.lanes.count, self.count)
+
+    def record(self, row: int, tally: Tally, lanes: int) -> None:
+        """The levels of keys that follow to the host when their group is frozen count by their share of a token."""
+        super().record(row, tally, lanes)
+        if row and self.far and self.counts.cached[row] % GROUP_TOKENS == 0:
+            channels = self.decoder.spec.head_dim
+            share = channels / _head_bytes(channels)
+            tally.add_all(row, written=self.followed[:, :lanes, None] * share)
+
+    def _slots_in_hbm(self) -> int:
+        return min(self.entries, hbm_slots(self.plan), most_slots(self.plan))
+
+    def _hold(self) -> None:
+        spec, device, dtype = self.decoder.spec, self.decoder.device, self.decoder.dtype
+        first, channels = (spec.layers, self.lanes.count), spec.head_dim
+        planes = (((channels,), torch.uint8), ((channels,), torch.uint8), ((2,), torch.float16))
+        far = max(1, self.far)
+        self.near_planes = tuple(
+            torch.zeros((*first, spec.kv_heads, self.near, *shape), dtype=kind, device=device) for shape, kind in planes
+        )
+        self.far_planes = tuple(
+            registered(device, (*first, far, spec.kv_heads, *shape), kind) for shape, kind in planes
+        )
+        groups = (*first, spec.kv_heads, _groups(self.plan.setting), 2, channels)
+        self.key_ranges = torch.zeros(groups, dtype=torch.float16, device=device)
+        waiting = (*first, spec.kv_heads, GROUP_TOKENS, channels)
+        self.waiting = torch.zeros(waiting, dtype=dtype, device=device)
+        self.tokens = torch.zeros((*first, self.width), dtype=torch.int32, device=device)
+        self.turns, self.homes = (
+            torch.full((*first, GROUP_TOKENS), -1, dtype=torch.int32, device=device) for _ in range(2)
+        )
+        self.followed = torch.zeros(first, dtype=torch.int32, device=device)  # keys frozen on the host, each lane's
+        self.count = torch.ones(1, dtype=torch.int32, device=device)
+        self.prompted = torch.full((1,), self.counts.cached[0], dtype=torch.int32, device=device)
+
+    def _keep(self, layer: int, prompt: Prompt) -> None:
+        k, v, count = prompt.k, prompt.v, prompt.k.shape[1] // GROUP_TOKENS
+        lanes, frozen = slice(prompt.first_lane, prompt.first_lane + prompt.lanes), count * GROUP_TOKENS
+        levels = torch.zeros_like(k, dtype=torch.uint8, memory_format=torch.contiguous_format)
+        if frozen:
+            whole, ranges = frozen_groups(k, KvFormat.INT8)
+            levels[:, :frozen] = whole.view(prompt.lanes, frozen, *k.shape[2:])
+            by_lane = ranges.view(prompt.lanes, count, *ranges.shape[1:])  # [lane, group, 2, head, channel]
+            self.key_ranges[layer, lanes, :, :count] = by_lane.permute(0, 3, 1, 2, 4)
+        self.waiting[layer, lanes, :, : k.shape[1] - frozen] = k[:, frozen:].transpose(1, 2)
+        stored = encode_values(v, KvFormat.INT8)
+        ranges_of_values = stored["v_range"].view(torch.int32)  # [lane, token, head, 1]
+        here, there = (
+            (planes[0], planes[1], planes[2].view(torch.int32)) for planes in (self.near_planes, self.far_planes)
+        )
+        for rows, planes in (((levels, stored["v"]), (0, 1)), ((ranges_of_values, ranges_of_values), (2, 2))):
+            some = Prompt(k=rows[0], v=rows[1], first_lane=prompt.first_lane, first_row=prompt.first_row)
+            near, far = ((tier[planes[0]], tier[planes[1]]) for tier in (here, there))
+            keep(self.window, some, self.state.position, near, far)
+        self._name(prompt.first_row, prompt.lanes, self.prompted)
+
+    def _name(self, first_row: int, lanes: int, newborn: Tensor) -> None:
+        """Positions for the step whose newborn token's is ``newborn`` [1]: of its lists, and of its open group."""
+        state = self.state
+        _kernels().name[(lanes,)](
+            state.rank,
+            state.position,
+            state.place,
+            self.tokens,
+            self.turns,
+            self.homes,
+            newborn,
+            first_row,
+            self.entries,
+            self.width,
+            GROUP=GROUP_TOKENS,
+            ENTRIES=power_of_two(self.entries),
+            num_warps=4,
+        )
+
+    def _exchange(self, layer: int, state: Entries) -> None:
+        lanes, heads, channels = self.lanes.count, self.decoder.spec.kv_heads, self.decoder.spec.head_dim
+        at_once = min(8, power_of_two(heads))
+        turns = next(turns for turns in (16, 4, 1) if lanes % turns == 0)
+        _kernels().exchange[lanes // turns, -(-heads // at_once)](
+            state.moves,
+            state.move_counts,
+            *(plane[layer] for plane in self.near_planes[:2]),
+            self.near_planes[2][layer].view(torch.int32),
+            *(plane[layer] for plane in self.far_planes[:2]),
+            self.far_planes[2][layer].view(torch.int32),
+            heads,
+            self.near,
+            max(1, self.far),
+            self.entries,
+            CHANNELS=channels,
+            PADDED=power_of_two(channels),
+            HEADS=at_once,
+            LANES=turns,
+            num_warps=4,
+        )
+
+
+def has_room_for_ranges(plan: Plan) -> bool:
+    """Whether the budget has slots for all that a step attends to, beside what does not depend on them."""
+    counts = plan.setting.token_counts
+    return most_slots(plan) >= max(near + far for near, far in zip(counts.local, counts.selected, strict=True))
+
+
+def most_slots(plan: Plan) -> int:
+    """Slots of a lane in HBM that the budget has room for beside ranges, the open group's keys and past queries' weights."""
+    setting = plan.setting
+    model, counts, size = setting.model, setting.token_counts, setting.dtype.size_bytes
+    queries = max(1, *(setting.attention.history_steps(cached) for cached in counts.cached))
+    entries = 1 + max(cached - gone for cached, gone in zip(counts.cached, counts.dead, strict=True))
+    keys = (_groups(setting) * SCALE_BYTES + GROUP_TOKENS * size) * model.kv_dim
+    lane_bytes = setting.kv_budget_bytes // (model.layers * setting.concurrency) - keys - queries * entries * size
+    return max(0, lane_bytes // (model.kv_heads * _head_bytes(model.head_dim)))
+
+
+def _head_bytes(channels: int) -> int:
+    """A token's levels, and the range of its values."""
+    return 2 * channels + SCALE_BYTES
+
+
+def _groups(setting: Setting) -> int:
+    return max(1, setting.workload.cached_tokens // GROUP_TOKENS)
+
+
+def _kernels() -> ModuleType:
+    """See ``runtime.graph.launch.kernels``."""
+    from runtime.graph import quantised_window_kernels as module
+
+    return module
