@@ -35,8 +35,7 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
         )
     _require_format(plan)
     _require_heads(plan, decoder)
-    if not setting.attention.is_dense and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:
-        raise ValueError(f"placement={setting.placement}, a captured step under {selector} needs resident")
+    _require_placement(plan)
     if selector is Selector.PAGES and not has_room_for_copies(plan):
         raise ValueError("homes, a captured step under pages needs slots for the local window and all that is selected")
     if decoder.dtype not in (torch.float16, torch.bfloat16, torch.float32):
@@ -81,6 +80,17 @@ def _require_heads(plan: Plan, decoder: Decoder) -> None:
         raise ValueError(
             f"kv_heads={spec.kv_heads}, a captured step of quantised waves needs as many as heads, {spec.heads}"
         )
+
+
+def _require_placement(plan: Plan) -> None:
+    """Under a sparse selector: what HBM holds of the tokens whose home is the host."""
+    setting, selector = plan.setting, plan.setting.attention.selector
+    if setting.attention.is_dense or setting.placement is Placement.RESIDENT:
+        return
+    if selector is not Selector.SWA and any(plan.homes.host_kv):
+        raise ValueError(f"placement={setting.placement}, a captured step under {selector} needs resident")
+    if selector is Selector.SWA and setting.write_back is WriteBack.AT_BIRTH:
+        raise ValueError("write_back=at_birth, a captured step under swa that keeps recent tokens writes at eviction")
 
 
 def interpreted() -> bool:

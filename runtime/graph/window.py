@@ -47,8 +47,7 @@ class WindowSlots:
         self.window = Window(counts=self.counts, history=(self.history[0], self.history[min(1, len(self.history) - 1)]))
         self.width = max(near + far for near, far in zip(self.counts.local, self.counts.selected, strict=True))
         self.entries = 1 + max(n - gone for n, gone in zip(self.counts.cached, self.counts.dead, strict=True))
-        self.near = min(self.entries, hbm_slots(plan))
-        self.far = self.entries - self.near
+        self.near, self.far = self._tiers()
         shape = (spec.layers, lanes.count, spec.kv_heads, self.near, spec.head_dim)
         self.keys = torch.zeros(shape, dtype=decoder.dtype, device=device)
         self.values = torch.zeros_like(self.keys)
@@ -63,6 +62,11 @@ class WindowSlots:
             0, dtype=torch.bool, device=device
         )  # [layer, lane, entry], what the last row recorded
 
+    def _tiers(self) -> tuple[int, int]:
+        """Slots of a lane in HBM and on the host."""
+        near = min(self.entries, hbm_slots(self.plan))
+        return near, self.entries - near
+
     @property
     def kv_bytes(self) -> int:
         """Of HBM: slots, and the weights of past queries."""
@@ -76,10 +80,13 @@ class WindowSlots:
         state, padding = self.state, self.launcher.padding
         prompt = Prompt(k=k, v=v, first_lane=first, first_row=layer * self.lanes.count + first)
         weights = prompt_weights(self.window, self.lanes.queries(q), prompt, padding)
-        choose(self.window, weights, self.launcher.queries, prompt, padding, state)
+        self._choose(weights, prompt)
         remember(self.window, weights, prompt, padding, state)
         near, far = (self.keys, self.values), (self.host_keys, self.host_values)
-        keep(self.window, prompt, state.position, near, far)
+        keep(self.window, prompt, state, near, far)
+
+    def _choose(self, weights: Tensor, prompt: Prompt) -> None:
+        choose(self.window, weights, self.launcher.queries, prompt, self.launcher.padding, self.state)
 
     def begin_step(self) -> None:
         """Every layer's list is there already."""

@@ -11,6 +11,7 @@ import torch
 
 KERNELS = {"add_norm", "attend", "choose", "exchange", "fetch", "gate", "merge", "place", "product", "score", "settle"}
 KERNELS |= {"carry", "mask", "weigh", "choose_first", "remember", "keep", "widen"}
+KERNELS |= {"choose_newest", "gather"}
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="compiles Triton's kernels")
