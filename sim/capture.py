@@ -43,10 +43,16 @@ def evicts_least_wanted(setting: Setting) -> bool:
     """Whether tokens leave HBM by how little they are attended to, and are written to the host only then.
 
     The captured step under sparse window attention has them change places with what returns (``runtime.graph.window``);
-    launched kernel by kernel, homes go by age, and where all is written at birth it is.
+    launched kernel by kernel, homes go by age, and where all is written at birth it is. So they do where HBM holds the newest.
     """
     swa, at_birth = setting.attention.selector is Selector.SWA, setting.write_back is WriteBack.AT_BIRTH
-    return swa and not at_birth and is_captured(setting)
+    return swa and not at_birth and setting.placement is Placement.RESIDENT and is_captured(setting)
+
+
+def gathers_ahead(setting: Setting) -> bool:
+    """Whether a captured step's kernels gather what it attends to of the host's tokens, layers ahead (``runtime.graph.recent``)."""
+    recent = setting.attention.selector is Selector.SWA and setting.placement is Placement.RECENT
+    return recent and is_captured(setting)
 
 
 def keeps_open_group(setting: Setting) -> bool:
@@ -86,8 +92,8 @@ def _keeps(setting: Setting) -> bool:
     if formats.are_native:
         return setting.recompute is Recompute.NONE or (dense and setting.recompute is Recompute.ACTIVATIONS_HOST)
     both = formats.gpu is KvFormat.INT8 and formats.host is KvFormat.INT8
-    one_to_one = setting.model.heads == setting.model.kv_heads
-    known = dense or (setting.attention.selector is Selector.SWA and one_to_one)
+    one_to_one, resident = setting.model.heads == setting.model.kv_heads, setting.placement is Placement.RESIDENT
+    known = dense or (setting.attention.selector is Selector.SWA and one_to_one and resident)
     return known and both and setting.recompute is Recompute.NONE
 
 
@@ -95,5 +101,9 @@ def _attends(setting: Setting) -> bool:
     selector = setting.attention.selector
     if setting.attention.is_dense:
         return True
-    known = selector in (Selector.SWA, Selector.PAGES) and setting.admission is Admission.WAVES
-    return known and setting.placement is Placement.RESIDENT
+    resident = setting.placement is Placement.RESIDENT
+    if setting.admission is not Admission.WAVES:
+        return False
+    if selector is Selector.SWA:
+        return resident or setting.write_back is WriteBack.AT_EVICTION
+    return selector is Selector.PAGES and resident

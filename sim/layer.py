@@ -7,7 +7,7 @@ from math import ceil, hypot
 import numpy as np
 
 from sim.attention import Selector
-from sim.capture import FUSED_ROWS, attention_parts, is_captured, reads_in_place, streams
+from sim.capture import FUSED_ROWS, attention_parts, gathers_ahead, is_captured, reads_in_place, streams
 from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, keeps_away, link_token_bytes
 from sim.footprint import layer_weight_bytes, prefill_rows
@@ -152,7 +152,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
     score_s, score_s_per_cached = _score(cost, setting, sequences)
     felt = _exposed_share(cost, sequences) if is_captured(setting) else 1.0
     select_s, select_s_per_kept = (felt * seconds for seconds in choice_prices(cost, setting, sequences))
-    gathers = not setting.attention.is_dense and setting.placement is Placement.RECENT
+    gathers = not setting.attention.is_dense and setting.placement is Placement.RECENT and not is_captured(setting)
     quantises = formats.gpu is not KvFormat.NATIVE and not is_captured(setting)  # a captured step's attention does it
     kv_flops = attention_flops(model, sequences)
     guess, late = setting.guess_hits, setting.attention.selector.recalls or reads_in_place(setting)
@@ -301,7 +301,7 @@ def decode_launch_s(cost: CostModel, setting: Setting, rows: int) -> float:
 
 def _fetched_by(cost: CostModel, setting: Setting) -> Pieces:
     """Attention that reads in place does as a gather kernel does; copies for pieces of a step wait for each other's streams."""
-    if reads_in_place(setting):
+    if reads_in_place(setting) or gathers_ahead(setting):
         return cost.transfer(Mechanism.GATHER_KERNEL)
     return cost.transfer(setting.fetch_by, handed_over=is_captured(setting) and streams(setting, away=True))
 
@@ -314,7 +314,8 @@ def _prompt_written_by(setting: Setting) -> Mechanism:
 def _sm_share(cost: CostModel, setting: Setting) -> float:
     """Share of a fetch that the GPU stream loses to it."""
     late = setting.attention.selector.recalls and setting.guess_hits is None  # nothing runs beside
-    if setting.fetch_by is not Mechanism.GATHER_KERNEL or late or reads_in_place(setting):
+    by_kernel = setting.fetch_by is Mechanism.GATHER_KERNEL or gathers_ahead(setting)
+    if not by_kernel or late or reads_in_place(setting):
         return 0.0
     return cost.profile.gather_sm_share
 

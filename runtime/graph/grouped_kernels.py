@@ -7,6 +7,8 @@ lanes with long contexts still fill the GPU; ``merge`` puts the parts together.
 import triton
 import triton.language as tl
 
+from runtime.graph.kernels import row_starts
+
 
 @triton.jit
 def attend(
@@ -21,8 +23,10 @@ def attend(
     mixed,  # [part, lane, query head, channel] in float32; peaks and totals [part, lane, query head]
     peaks,
     totals,
-    far_keys,  # [lane, head, slot, channel] in pinned memory: slots from ``capacity`` on, where FAR
+    far_keys,  # as ``kernels.attend`` has them; likewise the next three
     far_values,
+    staged_keys,
+    staged_values,
     scores,  # [lane, query head, width], before the softmax, where WEIGHED
     scale,
     q_stride,
@@ -31,6 +35,7 @@ def attend(
     heads,
     capacity,
     far_capacity,
+    staged_rows,
     width,
     GROUP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -41,6 +46,7 @@ def attend(
     LISTED: tl.constexpr,
     WEIGHED: tl.constexpr,
     FAR: tl.constexpr,
+    STAGED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One key head's group of queries over a part of its lane's slots; part 0 stores the newborn token's row."""
@@ -91,10 +97,25 @@ def attend(
         else:
             slot = item
             there = (item < last) & (item >= first_real)
-        at = base + slot.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
         mask = there[:, None] & inside[None, :]
-        k = tl.load(keys + at, mask=mask, other=0.0)
-        v = tl.load(values + at, mask=mask, other=0.0)
+        if STAGED:
+            staged, host = (
+                (lane * heads + head) * staged_rows * CHANNELS,
+                (lane * far_capacity * heads + head) * CHANNELS,
+            )
+            k_row, v_row = keys + base, values + base
+            k_row = row_starts(
+                k_row, staged_keys + staged, far_keys + host, slot, capacity, staged_rows, heads, CHANNELS
+            )
+            v_row = row_starts(
+                v_row, staged_values + staged, far_values + host, slot, capacity, staged_rows, heads, CHANNELS
+            )
+            k = tl.load(k_row[:, None] + channel[None, :], mask=mask, other=0.0)
+            v = tl.load(v_row[:, None] + channel[None, :], mask=mask, other=0.0)
+        else:
+            at = base + slot.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
+            k = tl.load(keys + at, mask=mask, other=0.0)
+            v = tl.load(values + at, mask=mask, other=0.0)
         score, peak, total, out = _mix(q, k, v, there, scale, peak, total, out, PRECISION)
         if WEIGHED:
             listed = (row < GROUP)[:, None] & (item < last)[None, :]

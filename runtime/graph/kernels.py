@@ -6,6 +6,8 @@ A lane is a sequence. Keys and values lie as [lane, head, slot, channel], so tha
 import triton
 import triton.language as tl
 
+from runtime.graph.choosing_kernels import bury, wanted_next
+
 
 @triton.jit
 def attend(
@@ -18,8 +20,10 @@ def attend(
     counts,  # [lane] items, or one for all lanes (``count_stride`` 0)
     padding,  # [lane]
     attended,  # [lane, head, channel]
-    far_keys,  # [lane, head, slot, channel] in pinned memory: slots from ``capacity`` on, where FAR
+    far_keys,  # in pinned memory: slots from ``capacity`` on, where FAR [lane, head, slot, channel]
     far_values,
+    staged_keys,  # where STAGED, [lane, head, row, channel]: slots from ``capacity`` on; those beyond are in pinned memory,
+    staged_values,  # there [lane, slot, head, channel]
     scores,  # [lane, head, width], before the softmax; with their peaks and sums, [lane, head], where WEIGHED
     peaks,
     sums,
@@ -29,6 +33,7 @@ def attend(
     heads,
     capacity,
     far_capacity,
+    staged_rows,
     width,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
@@ -36,6 +41,7 @@ def attend(
     LISTED: tl.constexpr,
     WEIGHED: tl.constexpr,
     FAR: tl.constexpr,
+    STAGED: tl.constexpr,
     CHAINED: tl.constexpr,
 ):
     """One query head over its lane's slots: stores the newborn token's row, reads every other row once."""
@@ -74,10 +80,22 @@ def attend(
         else:
             slot = item
             there = (item < near_items) & (item >= first_real)
-        at = base + slot[:, None] * CHANNELS + channel[None, :]
         mask = there[:, None] & inside[None, :]
-        k = tl.load(keys + at, mask=mask, other=0.0)
-        v = tl.load(values + at, mask=mask, other=0.0)
+        if STAGED:
+            staged, host = lane_head * staged_rows * CHANNELS, (lane * far_capacity * heads + head) * CHANNELS
+            k_row, v_row = keys + base, values + base
+            k_row = row_starts(
+                k_row, staged_keys + staged, far_keys + host, slot, capacity, staged_rows, heads, CHANNELS
+            )
+            v_row = row_starts(
+                v_row, staged_values + staged, far_values + host, slot, capacity, staged_rows, heads, CHANNELS
+            )
+            k = tl.load(k_row[:, None] + channel[None, :], mask=mask, other=0.0)
+            v = tl.load(v_row[:, None] + channel[None, :], mask=mask, other=0.0)
+        else:
+            at = base + slot[:, None] * CHANNELS + channel[None, :]
+            k = tl.load(keys + at, mask=mask, other=0.0)
+            v = tl.load(values + at, mask=mask, other=0.0)
         score = tl.sum(q[None, :] * k.to(tl.float32), 1)
         score = tl.where(there, score, float("-inf"))
         if WEIGHED:
@@ -109,6 +127,15 @@ def attend(
         tl.store(sums + lane_head, total)
     out = (mixed / total).to(attended.dtype.element_ty)
     tl.store(attended + lane_head * CHANNELS + channel, out, mask=inside)
+
+
+@triton.jit
+def row_starts(near, staged, host, slot, capacity, staged_rows, heads, CHANNELS: tl.constexpr):
+    """Where the rows of a head's ``slot`` begin: of HBM, among those that were fetched or, beyond these, on the host."""
+    beyond = slot.to(tl.int64) - capacity
+    fetched = staged + beyond * CHANNELS
+    away = host + (beyond - staged_rows) * heads * CHANNELS
+    return tl.where(beyond < 0, near + slot.to(tl.int64) * CHANNELS, tl.where(beyond < staged_rows, fetched, away))
 
 
 @triton.jit
@@ -155,50 +182,16 @@ def settle(
     real = pos >= tl.load(padding + lane)
     most: tl.constexpr = 2147483647
 
-    # weights of this query, heads summed, then the sums of the last ``history`` queries
-    chunk = tl.arange(0, CHUNK)
-    paid = tl.zeros([ENTRIES], tl.float32)
-    for first in range(0, heads, CHUNK):
-        head = first + chunk
-        lane_head = lane * heads + head
-        peak = tl.load(peaks + lane_head, mask=head < heads, other=0.0)
-        total = tl.load(sums + lane_head, mask=head < heads, other=1.0)
-        listed = (head < heads)[:, None] & (held >= 0)[None, :]
-        score = tl.load(scores + lane_head[:, None] * width + held[None, :], mask=listed, other=float("-inf"))
-        paid += tl.sum(tl.exp(score - peak[:, None]) / total[:, None], 0)
-    paid = paid.to(ring.dtype.element_ty)
-    asked = cached - 1
-    tl.store(ring + (lane * queries + asked % queries) * entries + entry, paid, mask=inside)
-    score = paid.to(tl.float32)
-    for first in range(1, history, CHUNK):
-        back = first + chunk
-        query = asked - back
-        recent = (back < history)[:, None] & (query[:, None] >= pos[None, :]) & (pos >= 0)[None, :]
-        line = (lane * queries + (query + queries) % queries) * entries
-        score += tl.sum(tl.load(ring + line[:, None] + entry[None, :], mask=recent, other=0.0).to(tl.float32), 0)
-
-    # the ``far`` highest of the older tokens, of equals the oldest: padding comes last
-    alive = pos >= 0
-    older = alive & (pos < cached + 1 - near)
-    key = tl.where(older, tl.where(real, score.to(tl.int32, bitcast=True) + 1, 0), -1)
-    bound = far * 0
-    for bit in tl.static_range(31):
-        raised = bound | (1 << (30 - bit))
-        bound = tl.where(tl.sum((key >= raised).to(tl.int32), 0) >= far, raised, bound)
-    chosen = key > bound
-    rest = far - tl.sum(chosen.to(tl.int32), 0)
-    tied = key == bound
-    limit = far * 0
-    for bit in tl.static_range(16):
-        raised = limit | (1 << (15 - bit))
-        limit = tl.where(tl.sum((tied & (pos < raised)).to(tl.int32), 0) <= rest, raised, limit)
-    wanted = chosen | (tied & (pos < limit)) | (alive & (pos >= cached + 1 - near))
+    # fmt: off
+    wanted = wanted_next(
+        scores, peaks, sums, ring, lane, entry, inside, held, pos, real,
+        cached, near, far, history, heads, width, queries, entries, ENTRIES, CHUNK,
+    )
+    # fmt: on
     seen = tl.where(wanted, now + 1, seen)
 
     # the one attended to the longest ago dies, the next token takes a free entry, in HBM if there is one
-    order = tl.where(alive, seen * 65536 + pos, most)
-    gone = alive & (order == tl.min(order, 0)) & (dying > 0)
-    pos = tl.where(gone, -1, pos)
+    pos = bury(pos, seen, dying)
     vacant = tl.where(inside & (pos < 0), tl.where(where_ >= hbm_slots, 65536, 0) + entry, most)
     born = (vacant == tl.min(vacant, 0)) & (vacant < most)
     pos = tl.where(born, cached, pos)

@@ -57,31 +57,38 @@ class Launcher:
         slots: Tensor | None = None,
         weights: Weights | None = None,
         far: tuple[Tensor, Tensor] | None = None,
+        staged: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """Queries [lane, query head, channel], newborn keys and values [lane, head, channel] (rows of one tensor, or each
         of its own) over the slots of ``keys``, then ``far``: all of them, or those listed in ``slots`` [lane, width].
+
+        With ``staged`` [lane, head, row, channel] these come after the slots of ``keys``, and ``far`` is
+        [lane, slot, head, channel].
         """
         rows = (q, k, v, keys, values, keys if slots is None else slots, counts, self.padding)
         sizes = (
             0 if counts.shape[0] == 1 else 1,
             self.heads,
             keys.shape[2],
-            far[0].shape[2] if far else 0,
+            far[0].shape[1 if staged else 2] if far else 0,
+            staged[0].shape[2] if staged else 0,
             0 if slots is None else slots.shape[1],
         )
         kinds = {
             "CHANNELS": self.channels,
             "LISTED": slots is not None,
             "WEIGHED": weights is not None,
-            "FAR": far is not None,
+            "FAR": far is not None and staged is None,
+            "STAGED": staged is not None,
         }
         launch = self._attend_alone if self.group == 1 else self._attend_in_groups
-        launch(rows, far or (keys, keys), weights or Weights.none(keys), attended, sizes, kinds)
+        elsewhere = (*(far or (keys, keys)), *(staged or (keys, keys)))
+        launch(rows, elsewhere, weights or Weights.none(keys), attended, sizes, kinds)
 
     def _attend_alone(
         self,
         rows: tuple[Tensor, ...],
-        far: tuple[Tensor, Tensor],
+        elsewhere: tuple[Tensor, ...],
         weights: Weights,
         attended: Tensor,
         sizes: tuple[int, ...],
@@ -91,7 +98,7 @@ class Launcher:
         self.kernels.attend[q.shape[0], self.heads](
             *rows,
             attended,
-            *far,
+            *elsewhere,
             weights.scores,
             weights.peaks,
             weights.sums,
@@ -108,7 +115,7 @@ class Launcher:
     def _attend_in_groups(
         self,
         rows: tuple[Tensor, ...],
-        far: tuple[Tensor, Tensor],
+        elsewhere: tuple[Tensor, ...],
         weights: Weights,
         attended: Tensor,
         sizes: tuple[int, ...],
@@ -120,7 +127,7 @@ class Launcher:
             parts.mixed,
             parts.peaks,
             parts.totals,
-            *far,
+            *elsewhere,
             weights.scores,
             self.channels**-0.5,
             q.stride(0),

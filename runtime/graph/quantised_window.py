@@ -89,8 +89,9 @@ class QuantisedWindowSlots(WindowSlots):
             share = channels / _head_bytes(channels)
             tally.add_all(row, written=self.followed[:, :lanes, None] * share)
 
-    def _slots_in_hbm(self) -> int:
-        return min(self.entries, hbm_slots(self.plan), most_slots(self.plan))
+    def _tiers(self) -> tuple[int, int]:
+        near = min(self.entries, hbm_slots(self.plan), most_slots(self.plan))
+        return near, self.entries - near
 
     def _hold(self) -> None:
         spec, device, dtype = self.decoder.spec, self.decoder.device, self.decoder.dtype
@@ -133,7 +134,7 @@ class QuantisedWindowSlots(WindowSlots):
         for rows, planes in (((levels, stored["v"]), (0, 1)), ((ranges_of_values, ranges_of_values), (2, 2))):
             some = Prompt(k=rows[0], v=rows[1], first_lane=prompt.first_lane, first_row=prompt.first_row)
             near, far = ((tier[planes[0]], tier[planes[1]]) for tier in (here, there))
-            keep(self.window, some, self.state.position, near, far)
+            keep(self.window, some, self.state, near, far)
         self._name(prompt.first_row, prompt.lanes, self.prompted)
 
     def _name(self, first_row: int, lanes: int, newborn: Tensor) -> None:

@@ -11,6 +11,7 @@ from runtime.graph.dense import DenseSlots
 from runtime.graph.quantised_dense import QuantisedSlots
 from runtime.graph.quantised_window import QuantisedWindowSlots
 from runtime.graph.recall import RecallSlots
+from runtime.graph.recent import RecentSlots
 from runtime.graph.step import DecodeStep
 from runtime.graph.streamed import StreamedSlots, StreamedStep
 from runtime.graph.support import require_graphable, streams
@@ -22,7 +23,7 @@ from runtime.prefill import prompt_layer
 from runtime.wave import Prompts
 from sim.attention import Selector
 from sim.footprint import prefill_rows
-from sim.plan import Plan
+from sim.plan import Placement, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +127,10 @@ def slots_kind(plan: Plan) -> type[DenseSlots] | type[QuantisedSlots] | type[Win
     """Of a step that is captured."""
     selector = plan.setting.attention.selector
     if selector is Selector.SWA:
-        return WindowSlots if plan.setting.kv_format.are_native else QuantisedWindowSlots
+        if not plan.setting.kv_format.are_native:
+            return QuantisedWindowSlots
+        fetches = plan.setting.placement is Placement.RECENT and any(plan.homes.host_kv)
+        return RecentSlots if fetches else WindowSlots
     if selector is Selector.PAGES:
         return RecallSlots
     return DenseSlots if plan.setting.kv_format.are_native else QuantisedSlots

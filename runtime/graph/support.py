@@ -35,8 +35,7 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
             f"recompute={setting.recompute}, a captured step recomputes from activations_host, under dense"
         )
     _require_format(plan, decoder)
-    if not setting.attention.is_dense and any(plan.homes.host_kv) and setting.placement is not Placement.RESIDENT:
-        raise ValueError(f"placement={setting.placement}, a captured step under {selector} needs resident")
+    _require_placement(plan)
     if selector is Selector.PAGES and not has_room_for_copies(plan):
         raise ValueError("homes, a captured step under pages needs slots for the local window and all that is selected")
     if decoder.dtype not in (torch.float16, torch.bfloat16, torch.float32):
@@ -76,8 +75,21 @@ def _require_format(plan: Plan, decoder: Decoder) -> None:
         raise ValueError(
             f"kv_heads={decoder.spec.kv_heads}, a captured step under swa in int8 needs as many as heads, {decoder.spec.heads}"
         )
+    if not dense and setting.placement is not Placement.RESIDENT:
+        raise ValueError(f"placement={setting.placement}, a captured step under swa in int8 needs resident")
     if not dense and not has_room_for_ranges(plan):
         raise ValueError("kv_budget_bytes, a captured step under swa in int8 needs slots for all that it attends to")
+
+
+def _require_placement(plan: Plan) -> None:
+    """Under a sparse selector: what HBM holds of the tokens whose home is the host."""
+    setting, selector = plan.setting, plan.setting.attention.selector
+    if setting.attention.is_dense or setting.placement is Placement.RESIDENT:
+        return
+    if selector is not Selector.SWA and any(plan.homes.host_kv):
+        raise ValueError(f"placement={setting.placement}, a captured step under {selector} needs resident")
+    if selector is Selector.SWA and setting.write_back is WriteBack.AT_BIRTH:
+        raise ValueError("write_back=at_birth, a captured step under swa that keeps recent tokens writes at eviction")
 
 
 def interpreted() -> bool:

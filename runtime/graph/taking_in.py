@@ -85,8 +85,8 @@ def prompt_weights(window: Window, q: Tensor, prompt: Prompt, padding: Tensor) -
     return masked.softmax(-1).sum((1, 2)).to(q.dtype)
 
 
-def choose(window: Window, weights: Tensor, heads: int, prompt: Prompt, padding: Tensor, state: Any) -> None:
-    """Fill the entries of ``state`` but for keys, values and remembered weights; ``heads``: queries' that were summed."""
+def weigh(window: Window, weights: Tensor, prompt: Prompt, padding: Tensor) -> Tensor:
+    """What the prompt's end and the first step choose by, [2, lane, token]."""
     lanes, queries, tokens = weights.shape
     keys = torch.empty((2, lanes, tokens), dtype=torch.int64, device=weights.device)
     kernels().weigh[lanes, -(-tokens // _TOKENS)](
@@ -103,6 +103,18 @@ def choose(window: Window, weights: Tensor, heads: int, prompt: Prompt, padding:
         TOKENS=_TOKENS,
         num_warps=4,
     )
+    return keys
+
+
+def score_bits(heads: int, queries: int) -> int:
+    """Of what ``heads`` and ``queries`` together pay a token: a head's weight is at most 2^40."""
+    return 42 + (heads * queries).bit_length()
+
+
+def choose(window: Window, weights: Tensor, heads: int, prompt: Prompt, padding: Tensor, state: Any) -> None:
+    """Fill the entries of ``state`` but for keys, values and remembered weights; ``heads``: queries' that were summed."""
+    lanes, queries, tokens = weights.shape
+    keys = weigh(window, weights, prompt, padding)
     counts, width = window.counts, power_of_two(tokens)
     entries = state.position.shape[-1]
     kernels().choose_first[(lanes,)](
@@ -127,7 +139,7 @@ def choose(window: Window, weights: Tensor, heads: int, prompt: Prompt, padding:
         window.attended,
         TOKENS=width,
         ENTRIES=power_of_two(entries),
-        BITS=42 + (heads * queries).bit_length(),  # a head's weight is at most 2^40
+        BITS=score_bits(heads, queries),
         num_warps=4 if width <= 2048 else 16,
     )
 
@@ -153,9 +165,7 @@ def remember(window: Window, weights: Tensor, prompt: Prompt, padding: Tensor, s
     )
 
 
-def keep(
-    window: Window, prompt: Prompt, position: Tensor, near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor]
-) -> None:
+def keep(window: Window, prompt: Prompt, state: Any, near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor]) -> None:
     """Keys and values of the tokens that live: ``near`` [layer, lane, head, slot, channel], ``far`` [.., slot, head, channel]."""
     k, v, (heads, slots, channels) = prompt.k, prompt.v, near[0].shape[2:]
     kernels().keep[prompt.lanes, heads, -(-window.filled // 32)](
@@ -163,13 +173,14 @@ def keep(
         v,
         *near,
         *far,
-        position,
+        state.position,
+        state.place,
         prompt.first_row,
         *k.stride()[:3],
         *v.stride()[:3],
         heads,
         window.tokens,
-        position.shape[-1],
+        state.position.shape[-1],
         window.filled,
         slots,
         far[0].shape[2],

@@ -47,8 +47,7 @@ class WindowSlots:
         self.window = Window(counts=self.counts, history=(self.history[0], self.history[min(1, len(self.history) - 1)]))
         self.width = max(near + far for near, far in zip(self.counts.local, self.counts.selected, strict=True))
         self.entries = 1 + max(n - gone for n, gone in zip(self.counts.cached, self.counts.dead, strict=True))
-        self.near = self._slots_in_hbm()
-        self.far = self.entries - self.near
+        self.near, self.far = self._tiers()
         self._hold()
         self.state = self._empty(spec.layers, lanes.count)
         scores = (spec.layers, lanes.count, spec.heads)
@@ -58,6 +57,11 @@ class WindowSlots:
         self.picked = torch.zeros(
             0, dtype=torch.bool, device=device
         )  # [layer, lane, entry], what the last row recorded
+
+    def _tiers(self) -> tuple[int, int]:
+        """Slots of a lane in HBM and on the host."""
+        near = min(self.entries, hbm_slots(self.plan))
+        return near, self.entries - near
 
     @property
     def kv_bytes(self) -> int:
@@ -72,9 +76,12 @@ class WindowSlots:
         state, padding = self.state, self.launcher.padding
         prompt = Prompt(k=k, v=v, first_lane=first, first_row=layer * self.lanes.count + first)
         weights = prompt_weights(self.window, self.lanes.queries(q), prompt, padding)
-        choose(self.window, weights, self.launcher.queries, prompt, padding, state)
+        self._choose(weights, prompt)
         remember(self.window, weights, prompt, padding, state)
         self._keep(layer, prompt)
+
+    def _choose(self, weights: Tensor, prompt: Prompt) -> None:
+        choose(self.window, weights, self.launcher.queries, prompt, self.launcher.padding, self.state)
 
     def begin_step(self) -> None:
         """Every layer's list is there already."""
@@ -160,9 +167,6 @@ class WindowSlots:
             for index, position in held
         ]
 
-    def _slots_in_hbm(self) -> int:
-        return min(self.entries, hbm_slots(self.plan))
-
     def _hold(self) -> None:
         """Memory for keys and values, near and far."""
         spec, device, dtype = self.decoder.spec, self.decoder.device, self.decoder.dtype
@@ -175,7 +179,7 @@ class WindowSlots:
     def _keep(self, layer: int, prompt: Prompt) -> None:  # noqa: ARG002
         """What lives of a prompt, whose entries are chosen."""
         near, far = (self.keys, self.values), (self.host_keys, self.host_values)
-        keep(self.window, prompt, self.state.position, near, far)
+        keep(self.window, prompt, self.state, near, far)
 
     def _exchange(self, layer: int, state: Entries) -> None:
         """Carry out the layer's moves."""

@@ -112,21 +112,11 @@ def choose_first(
     lane = tl.program_id(0).to(tl.int64)
     row = first_row + lane
     token = tl.arange(0, TOKENS)
-    inside = token < tokens
-    key = tl.load(keys + lane * tokens + token, mask=inside, other=-1)
-    candidates = (token >= older) | _best(key, living, BITS)
-    key = tl.load(keys + (lanes + lane) * tokens + token, mask=inside & candidates, other=-1)
-    wanted = inside & ((token >= next_older) | _best(key, selected, BITS))
-
-    # those attended to the longest ago die, of equals the oldest
-    seen = tl.where(wanted, 1, tl.where(token >= older, 0, -1))
-    never, once = inside & (seen < 0), inside & (seen == 0)
-    nevers, onces = tl.sum(never.to(tl.int32), 0), tl.sum(once.to(tl.int32), 0)
-    turn = tl.where(never, _rank(never), tl.where(once, nevers + _rank(once), nevers + onces + _rank(wanted)))
-    alive = inside & (turn >= dying)
+    wanted, seen, turn = survivors(keys, lane, lanes, token, tokens, older, next_older, living, selected, BITS)
+    alive = (token < tokens) & (turn >= dying)
 
     first, others = alive & wanted, alive & (wanted == 0)
-    entry = tl.where(first, _rank(first), attended + 1 + _rank(others))
+    entry = tl.where(first, place_among(first), attended + 1 + place_among(others))
     line = row * entries
     tl.store(position + line + entry, token, mask=alive)
     tl.store(last + line + entry, seen, mask=alive)
@@ -144,6 +134,24 @@ def choose_first(
 
 
 @triton.jit
+def survivors(keys, lane, lanes, token, tokens, older, next_older, living, selected, BITS: tl.constexpr):
+    """Of a prompt's tokens: whether the first step attends to them, which row did last, and in which order they die."""
+    inside = token < tokens
+    key = tl.load(keys + lane * tokens + token, mask=inside, other=-1)
+    candidates = (token >= older) | _best(key, living, BITS)
+    key = tl.load(keys + (lanes + lane) * tokens + token, mask=inside & candidates, other=-1)
+    wanted = inside & ((token >= next_older) | _best(key, selected, BITS))
+
+    # those attended to the longest ago die, of equals the oldest
+    seen = tl.where(wanted, 1, tl.where(token >= older, 0, -1))
+    never, once = inside & (seen < 0), inside & (seen == 0)
+    nevers, onces = tl.sum(never.to(tl.int32), 0), tl.sum(once.to(tl.int32), 0)
+    later = tl.where(once, nevers + place_among(once), nevers + onces + place_among(wanted))
+    turn = tl.where(never, place_among(never), later)
+    return wanted, seen, turn
+
+
+@triton.jit
 def _best(key, count, BITS: tl.constexpr):
     """The ``count`` highest keys, of equals the oldest; of those below 0 none."""
     bound = tl.full([], 0, tl.int64)
@@ -153,11 +161,12 @@ def _best(key, count, BITS: tl.constexpr):
         bound = tl.where(tl.sum((key >= raised).to(tl.int32), 0) >= count, raised, bound)
     chosen, tied = key > bound, key == bound
     rest = count - tl.sum(chosen.to(tl.int32), 0)
-    return chosen | (tied & (_rank(tied) < rest))
+    return chosen | (tied & (place_among(tied) < rest))
 
 
 @triton.jit
-def _rank(members):
+def place_among(members):
+    """How many members come before each."""
     return tl.cumsum(members.to(tl.int32), 0) - 1
 
 
@@ -201,6 +210,7 @@ def keep(
     host_keys,  # [row, slot, head, channel] in pinned memory: slots from ``hbm_slots`` on
     host_values,
     position,
+    place,
     first_row,
     k_lane,
     k_token,
@@ -224,15 +234,16 @@ def keep(
     entry = tl.program_id(2) * ENTRIES + tl.arange(0, ENTRIES)
     token = tl.load(position + row * entries + entry, mask=entry < filled, other=tokens)
     channel = tl.arange(0, PADDED)
+    slot = tl.load(place + row * entries + entry, mask=entry < filled, other=0)
     there = (token < tokens)[:, None] & (channel < CHANNELS)[None, :]
     at = token.to(tl.int64)[:, None]
     k = tl.load(k_rows + lane * k_lane + at * k_token + head * k_head + channel[None, :], mask=there, other=0.0)
     v = tl.load(v_rows + lane * v_lane + at * v_token + head * v_head + channel[None, :], mask=there, other=0.0)
-    near = there & (entry < hbm_slots)[:, None]
-    here = ((row * heads + head) * hbm_slots + entry)[:, None] * CHANNELS + channel[None, :]
+    near = there & (slot < hbm_slots)[:, None]
+    here = ((row * heads + head) * hbm_slots + slot)[:, None] * CHANNELS + channel[None, :]
     tl.store(keys + here, k, mask=near)
     tl.store(values + here, v, mask=near)
-    far = there & (entry >= hbm_slots)[:, None]
-    away = ((row * host_slots + entry - hbm_slots) * heads + head)[:, None] * CHANNELS + channel[None, :]
+    far = there & (slot >= hbm_slots)[:, None]
+    away = ((row * host_slots + slot - hbm_slots) * heads + head)[:, None] * CHANNELS + channel[None, :]
     tl.store(host_keys + away, k, mask=far)
     tl.store(host_values + away, v, mask=far)

@@ -30,7 +30,7 @@ from sim.forecast import forecast
 from sim.homes import TokenHomes
 from sim.kv import KvFormat
 from sim.measured import Measured
-from sim.plan import Admission, Placement, Plan, Preemption, Setting
+from sim.plan import Admission, Placement, Plan, Preemption, Setting, WriteBack
 from sim.profile import Evidence, Measurement, Profile
 from sim.recipe import Recipe, plan_of
 from sim.spec import DType, WeightFormat
@@ -211,6 +211,18 @@ def test_prices_and_runtime_agree_on_continuous_steps(
     for preemption in Preemption:
         plan = all_in_hbm(replace(setting, preemption=preemption))
         assert graphable(plan) == is_captured(plan.setting) == captured
+
+
+@pytest.mark.parametrize("write_back", WriteBack)
+@pytest.mark.parametrize("hbm", [100, 50])
+def test_prices_and_runtime_agree_on_windows_that_keep_recent_tokens(write_back: WriteBack, hbm: int) -> None:
+    """Captured are those that write at eviction."""
+    recipe = Recipe(model="opt-1.3b", batch=4, prompt=60, output=20, selector=Selector.SWA, keep=40, hbm=hbm)
+    plan = plan_of(recipe, make_machine())
+    plan = replace(plan, setting=replace(plan.setting, write_back=write_back))
+
+    assert plan.setting.placement is Placement.RECENT
+    assert graphable(plan) == is_captured(plan.setting) == (write_back is WriteBack.AT_EVICTION)
 
 
 @pytest.mark.parametrize("weights", WeightFormat)

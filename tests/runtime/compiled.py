@@ -28,7 +28,7 @@ from sim.homes import TokenHomes
 from sim.kv import KvFormat, KvFormats
 from sim.plan import Admission, Mechanism, Plan, Preemption, Recompute, WriteBack
 from sim.spec import DType, WeightFormat
-from tests.runtime.graphs import newest_in_hbm, resident
+from tests.runtime.graphs import newest_in_hbm, recent, resident
 from tests.runtime.plans import Choice, all_in_hbm, with_budget
 from tests.runtime.test_graph_recall import recalled
 
@@ -87,6 +87,7 @@ def plans(spec: Any, dtype: DType) -> list[Plan]:
     )
     again = Plan(setting=replace(few.setting, recompute=Recompute.ACTIVATIONS_HOST), homes=inputs)
     found = [newest_in_hbm(plan(Selector.DENSE), 200), few, read, again, resident(plan(Selector.SWA), 14)]
+    found.append(recent(plan(Selector.SWA), [8]))
     found.append(recalled(plan(Selector.PAGES), 20, WriteBack.AT_EVICTION))
     found += [newest_in_hbm(plan(Selector.DENSE, KvFormat.INT8), slots) for slots in (20, 200)]
     if spec.heads == spec.kv_heads:

@@ -34,6 +34,10 @@ _SHAPE = {"vocab_size": 97, "hidden_size": 64, "num_hidden_layers": 2, "num_atte
 _LLAMA = _SHAPE | {"num_key_value_heads": 4, "intermediate_size": 96, "max_position_embeddings": 160}
 _FAMILIES = {
     "opt": _SHAPE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 160},
+    "deep opt": _SHAPE
+    | {"num_hidden_layers": 5, "ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 160},
+    "flat opt": _SHAPE
+    | {"num_hidden_layers": 1, "ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 160},
     "wide opt": _SHAPE
     | {"hidden_size": 1024, "ffn_dim": 2048, "word_embed_proj_dim": 1024, "max_position_embeddings": 160},
     "llama": _LLAMA,
@@ -76,6 +80,19 @@ def resident(plan: Plan, slots: int) -> Plan:
     none = (0,) * len(rows)
     homes = TokenHomes(hbm=hbm, host_kv=host, activations=none, dropped=counts.dead, copies=copies_column)
     return Plan(setting=replace(plan.setting, placement=Placement.RESIDENT), homes=homes)
+
+
+def recent(plan: Plan, slots: Sequence[int]) -> Plan:
+    """The plan with the newest living tokens in HBM, as many as its ``slots``, of which the last one stands for later rows."""
+    counts, outside, rows = plan.setting.token_counts, 0, []
+    for row, (cached, dead, local) in enumerate(zip(counts.cached, counts.dead, counts.local, strict=True)):
+        room = max(local, slots[min(row, len(slots) - 1)])
+        outside = max(outside, dead, cached - room)
+        rows.append((cached - outside, outside - dead))
+    hbm, host = zip(*rows, strict=True)
+    none = (0,) * len(rows)
+    homes = TokenHomes(hbm=hbm, host_kv=host, activations=none, dropped=counts.dead, copies=none)
+    return Plan(setting=replace(plan.setting, placement=Placement.RECENT), homes=homes)
 
 
 def newest_in_hbm(plan: Plan, slots: int) -> Plan:

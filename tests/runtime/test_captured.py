@@ -37,7 +37,7 @@ from sim.profile import Profile
 from sim.recording import RecordedSelection, replayed_flows
 from sim.spec import DType
 from sim.trace import Resource, Tier
-from tests.runtime.graphs import ON_GPU, decoder, draw_prompts, kernels, newest_in_hbm, resident
+from tests.runtime.graphs import ON_GPU, decoder, draw_prompts, kernels, newest_in_hbm, recent, resident
 from tests.runtime.plans import Choice, all_in_hbm, draw_plan, make_setting, with_budget
 from tests.runtime.test_graph_paged import left
 
@@ -230,6 +230,33 @@ def test_a_window_writes_what_the_simulator_says(sparsity: float, slots: int, st
     assert all(less <= most for less, most in zip(left[:early], simulated[:early], strict=True))
     if not any(plan.setting.token_counts.dead):
         assert expected.written_kv.sum() == plan.setting.token_counts.cached[-1] - slots
+
+
+@kernels
+@pytest.mark.parametrize(
+    ("family", "slots", "drop_dead"), [("opt", [9], True), ("grouped llama", [18, 18, 18, 15, 13], False)]
+)
+def test_a_window_that_keeps_recent_tokens_in_hbm_is_equal_to_the_byte(
+    family: str, slots: list[int], drop_dead: bool
+) -> None:
+    """Where tokens die, those that die at once need not be written. The last wave leaves a lane empty."""
+    made = decoder(family, DType.FP32, seed=2)
+    choice = Choice(selector=Selector.SWA, sparsity=0.7, batch=3, concurrency=2, prompt=30, output=STEPS)
+    plan = recent(all_in_hbm(made.spec, replace(choice, dtype=DType.FP32, drop_dead=drop_dead)), slots)
+
+    eager, run = both(plan, made, [30, 12, 25])
+
+    assert run.completions == eager.completions
+    assert decoded(moved(run)) == decoded(moved(eager))
+    assert {key[1] for key in decoded(moved(run))} == {Resource.H2D, Resource.D2H}
+    prompts = {key: size for key, size in moved(eager).items() if key not in decoded(moved(eager))}
+    assert all(0 < moved(run)[key] <= size for key, size in prompts.items())
+    assert drop_dead or prompts == {key: moved(run)[key] for key in prompts}
+    assert held(run, Tier.HBM) == held(eager, Tier.HBM)
+    assert max(held(run, Tier.HBM)) <= plan.setting.kv_budget_bytes
+    for got, want in zip(run.stats[0], eager.stats[0], strict=True):
+        assert (got.picked, got.turnover) == (want.picked, want.turnover)
+        assert got.age == pytest.approx(want.age, abs=1e-5)
 
 
 @kernels
@@ -439,6 +466,7 @@ def test_what_a_captured_step_lacks_is_refused_where_it_is_asked_for(
         (Choice(output=1), "output=1"),
         (Choice(selector=Selector.H2O, placement=Placement.RESIDENT), "attention.selector=h2o"),
         (Choice(selector=Selector.SWA, placement=Placement.RESIDENT, write_back=WriteBack.AT_BIRTH), "at_birth"),
+        (Choice(selector=Selector.SWA, write_back=WriteBack.AT_BIRTH), "keeps recent tokens writes at eviction"),
         (Choice(selector=Selector.SWA, admission=Admission.CONTINUOUS), "continuous admission needs dense"),
         (Choice(kv_format=KvFormats(gpu=KvFormat.INT4), admission=Admission.CONTINUOUS), "kv_format=int4"),
     ],

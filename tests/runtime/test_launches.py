@@ -228,13 +228,14 @@ def test_several_passes_take_a_layer_each(family: str, weights: WeightFormat) ->
         {"selector": Selector.SWA, "keep": 40, "placement": RESIDENT},
         {"selector": Selector.SWA, "keep": 40, "placement": RESIDENT, "kv": INT8},
         {"selector": Selector.SWA, "keep": 40, "placement": RESIDENT, "kv": INT8, "prompt": 160},
+        {"selector": Selector.SWA, "keep": 40, "hbm": 50},
         {"selector": Selector.PAGES, "keep": 40, "placement": RESIDENT},
         {"weights": WeightFormat.INT8},
         {"weights": WeightFormat.INT4, "selector": Selector.SWA, "keep": 40, "placement": RESIDENT},
     ],
     ids=[
         *("dense", "int8", "int8 two groups", "swa", "swa int8", "swa int8 two groups"),
-        *("pages", "weights int8", "weights int4 swa"),
+        *("swa recent", "pages", "weights int8", "weights int4 swa"),
     ],
 )
 def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced(

@@ -133,6 +133,23 @@ def test_a_gather_kernel_holds_a_share_of_the_sms_while_it_fetches() -> None:
         assert op(plan, "gather_sms", gather_sm_share=0.25) == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("captured", [True, False])
+@pytest.mark.parametrize("fetch_by", Mechanism)
+def test_a_captured_window_gathers_from_the_host_alone_and_by_kernels(captured: bool, fetch_by: Mechanism) -> None:
+    """Launched kernel by kernel the selected, two and then three, are copied together within HBM, 128 bytes each."""
+    write_back = WriteBack.AT_EVICTION if captured else WriteBack.AT_BIRTH
+    changes: dict[str, Any] = {"write_back": write_back, "fetch_by": fetch_by}
+    setting = make_setting(Selector.SWA, prompt=8, output=3, sparsity=0.5, **changes)
+    plan, by_kernel = newest_in_hbm(setting, slots=3), captured or fetch_by is Mechanism.GATHER_KERNEL
+    cost = make_cost(gather_setup_s=2.0)
+
+    assert is_captured(setting) == captured
+    assert op(plan, "gather") == [0, *(0 if captured else tokens * 128 / 512 for tokens in (2, 3))]
+    fetched = flows_of(plan, home_columns(plan.homes)).fetched_kv
+    assert times_of(plan, cost).prefetch_s.tolist() == pytest.approx([0, *(2.0 * by_kernel + fetched[1:])])
+    assert op(plan, "gather_sms", gather_sm_share=0.25) == pytest.approx([0, *(by_kernel * fetched[1:] / 4)])
+
+
 @pytest.mark.parametrize(
     ("selector", "bytes_per_kept", "first_bytes"),
     [
@@ -152,7 +169,8 @@ def test_the_next_selection_is_made_from_this_steps_weights(
     The prompt's first choice takes a kernel of 1 s an operation and passes nine times over the float32 weights that its
     last k queries, or all, pay 8 tokens. Digests of pages, which choose nothing yet, pass 21 times over its 8 keys of 16.
     """
-    setting = make_setting(selector, prompt=8, output=2, sparsity=0.5, machine=make_machine(launch_s=1.0))
+    machine, eager = make_machine(launch_s=1.0), WriteBack.AT_BIRTH  # a captured window writes at eviction
+    setting = make_setting(selector, prompt=8, output=2, sparsity=0.5, machine=machine, write_back=eager)
 
     launches, token_s = (4, 0.25) if bytes_per_kept else (0, 0)
     kept = setting.token_counts.local[1] + setting.token_counts.selected[1]
@@ -162,10 +180,11 @@ def test_the_next_selection_is_made_from_this_steps_weights(
     ]
 
 
-def test_a_captured_steps_window_chooses_from_a_prompt_in_fewer_operations_and_passes() -> None:
+@pytest.mark.parametrize("placement", Placement)
+def test_a_captured_steps_window_chooses_from_a_prompt_in_fewer_operations_and_passes(placement: Placement) -> None:
     changes: dict[str, Any] = {"prompt": 8, "output": 2, "sparsity": 0.5, "machine": make_machine(launch_s=1.0)}
-    eager = make_setting(Selector.SWA, placement=Placement.RECENT, **changes)
-    captured = make_setting(Selector.SWA, placement=Placement.RESIDENT, **changes)
+    eager = make_setting(Selector.SWA, write_back=WriteBack.AT_BIRTH, **changes)
+    captured = make_setting(Selector.SWA, placement=placement, **changes)
 
     weights_s = 4 * 2 * 8 / 512
     assert choice_operations(captured) < choice_operations(eager) / 4

@@ -1,0 +1,236 @@
+"""Sparse window attention as published: HBM holds the newest tokens, the host those that are older.
+
+What a step attends to of the latter is fetched at every step, a layer's share while layers before it compute: a step is
+chosen by the one before it, so all is known in time. The contract is that of ``sim.pipeline``, on both sides of a step's
+end: the last of a step fetch for the first layers of the next one, which a wave's first step has from its prefill.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from runtime.cache import hbm_slots, host_slots_by
+from runtime.graph.launch import Weights, power_of_two
+from runtime.graph.taking_in import Prompt, score_bits, weigh
+from runtime.graph.window import Entries, WindowSlots
+from runtime.lanes import Lanes
+from runtime.models import Decoder
+from runtime.streams import Done, SideStream
+from runtime.tally import Tally
+from sim.flows import held_state_bytes
+from sim.plan import Plan
+
+_GATHERING = 16  # programs, each with 16 KB under way in 16 bit: some times what fills a link of 55 GB/s and 1.5 us
+_UNDER_WAY = 4096  # entries of keys, and as many of values, that one of them reads at once
+
+
+class Expected(NamedTuple):
+    """Of every layer and lane, what the coming step has from the host: the slots there of ``staged`` tokens, and all in all."""
+
+    sources: Tensor  # [layer, lane, row]
+    staged: Tensor  # [layer, lane]
+    fetched: Tensor
+
+
+class RecentSlots(WindowSlots):
+    """Besides ``WindowSlots``': a stage of ``prefetch_layers`` + 1 buffers, [buffer, lane, head, row, channel].
+
+    The buffer of layer l is l mod that number. A row for each token that any step selects, or as many as the budget has room
+    for; attention reads the others where they lie.
+    """
+
+    def __init__(self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor, row: Tensor) -> None:
+        super().__init__(plan, decoder, lanes, padding, row)
+        device, layers = decoder.device, decoder.spec.layers
+        self.depth = 0 if layers <= plan.setting.prefetch_layers else plan.setting.prefetch_layers
+        self.rows = stage_rows(plan, self.near, self.depth + 1)
+        shape = (self.depth + 1, lanes.count, decoder.spec.kv_heads, self.rows, decoder.spec.head_dim)
+        self.stage_keys, self.stage_values = (torch.zeros(shape, dtype=decoder.dtype, device=device) for _ in range(2))
+        in_hbm = plan.homes.hbm
+        self.kept = torch.tensor([*in_hbm, in_hbm[-1]], dtype=torch.int32, device=device)
+        numbers = [torch.zeros((layers, lanes.count), dtype=torch.int32, device=device) for _ in range(2)]
+        sources = torch.zeros((layers, lanes.count, self.rows), dtype=torch.int32, device=device)
+        self.expected = Expected(sources, *numbers)
+        self.fetching = SideStream(device, overlap=True)
+        self.arrived = [Done()] * layers
+
+    def _tiers(self) -> tuple[int, int]:
+        return hbm_slots(self.plan), host_slots_by(self.plan)[-1]
+
+    @property
+    def kv_bytes(self) -> int:
+        return super().kv_bytes + 2 * self.stage_keys.numel() * self.stage_keys.element_size()
+
+    def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        super().start(layer, first, q, k, v)
+        if layer < self.depth and first + k.shape[0] == self.lanes.count:
+            self._gather(layer)
+
+    def begin_step(self) -> None:
+        """The layers before this one are there already."""
+        self._fetch(self.depth)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
+        state, buffer = self.state, layer % (self.depth + 1)
+        self.arrived[layer].wait()
+        self.launcher.attend(
+            q,
+            k,
+            v,
+            self.keys[layer],
+            self.values[layer],
+            attended,
+            counts=state.counts[layer],
+            slots=state.slots[layer],
+            weights=Weights(scores=self.scores[layer], peaks=self.peaks[layer], sums=self.sums[layer]),
+            far=(self.host_keys[layer], self.host_values[layer]),
+            staged=(self.stage_keys[buffer], self.stage_values[buffer]),
+        )
+        self._fetch(layer + self.depth + 1)  # its buffer has just been read
+
+    def _fetch(self, layer: int) -> None:
+        if layer < len(self.arrived):
+            with self.fetching.work():
+                self._gather(layer)
+            self.arrived[layer] = self.fetching.last
+
+    def settle(self, layer: int) -> None:
+        """Choose for the next step, write what leaves HBM; fetch for the next step where this layer's buffer is read no more."""
+        self._settle(layer)
+        near, far = (self.keys[layer], self.values[layer]), (self.host_keys[layer], self.host_values[layer])
+        self.launcher.exchange(self.state.moves[layer], self.state.move_counts[layer], near, far)
+        buffer, layers = layer % (self.depth + 1), len(self.arrived)
+        if buffer < self.depth and layer + self.depth + 1 >= layers:
+            with self.fetching.work():
+                self._gather(buffer)
+        if layer == layers - 1:
+            self.fetching.last.wait()  # the step waits for this stream only
+            self.arrived = [Done()] * layers
+
+    def _settle(self, layer: int) -> None:
+        state, expected = Entries(*(tensor[layer] for tensor in self.state)), self._expected(layer)
+        kernels().settle[(self.lanes.count,)](
+            self.scores[layer],
+            self.peaks[layer],
+            self.sums[layer],
+            state.rank,
+            state.slots,
+            state.counts,
+            state.position,
+            state.last,
+            state.place,
+            state.ring,
+            self.launcher.padding,
+            self.row,
+            self.table,
+            self.kept,
+            state.moves,
+            state.move_counts,
+            *expected,
+            self.launcher.queries,
+            self.width,
+            state.ring.shape[1],
+            self.entries,
+            self.table.shape[1],
+            self.near,
+            self.far,
+            self.rows,
+            ENTRIES=power_of_two(self.entries),
+            CHUNK=8,
+            num_warps=4,
+        )
+
+    def _gather(self, layer: int) -> None:
+        spec, lanes, buffer = self.decoder.spec, self.lanes.count, layer % (self.depth + 1)
+        expected, width = self._expected(layer), min(1024, power_of_two(spec.kv_heads * spec.head_dim))
+        chunks = -(-spec.kv_heads * spec.head_dim // width)
+        programs = -(-_GATHERING // chunks)
+        kernels().gather[programs, chunks](
+            expected.sources,
+            expected.staged,
+            self.host_keys[layer],
+            self.host_values[layer],
+            self.stage_keys[buffer],
+            self.stage_values[buffer],
+            lanes,
+            -(-programs // lanes),
+            spec.kv_heads,
+            self.far,
+            self.rows,
+            CHANNELS=spec.head_dim,
+            WIDTH=width,
+            TOKENS=_UNDER_WAY // width,
+            num_warps=4,
+        )
+
+    def _choose(self, weights: Tensor, prompt: Prompt) -> None:
+        window, state, homes = self.window, self.state, self.plan.homes
+        lanes, queries, tokens = weights.shape
+        padding, counts = self.launcher.padding, self.counts
+        kernels().choose_newest[(lanes,)](
+            weigh(window, weights, prompt, padding),
+            state.rank,
+            state.slots,
+            state.counts,
+            state.position,
+            state.last,
+            state.place,
+            *self.expected,
+            padding,
+            prompt.first_lane,
+            prompt.first_row,
+            lanes,
+            tokens,
+            self.entries,
+            self.width,
+            *window.older,
+            window.older[0] - counts.dead[0],
+            counts.selected[1],
+            counts.dead[1],
+            window.attended,
+            counts.dead[0],
+            homes.hbm[0],
+            homes.hbm[1] - 1,
+            self.near,
+            self.rows,
+            TOKENS=power_of_two(tokens),
+            ENTRIES=power_of_two(self.entries),
+            BITS=score_bits(self.launcher.queries, queries),
+            num_warps=4 if tokens <= 2048 else 16,
+        )
+
+    def _expected(self, layer: int) -> Expected:
+        return Expected(*(tensor[layer] for tensor in self.expected))
+
+    def record(self, row: int, tally: Tally, lanes: int) -> None:
+        """As the eager runtime counts: what ``row`` wrote, and what the next one fetches and, if asked, picks."""
+        if row + 1 == self.plan.homes.steps:
+            return
+        if tally.selections:
+            self._count_picks(row + 1, tally, lanes)
+        state = self.state
+        written = state.move_counts[:, :lanes, None]
+        if row == 0:
+            written = (state.position[:, :lanes] >= 0) & (state.place[:, :lanes] >= self.near)
+        tally.add_all(row, written=written)
+        tally.add_all(row + 1, fetched=self.expected.fetched[:, :lanes, None])
+
+
+def stage_rows(plan: Plan, near: int, buffers: int) -> int:
+    """Of each of ``buffers``: one for each token of the host's that a step may select, as far as the budget has room for them
+    besides ``near`` slots.
+    """
+    setting, model = plan.setting, plan.setting.model
+    token_bytes = 2 * model.kv_dim * setting.dtype.size_bytes
+    held = model.layers * (near * token_bytes + float(held_state_bytes(setting).max()))
+    room = int((setting.kv_budget_bytes / setting.concurrency - held) // (buffers * token_bytes))
+    return max(0, min(room, host_slots_by(plan)[-1], max(setting.token_counts.selected)))
+
+
+def kernels() -> ModuleType:
+    """The module of kernels, imported where they first run: machines without a GPU may lack Triton."""
+    from runtime.graph import recent_kernels as module
+
+    return module
