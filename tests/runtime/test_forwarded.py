@@ -65,7 +65,8 @@ def test_decoding_beside_a_forwarded_prefix_is_eager_decoding(
 def test_with_more_on_the_host_it_is_too(family: str, dtype: DType, seed: int) -> None:
     """Any homes that move outward, short prompts, KV written at birth or at eviction."""
     made, rng = decoder(family, dtype, seed=seed), random.Random(f"tokens {seed}")
-    choice = replace(TOKENS, prompt=rng.randint(9, 20), write_back=rng.choice([*WriteBack]), dtype=dtype)
+    steps = OUTPUT if ON_GPU else 6
+    choice = replace(TOKENS, prompt=rng.randint(9, 20), output=steps, write_back=rng.choice([*WriteBack]), dtype=dtype)
     plan = draw_plan(rng, made.spec, choice)
     longest = plan.setting.workload.prompt_tokens
     compare(plan, made, [longest, rng.randint(1, longest), longest - 1], dtype)
@@ -103,24 +104,23 @@ def run_again(plan: Plan, made: Decoder, lengths: list[int]) -> tuple[GraphWave,
 def test_a_graph_captured_at_one_row_is_right_at_all_of_its_rows(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One graph for each number of forwarded tokens, for waves of any lengths."""
     made = decoder(family, DType.FP32, seed=5)
-    plan = without_host(made.spec, GROWING, replace(TOKENS, output=10, dtype=DType.FP32))
-    wave, whole, logits = run_again(plan, made, [20, 5, 20])
-    others = padded(plan, made, draw_prompts([20, 20, 20], seed=8))
-    _, expected, _ = run_again(plan, made, [20, 5, 20])
+    choice = replace(TOKENS, batch=2, concurrency=2, output=6, dtype=DType.FP32)
+    plan = without_host(made.spec, [0, 0, 3, 9, 12, 18], choice)
+    wave, whole, logits = run_again(plan, made, [20, 5])
+    others = padded(plan, made, draw_prompts([20, 20], seed=8))
     unpadded = wave.run(others).tokens
 
     with recorded_graphs(monkeypatch), torch.inference_mode():
         assert isinstance(wave.step, ForwardedStep)
         wave.step.graphs = wave.step._captured()
         again_others = wave.run(others).tokens
-        again = wave.run(padded(plan, made, draw_prompts([20, 5, 20], seed=2))).tokens
+        again = wave.run(padded(plan, made, draw_prompts([20, 5], seed=2))).tokens
 
-    torch.testing.assert_close(whole, expected, atol=0, rtol=0)
     torch.testing.assert_close(again, whole, atol=0, rtol=0)
     torch.testing.assert_close(again_others, unpadded, atol=0, rtol=0)
     torch.testing.assert_close(wave.step.logits, logits, atol=1e-4, rtol=0)
     replays = {tokens: graph.replays for tokens, graph in wave.step.graphs.items() if isinstance(graph, RecordedGraph)}
-    assert replays == {0: 2, 3: 2, 7: 2, 16: 2 * 3, 20: 2 * 3}
+    assert replays == {0: 2, 3: 2, 16: 2 * 2, 20: 2}
 
 
 @kernels
@@ -166,18 +166,19 @@ def test_the_block_is_no_larger_than_the_plan_says(model: str, dropped: Sequence
 def test_steps_may_be_reached_out_of_order() -> None:
     """As sampled measurements do."""
     made = decoder("opt", DType.FP32, seed=1)
-    plan = without_host(made.spec, [9], replace(TOKENS, output=9, dtype=DType.FP32))
-    prompts = padded(plan, made, [[5, 7, 9] * 6] * 3)
+    choice = replace(TOKENS, batch=1, concurrency=1, output=7, dtype=DType.FP32)
+    plan = without_host(made.spec, [9, 9, 9, 12, 17], choice)
+    prompts = padded(plan, made, [[5, 7, 9] * 6])
     wave = GraphWave(plan, made, prompts.padding.tolist())
     assert isinstance(wave.slots, ForwardedSlots)
     whole = wave.run(prompts).tokens
 
     wave.prefill(prompts)
     wave.decode(1, 4)
-    wave.decode(6, 7)
+    wave.decode(5, 6)
     wave.prefill(prompts)
     wave.decode(1, 5)
-    wave.decode(5, 9)
+    wave.decode(5, 7)
 
     torch.testing.assert_close(wave.step.generated, whole)
 
