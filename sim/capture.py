@@ -3,12 +3,17 @@
 ``runtime.graph.support`` decides, once it has a decoder; this says it beforehand, for prices. A test holds them together.
 """
 
+from functools import lru_cache
+
 from sim.attention import PAGE_TOKENS, Selector
 from sim.kv import GROUP_TOKENS, KvFormat
 from sim.plan import Admission, Mechanism, Placement, Recompute, Setting, WriteBack
 from sim.profile import Profile
 
 FUSED_ROWS = 64  # of a captured step: up to those its products add biases, activations and sums of parts themselves
+FORWARDED_TOGETHER = (
+    8  # tokens of a dropped prefix: a captured step forwards a multiple of it, and has a graph for each
+)
 _PROGRAMS = 512  # that fill a large GPU, a few on each multiprocessor
 _MOST_PARTS = 16
 _SHARES = GROUP_TOKENS // PAGE_TOKENS  # pages over which a group's ranges, one for each channel, are spread
@@ -25,6 +30,22 @@ def attention_parts(sequences: int, kv_heads: int, heads: int) -> int:
     return min(_MOST_PARTS, max(2, 1 << (wanted - 1).bit_length()))
 
 
+def forwarded_tokens(dropped: int, prompt_tokens: int) -> int:
+    """What a captured step forwards where so many ``dropped`` tokens count; a few of them as they are, more of them rounded up,
+    never more than the prompt.
+    """
+    if dropped < FORWARDED_TOGETHER:
+        return dropped
+    return min(prompt_tokens, -(-dropped // FORWARDED_TOGETHER) * FORWARDED_TOGETHER)
+
+
+@lru_cache(maxsize=64)
+def mean_made_up(prompt_tokens: int) -> float:
+    """How many more than count a captured step forwards, on average over the prefixes of a prompt."""
+    lengths = range(1, prompt_tokens + 1)
+    return sum(forwarded_tokens(length, prompt_tokens) - length for length in lengths) / prompt_tokens
+
+
 def gains_by_capture(profile: Profile) -> bool:
     """Whether a captured step is any quicker than the same one, launched kernel by kernel."""
     return profile.host_operation_s > 0 or profile.selection_exposed_share < 1
@@ -33,7 +54,8 @@ def gains_by_capture(profile: Profile) -> bool:
 def is_captured(setting: Setting) -> bool:
     """Whether a decode step of ``setting`` takes the kernels of a captured one on a CUDA device.
 
-    Where dense tokens stream in by the copy engine it is replayed in pieces, between which the host queues copies.
+    Where dense tokens stream in by the copy engine it is replayed in pieces, between which the host queues copies, and
+    forwards what is dropped if anything is.
     """
     on_gpu = not (setting.machine.is_cpu or setting.host_attention or setting.weights_on_host)
     return on_gpu and _keeps(setting) and _attends(setting)
@@ -73,14 +95,23 @@ def reads_in_place(setting: Setting) -> bool:
 
 
 def streams(setting: Setting, *, away: bool) -> bool:
-    """Whether a captured step is replayed layer by layer, because dense tokens come by the copy engine.
+    """Whether a captured step attends to dense tokens that are staged, layer by layer: the copy engine brings them, or they
+    are computed again.
 
-    They do in plans that keep some ``away`` from HBM, and where all are written at birth.
+    They are in plans that keep some ``away`` from HBM, and where all are written at birth. It is replayed in pieces then,
+    unless it ``forwards``.
     """
     plainly = setting.attention.is_dense and setting.kv_format.are_native and setting.admission is Admission.WAVES
-    copied = setting.fetch_by is Mechanism.COPY_ENGINE or setting.recompute is Recompute.ACTIVATIONS_HOST
+    again = setting.recompute in (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS)
+    staged = setting.fetch_by is Mechanism.COPY_ENGINE or again
     at_birth = setting.write_back is WriteBack.AT_BIRTH
-    return plainly and (at_birth or (copied and away))
+    return plainly and (at_birth or (staged and away))
+
+
+def forwards(setting: Setting) -> bool:
+    """Whether a captured step that computes a dropped prefix again does so within one graph, where the host holds nothing."""
+    at_eviction = setting.write_back is not WriteBack.AT_BIRTH
+    return setting.recompute is Recompute.TOKENS and at_eviction and is_captured(setting)
 
 
 def _keeps(setting: Setting) -> bool:
@@ -90,7 +121,8 @@ def _keeps(setting: Setting) -> bool:
         whole = not formats.gpu.is_grouped or setting.model.head_dim % _SHARES == 0
         return whole and formats.gpu in (KvFormat.NATIVE, KvFormat.INT8, KvFormat.FP8)
     if formats.are_native:
-        return setting.recompute is Recompute.NONE or (dense and setting.recompute is Recompute.ACTIVATIONS_HOST)
+        again = setting.recompute in (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS)
+        return setting.recompute is Recompute.NONE or (dense and again)
     both = formats.gpu is KvFormat.INT8 and formats.host is KvFormat.INT8
     one_to_one, resident = setting.model.heads == setting.model.kv_heads, setting.placement is Placement.RESIDENT
     known = dense or (setting.attention.selector is Selector.SWA and one_to_one and resident)

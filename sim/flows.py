@@ -352,7 +352,12 @@ def _host_tokens(setting: Setting, flows: Flows) -> Column:
 
 
 def _staging_bytes(setting: Setting, homes: Homes, flows: Flows) -> Column:
-    """Transient HBM: the ring of fetched layers, a layer's recomputed prefix, and two layers spilled in the prefill."""
+    """Transient HBM: the ring of fetched layers, a layer's recomputed prefix, and two layers spilled in the prefill.
+
+    Of a prefix that is forwarded, a layer's keys and values and, twice, its inputs: those of all sequences that go in, and
+    what has come out. It goes through a layer in passes of no more rows than a prefill's, so that all else that a pass holds
+    is ``footprint.workspace_bytes``. The keys and values of a few tokens that make the number up take the place of inputs.
+    """
     model, dtype = setting.model, setting.dtype
     gpu_kv = kv_layer_bytes(model, dtype, setting.kv_format.gpu)
     native_kv = kv_layer_bytes(model, dtype, KvFormat.NATIVE)

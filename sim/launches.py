@@ -6,7 +6,7 @@ The numbers are counts of the runtime's operations in fp16, views left out; a te
 from typing import NamedTuple
 
 from sim.attention import Selector
-from sim.capture import is_captured, streams
+from sim.capture import forwards, is_captured, streams
 from sim.kv import GROUP_TOKENS
 from sim.plan import Admission, Placement, Recompute, Setting
 from sim.spec import ModelSpec, WeightFormat
@@ -18,6 +18,7 @@ _PRODUCTS = 5  # of a layer, attention among them
 _MATRICES = 4  # of a layer: queries, keys and values; out; up, with its gate; down
 _STREAMED = 6  # a piece that is replayed, what comes, what goes; marks in streams for three
 _PROJECTING = 1  # a product, ordered as directly
+_STAGING = 2  # of a forwarded prefix: its keys, its values
 # What operations take the host, where one that keeps books takes 1: a layer's others, products and attention, which are chosen
 # among many kernels, kernels of the runtime's, whose launcher is Python, and what is queued between pieces, little but launches.
 # Seen on an H200's host: short prompts take OPT 320 to 500 us a layer, Llama 680, at the same pace.
@@ -66,13 +67,17 @@ class Operations(NamedTuple):
 _CAPTURED_CHOICE = Operations(books=7, kernels=5)  # of a prompt, under sparse window attention
 
 
-def decode_operations(setting: Setting, *, away: bool) -> Operations:
+def decode_operations(setting: Setting, *, away: bool, linked: bool = False) -> Operations:
     """Of one layer of a decode step; none where a captured step is replayed as a whole. ``away``: of a plan that keeps
-    tokens outside HBM.
+    tokens outside HBM; ``linked``: with some among them that the host has and sends.
     """
     if is_captured(setting):
-        if not streams(setting, away=away):
+        if not streams(setting, away=away) or (forwards(setting) and not linked):
             return Operations()
+        if away and setting.recompute is Recompute.TOKENS:
+            prefix = prompt_operations(setting.model)
+            kernels = _widening_kernels(setting)
+            return prefix._replace(layer=prefix.layer + _STAGING, kernels=kernels, queued=_STREAMED)
         if not away or setting.recompute is not Recompute.ACTIVATIONS_HOST:
             return Operations(queued=_STREAMED)
         kernels = (not setting.model.positions) + _widening_kernels(setting) / _MATRICES  # rotation in place

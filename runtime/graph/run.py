@@ -8,13 +8,14 @@ from torch import Tensor
 
 from runtime.clock import Clock
 from runtime.graph.dense import DenseSlots
+from runtime.graph.forwarded import ForwardedSlots, ForwardedStep
 from runtime.graph.quantised_dense import QuantisedSlots
 from runtime.graph.quantised_window import QuantisedWindowSlots
 from runtime.graph.recall import RecallSlots
 from runtime.graph.recent import RecentSlots
 from runtime.graph.step import DecodeStep
 from runtime.graph.streamed import StreamedSlots, StreamedStep
-from runtime.graph.support import require_graphable, streams
+from runtime.graph.support import forwards, require_graphable, streams
 from runtime.graph.widening import sharing_room
 from runtime.graph.window import WindowSlots
 from runtime.lanes import Lanes
@@ -55,7 +56,10 @@ class GraphWave:
         cached = torch.tensor(plan.setting.token_counts.cached, device=decoder.device)
         self.slots: DenseSlots | QuantisedSlots | WindowSlots | RecallSlots | StreamedSlots
         step: type[DecodeStep]
-        if streams(plan):
+        if forwards(plan):
+            self.slots = ForwardedSlots(plan, decoder, self.lanes, self.padding, self.row)
+            step = ForwardedStep
+        elif streams(plan):
             self.slots, step = StreamedSlots(plan, decoder, self.lanes, self.padding, self.row), StreamedStep
         else:
             kind = slots_kind(plan)
@@ -81,6 +85,8 @@ class GraphWave:
         """Fill the slots, give the first token; seconds."""
         self.padding.copy_(prompts.padding)
         self.padded = not prompts.whole and bool(prompts.padding.any())
+        if isinstance(self.slots, StreamedSlots):
+            self.slots.take(prompts.tokens)
         size = prefill_rows(*prompts.tokens.shape) // prompts.tokens.shape[1]
         with _Stopwatch(self.decoder.device) as watch:
             for first in range(0, self.lanes.count, size):

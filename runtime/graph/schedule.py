@@ -7,6 +7,7 @@ ends at its end. A *layout* of the staging holds for as many rows as it can.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sim.capture import forwarded_tokens
 from sim.plan import Plan, WriteBack
 
 
@@ -35,7 +36,8 @@ class Widths:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One decode step. The oldest tokens are ``recomputed``, the next ones ``fetched``, the others are in HBM.
+    """One decode step. The oldest tokens are ``recomputed``, from inputs or from token ids, the next ones ``fetched``, the
+    others are in HBM.
 
     ``positions`` says which token each slot holds, the newborn one in slot ``newborn``; ``moves`` between slots
     (from, to) come first. ``written`` (position, slot) go to the host once a layer has attended.
@@ -63,21 +65,22 @@ class Schedule:
     kept_to: int
 
 
-def schedule_of(plan: Plan, widths: Widths) -> Schedule:
-    """Raises ValueError where tokens are dropped."""
+def schedule_of(plan: Plan, widths: Widths, *, rounded: bool = False) -> Schedule:
+    """``rounded``: as many tokens are staged as a graph forwards, and where they lie follows from that number alone."""
     homes, steps = plan.homes, range(1, plan.homes.steps)
-    if any(homes.dropped):
-        raise ValueError("homes.dropped, must be 0 at every step: dense attention needs every token")
-    needs = [Layout(recomputed=homes.activations[row], fetched=homes.host_kv[row]) for row in range(homes.steps)]
+    needs = [Layout(recomputed=_recomputed(plan, row), fetched=homes.host_kv[row]) for row in range(homes.steps)]
+    if rounded:
+        prompt = plan.setting.workload.prompt_tokens
+        needs = [Layout(recomputed=forwarded_tokens(need.recomputed, prompt), fetched=0) for need in needs]
     occupied = [homes.hbm[row] * widths.slot + widths.staged(needs[row]) for row in steps]
     elements = max([homes.hbm[0] * widths.slot, *occupied])
-    layouts = list(_layouts(homes.hbm, needs, widths, elements))
+    layouts = needs if rounded else list(_layouts(homes.hbm, needs, widths, elements))
     kept_from, kept_to = _kept(plan)
     rows, at = {}, {position: slot for slot, position in enumerate(range(_off_hbm(plan, 0), _cached(plan, 0)))}
     for row in steps:
         at, moves = _settled(plan, row, at)
         rows[row] = Row(
-            recomputed=homes.activations[row],
+            recomputed=_recomputed(plan, row),
             fetched=homes.host_kv[row],
             positions=tuple(sorted(at, key=at.__getitem__)),
             newborn=at[_cached(plan, row) - 1],
@@ -107,14 +110,14 @@ def _leaving(plan: Plan, row: int) -> range:
         return range(_cached(plan, row) - 1, _cached(plan, row))
     if row + 1 == plan.homes.steps:
         return range(0)
-    return range(max(_off_hbm(plan, row), plan.homes.activations[row + 1]), _off_hbm(plan, row + 1))
+    return range(max(_off_hbm(plan, row), _recomputed(plan, row + 1)), _off_hbm(plan, row + 1))
 
 
 def _kept(plan: Plan) -> tuple[int, int]:
     if plan.setting.write_back is WriteBack.AT_BIRTH:
-        return plan.homes.activations[0], plan.setting.token_counts.cached[-1]
+        return _recomputed(plan, 0), plan.setting.token_counts.cached[-1]
     rows = [row for row in range(1, plan.homes.steps) if plan.homes.host_kv[row]]
-    first = min((plan.homes.activations[row] for row in rows), default=0)
+    first = min((_recomputed(plan, row) for row in rows), default=0)
     return first, max((_off_hbm(plan, row) for row in rows), default=0)
 
 
@@ -138,7 +141,12 @@ def _layouts(hbm: tuple[int, ...], needs: list[Layout], widths: Widths, elements
 
 
 def _off_hbm(plan: Plan, row: int) -> int:
-    return plan.homes.activations[row] + plan.homes.host_kv[row]
+    return _recomputed(plan, row) + plan.homes.host_kv[row]
+
+
+def _recomputed(plan: Plan, row: int) -> int:
+    """Under dense attention none is dead: what is dropped is forwarded."""
+    return plan.homes.activations[row] + plan.homes.dropped[row]
 
 
 def _cached(plan: Plan, row: int) -> int:

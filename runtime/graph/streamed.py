@@ -1,10 +1,11 @@
-"""Dense attention over tokens that stream in, layer after layer: as keys and values, or as inputs to project again.
+"""Dense attention over tokens that stream in, layer after layer: as keys and values, or as inputs to project again; or that
+are forwarded again, from token ids.
 
 Which tokens a layer lacks is known before the run and the oldest lie on the host as one block, so the copy engine brings
 them, as many layers ahead as the ring has buffers. The step is captured in pieces, one from each layer's attention to the
-next one's; between them the host queues copies, and projects inputs, whose numbers change from step to step. Inputs are saved
-as a layer's first norm leaves them, so that none is taken again. What pieces need to know of the row they look up on the
-device. Memory in HBM is what the plan says, staging included.
+next one's; between them the host queues copies, and projects inputs or forwards a prefix, whose numbers change from step to
+step. Inputs are saved as a layer's first norm leaves them, so that none is taken again. What pieces need to know of the row
+they look up on the device. Memory in HBM is what the plan says, staging included.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch import Tensor
 from runtime.graph.copy_engine import Block, CopyEngine, Mark, current_stream
 from runtime.graph.launch import power_of_two
 from runtime.graph.pinned import shared
+from runtime.graph.prefix import Prefix
 from runtime.graph.projecting import projection_of
 from runtime.graph.schedule import Layout, Row, Widths, schedule_of
 from runtime.graph.step import DecodeStep
@@ -24,7 +26,7 @@ from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.streams import warming_stream
 from runtime.tally import Tally
-from sim.plan import Plan, WriteBack
+from sim.plan import Plan, Recompute, WriteBack
 
 _PROJECTED_ROWS = 8192  # at once: enough for the matrix units' full rate
 
@@ -34,13 +36,16 @@ class StreamedSlots:
     [layer, position, lane, key or value, head, channel] and inputs [layer, position, lane, hidden].
     """
 
+    rounded = False  # as ``schedule_of`` says
+
     def __init__(self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor, row: Tensor) -> None:
         spec, device, dtype = decoder.spec, decoder.device, decoder.dtype
         self.plan, self.decoder, self.lanes, self.layers, self.row = plan, decoder, lanes.count, spec.layers, row
         self.buffers = min(plan.setting.prefetch_layers + 1, spec.layers)
         kv = 2 * spec.kv_dim
-        self.widths = Widths(slot=spec.layers * kv, kv=kv, inputs=spec.hidden, buffers=self.buffers)
-        self.schedule = schedule_of(plan, self.widths)
+        forwards = plan.setting.recompute is Recompute.TOKENS  # their layer inputs are activations like a prefill's
+        self.widths = Widths(slot=spec.layers * kv, kv=kv, inputs=0 if forwards else spec.hidden, buffers=self.buffers)
+        self.schedule = schedule_of(plan, self.widths, rounded=self.rounded)
         self.block = torch.zeros(self.schedule.elements * self.lanes, dtype=dtype, device=device)
         shape, most = (self.lanes, 2, spec.kv_heads, spec.head_dim), max(plan.homes.hbm)
         self.slots = self.block[: most * self.widths.slot * self.lanes].view(most, spec.layers, *shape)
@@ -49,6 +54,7 @@ class StreamedSlots:
         self.host_inputs = shared(device, (spec.layers, self.saved, self.lanes, spec.hidden), dtype)
         self.newborn = torch.zeros((spec.layers, self.lanes, spec.hidden), dtype=dtype, device=device)
         self.padding = padding.to(torch.int32)
+        self.prefix = Prefix(plan, decoder, padding) if forwards else None
         self.positions = torch.zeros((self.saved, self.lanes), dtype=torch.int64, device=device)  # as they are encoded
         self.held = _table([there.positions for there in self.schedule.rows.values()], device)
         self.places = _places(self, device)
@@ -59,7 +65,7 @@ class StreamedSlots:
         self.ring = [Mark(device) for _ in range(self.buffers)]  # what comes into each buffer has come
         self.there_kv, self.there_inputs = Block(self.host_kv.host, dims=2), Block(self.host_inputs.host, dims=2)
         self.here, self.born = Block(self.slots, dims=2), Block(self.newborn, dims=1)
-        self.staging = _Staging(self, Layout(recomputed=0, fetched=0))
+        self.staging = Staging(self, Layout(recomputed=0, fetched=0))
         self.again: list[list[_Again]] = []  # of each buffer
         self.now = 0
         self.pending = set[int]()  # places that are being filled, or need nothing: row * layers + layer
@@ -68,6 +74,11 @@ class StreamedSlots:
     def kv_bytes(self) -> int:
         """Of HBM, staging included."""
         return self.block.numel() * self.block.element_size()
+
+    def take(self, tokens: Tensor) -> None:
+        """The prompts' tokens [lane, token], those of short prompts at the end: some may have to be forwarded again."""
+        if self.prefix is not None:
+            self.prefix.take(tokens)
 
     def keep_prompt(self, layer: int, first: int, x: Tensor) -> None:
         """Save what some lanes' prompts are projected from, those from ``first`` on; ``x`` are the layer's inputs,
@@ -102,8 +113,10 @@ class StreamedSlots:
         row = self._row
         self.written.hold(self.main)
         if self.staging.layout != row.layout:
-            self.staging = _Staging(self, row.layout)
+            self.staging = Staging(self, row.layout)
         self.again = [list(self._at_once(row.recomputed, inputs)) for inputs in self.staging.inputs]
+        if self.prefix is not None:
+            self.prefix.begin(row.recomputed)
         for there, here in row.moves:
             self.slots[here].copy_(self.slots[there])
         self.reached.put(self.main)
@@ -120,6 +133,8 @@ class StreamedSlots:
             self.ring[buffer].hold(self.main)
         for one in self.again[buffer]:
             self.project(layer, one.inputs, one.positions, one.rows)
+        if self.prefix is not None:
+            self.prefix.forward(layer, self.staging.recomputed)
 
     def leave(self, layer: int) -> None:
         """Once the layer has attended: what goes to the host, and the next fetch into its buffer."""
@@ -168,6 +183,7 @@ class StreamedSlots:
             layer,
             self.layers,
             BUFFERS=self.buffers,
+            FROM_FRONT=self.prefix is not None,
             UNIT=_unit(self.widths),
             CHANNELS=spec.head_dim,
             PADDED=power_of_two(spec.head_dim),
@@ -185,7 +201,7 @@ class StreamedSlots:
             tally.put(0, written=lanes * (prompt.stop - prompt.start))
             return
         now = self.schedule.rows[row]
-        written, fetched, projected = len(now.written), now.fetched, now.recomputed
+        written, fetched, projected = len(now.written), now.fetched, 0 if self.prefix else now.recomputed
         tally.put(row, written=lanes * written, fetched=lanes * fetched, reprojected=lanes * projected)
 
     def picks(self) -> list[list[tuple[int, ...]]]:
@@ -203,11 +219,12 @@ class StreamedSlots:
     def _written_prompt(self, tokens: int) -> slice:
         """Positions of the prompt that the host has as keys and values when decoding begins."""
         homes = self.plan.homes
+        again = [lost + inputs for lost, inputs in zip(homes.dropped, homes.activations, strict=True)]
         if self.plan.setting.write_back is WriteBack.AT_BIRTH:
-            return slice(homes.activations[0], tokens)
+            return slice(again[0], tokens)
         if homes.steps == 1 or not homes.host_kv[1]:
             return slice(self.schedule.kept_from, self.schedule.kept_from)
-        return slice(homes.activations[1], homes.activations[1] + homes.host_kv[1])
+        return slice(again[1], again[1] + homes.host_kv[1])
 
     def _fetch(self, place: int) -> None:
         """Begin to fill the buffer of ``place`` with what its layer and row lack, unless the row is staged elsewhere."""
@@ -222,7 +239,7 @@ class StreamedSlots:
         self.reached.hold(reads.stream)
         if number > self.now:  # what this step has written; the main stream has waited for what those before it wrote
             self.written.hold(reads.stream)
-        if row.recomputed:
+        if row.recomputed and self.saved:
             size_bytes = row.recomputed * self.there_inputs.size_bytes
             reads.copy(self.staging.inputs_at[buffer], self.there_inputs.at(layer, 0), size_bytes)
         if row.fetched:
@@ -238,7 +255,9 @@ class StreamedSlots:
             mark.hold(self.main)
 
     def _at_once(self, tokens: int, inputs: Tensor) -> "Iterator[_Again]":
-        """The oldest ``tokens``, so many together."""
+        """The oldest ``tokens``, so many together; none where no inputs are saved."""
+        if not self.saved:
+            return
         most = max(1, _PROJECTED_ROWS // self.lanes)
         for first in range(0, tokens, most):
             some = slice(first, min(first + most, tokens))
@@ -257,7 +276,7 @@ class _Again(NamedTuple):
     rows: Tensor
 
 
-class _Staging:
+class Staging:
     """Views of the end of the block, and the ``places`` where they begin: ``recomputed`` and each buffer of ``fetched``
     [token, lane, key or value, head, channel], each of ``inputs`` [token, lane, hidden].
     """
@@ -359,7 +378,7 @@ def _places(slots: StreamedSlots, device: torch.device) -> Tensor:
             row.recomputed,
             row.fetched,
             row.newborn,
-            *_Staging(slots, row.layout).places,
+            *Staging(slots, row.layout).places,
         )
         for row in slots.schedule.rows.values()
     ]

@@ -42,12 +42,16 @@ def attend(
     layer,
     layers,
     BUFFERS: tl.constexpr,
+    FROM_FRONT: tl.constexpr,
     UNIT: tl.constexpr,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One query head over all its lane's tokens. Stores the newborn token's row, reads every other row once."""
+    """One query head over all its lane's tokens. Stores the newborn token's row, reads every other row once.
+
+    ``FROM_FRONT``: a lane's recomputed rows begin with its first token that is no padding.
+    """
     head, lane = tl.program_id(0), tl.program_id(1).to(tl.int64)  # heads first: their rows are neighbours
     group = heads // key_heads
     key_head = head // group
@@ -81,7 +85,8 @@ def attend(
     for first in range(0, recomputed + fetched, BLOCK):  # one loop: Triton 3.6 cannot compile three in a row
         item = first + tl.arange(0, BLOCK)
         there = (item < recomputed + fetched) & (item >= first_real)
-        again = recomputed_rows + base + item.to(tl.int64) * staged_stride
+        place_again = item - first_real if FROM_FRONT else item
+        again = recomputed_rows + base + place_again.to(tl.int64) * staged_stride
         brought = fetched_rows + base + (item - recomputed).to(tl.int64) * staged_stride
         rows = tl.where(item < recomputed, again, brought)[:, None] + channel[None, :]
         mask = there[:, None] & inside[None, :]

@@ -29,10 +29,10 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
         raise ValueError(f"admission={setting.admission}, this captured step runs {admission}")
     if continuous and selector is not Selector.DENSE:
         raise ValueError(f"attention.selector={selector}, a captured step under continuous admission needs dense")
-    from_host = selector is Selector.DENSE and setting.recompute is Recompute.ACTIVATIONS_HOST
-    if (any(plan.homes.activations) and not from_host) or plan.homes.dropped != setting.token_counts.dead:
+    again = setting.recompute in (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS) and selector is Selector.DENSE
+    if _recomputes(plan) and not again:
         raise ValueError(
-            f"recompute={setting.recompute}, a captured step recomputes from activations_host, under dense"
+            f"recompute={setting.recompute}, a captured step recomputes from activations_host or tokens, under dense"
         )
     _require_format(plan, decoder)
     _require_placement(plan)
@@ -42,23 +42,33 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
         raise ValueError(f"dtype={decoder.dtype}, must be fp16, bf16 or fp32")
 
 
+def _recomputes(plan: Plan) -> bool:
+    return any(plan.homes.activations) or plan.homes.dropped != plan.setting.token_counts.dead
+
+
+def forwards(plan: Plan) -> bool:
+    """Whether all that is away from HBM is a prefix to be forwarded, for which ``runtime.graph.forwarded`` has graphs."""
+    kept = any(plan.homes.host_kv) or plan.setting.write_back is WriteBack.AT_BIRTH
+    return plan.setting.recompute is Recompute.TOKENS and any(plan.homes.dropped) and not kept
+
+
 def streams(plan: Plan) -> bool:
     """Whether dense attention needs ``runtime.graph.streamed``: for what the copy engine brings, at every step the same
-    tokens and a few more, and for writing back at birth.
+    tokens and a few more, for what is computed again, and for writing back at birth.
     """
     setting, homes = plan.setting, plan.homes
     copies = setting.fetch_by is Mechanism.COPY_ENGINE and any(homes.host_kv)
     at_birth = setting.write_back is WriteBack.AT_BIRTH
     plainly = setting.attention.is_dense and setting.kv_format.are_native
-    return plainly and (copies or any(homes.activations) or at_birth)
+    return plainly and (copies or _recomputes(plan) or at_birth)
 
 
 def _require_format(plan: Plan, decoder: Decoder) -> None:
     setting = plan.setting
     if setting.kv_format.are_native:
         return
-    if any(plan.homes.activations):
-        raise ValueError("kv_format, a captured step that recomputes from inputs runs native")
+    if _recomputes(plan):
+        raise ValueError("kv_format, a captured step that recomputes runs native")
     stored, dense = setting.kv_format.gpu, setting.attention.is_dense
     if setting.admission is Admission.CONTINUOUS:
         allowed = dense and stored in (KvFormat.NATIVE, KvFormat.FP8, KvFormat.INT8)

@@ -86,8 +86,15 @@ def plans(spec: Any, dtype: DType) -> list[Plan]:
         hbm=homes.hbm, host_kv=homes.activations, activations=homes.host_kv, dropped=homes.dropped, copies=homes.copies
     )
     again = Plan(setting=replace(few.setting, recompute=Recompute.ACTIVATIONS_HOST), homes=inputs)
-    found = [newest_in_hbm(plan(Selector.DENSE), 200), few, read, again, resident(plan(Selector.SWA), 14)]
-    found.append(recent(plan(Selector.SWA), [8]))
+    found = [
+        newest_in_hbm(plan(Selector.DENSE), 200),
+        few,
+        read,
+        again,
+        forwarding(few),
+        resident(plan(Selector.SWA), 14),
+        recent(plan(Selector.SWA), [8]),
+    ]
     found.append(recalled(plan(Selector.PAGES), 20, WriteBack.AT_EVICTION))
     found += [newest_in_hbm(plan(Selector.DENSE, KvFormat.INT8), slots) for slots in (20, 200)]
     if spec.heads == spec.kv_heads:
@@ -95,6 +102,12 @@ def plans(spec: Any, dtype: DType) -> list[Plan]:
     formats = [KvFormat.NATIVE, KvFormat.INT8, *([] if dtype is DType.FP32 else [KvFormat.FP8])]
     whole = [plan(Selector.DENSE, kv_format) for kv_format in formats]
     return found + [swapping(one) for one in whole]
+
+
+def forwarding(plan: Plan) -> Plan:
+    """What ``plan`` has on the host is dropped."""
+    homes = replace(plan.homes, host_kv=plan.homes.dropped, dropped=plan.homes.host_kv)
+    return Plan(setting=replace(plan.setting, recompute=Recompute.TOKENS), homes=homes)
 
 
 def swapping(plan: Plan) -> Plan:

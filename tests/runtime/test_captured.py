@@ -95,6 +95,32 @@ def test_dense_waves_are_equal_to_the_byte(seed: int) -> None:
     assert run.stats == eager.stats
 
 
+@kernels
+@pytest.mark.parametrize(
+    ("seed", "on_host"), [(seed, on_host) for seed in range(6) for on_host in (False, True)][: None if ON_GPU else 4]
+)
+def test_a_forwarded_prefix_is_equal_to_the_byte(seed: int, on_host: bool) -> None:
+    """Alone, within one graph, nothing crosses the link; what the host holds besides does."""
+    made, rng = decoder("opt", DType.FP32, seed=seed), random.Random(f"prefix {seed}")
+    choice = Choice(batch=3, concurrency=2, prompt=12, output=STEPS, dtype=DType.FP32, recompute=Recompute.TOKENS)
+    plan = draw_plan(rng, made.spec, choice)
+    if not on_host:
+        homes = plan.homes
+        hbm = tuple(near + far for near, far in zip(homes.hbm, homes.host_kv, strict=True))
+        plan = replace(plan, homes=replace(homes, hbm=hbm, host_kv=(0,) * homes.steps))
+
+    eager, run = both(plan, made, [12, 5, 9])
+
+    assert any(plan.homes.dropped)
+    assert any(plan.homes.host_kv) == on_host
+    assert run.completions == eager.completions
+    assert decoded(moved(run)) == decoded(moved(eager))
+    assert bool(moved(run)) == on_host
+    assert held(run, Tier.HBM) == held(eager, Tier.HBM)
+    assert held(run, Tier.HOST) == held(eager, Tier.HOST)
+    assert run.kv_allocated_bytes <= max(held(eager, Tier.HBM))
+
+
 def decoded(sums: dict[tuple[int, Resource, int], float]) -> dict[tuple[int, Resource, int], float]:
     """Without the prefill's, which is also what the eager runtime writes and then lets go of."""
     return {key: size for key, size in sums.items() if key[2]}

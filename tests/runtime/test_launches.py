@@ -322,3 +322,22 @@ def test_between_pieces_a_streamed_layer_is_as_many_operations_as_are_priced(
     counted = median((more - fewer) / 2 for more, fewer in zip(four, two, strict=True))
     marks = 3
     assert decode_operations(plan.setting, away=True).total == pytest.approx(counted + marks, abs=1)
+
+
+@kernels
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("weights", [WeightFormat.NATIVE, WeightFormat.INT4])
+def test_between_pieces_a_prefix_is_forwarded_in_as_many_operations_as_are_priced(
+    family: str, weights: WeightFormat
+) -> None:
+    """What is written at birth, or lies on the host besides, comes and goes between pieces; without, nothing is launched."""
+    recipe = replace(BASE, output=9, weights=weights, **DENSE["tokens"])
+    plan, two = between_pieces(family, recipe, 2, WriteBack.AT_BIRTH)
+    _, four = between_pieces(family, recipe, 4, WriteBack.AT_BIRTH)
+    whole = replace(plan.setting, write_back=WriteBack.AT_EVICTION)
+
+    counted = median((more - fewer) / 2 for more, fewer in zip(four, two, strict=True))
+    marks = 3
+    assert decode_operations(plan.setting, away=True).total == pytest.approx(counted + marks, rel=CLOSE)
+    assert decode_operations(whole, away=True, linked=True) == decode_operations(plan.setting, away=True)
+    assert decode_operations(whole, away=True).total == 0

@@ -49,15 +49,17 @@ def widths(layers: int, buffers: int, kv: int = 2, inputs: int = 1) -> Widths:
 def test_the_schedule_keeps_what_the_plan_has_in_hbm_and_brings_the_rest(seed: int) -> None:
     """Follow each slot by hand: what is in it, whether it is within bounds, and whether what is fetched has been written."""
     rng = random.Random(seed)
-    plan = drawn(rng, catalogue.model("OPT-125M"), rng.choice(SOURCES))
+    plan = drawn(rng, catalogue.model("OPT-125M"), rng.choice([*SOURCES, Recompute.TOKENS]))
     sizes = widths(plan.setting.model.layers, 2)
     made = schedule_of(plan, sizes)
     cached, homes = plan.setting.token_counts.cached, plan.homes
-    off = [homes.activations[row] + homes.host_kv[row] for row in range(homes.steps)]
+    again = [homes.activations[row] + homes.dropped[row] for row in range(homes.steps)]
+    off = [again[row] + homes.host_kv[row] for row in range(homes.steps)]
     slots = dict(enumerate(range(off[0], cached[0])))
     at_birth = plan.setting.write_back is WriteBack.AT_BIRTH
-    on_host = set(range(cached[0])) if at_birth else set(range(homes.activations[1], off[1]))
+    on_host = set(range(cached[0])) if at_birth else set(range(again[1], off[1]))
     for number, row in made.rows.items():
+        assert row.recomputed == again[number]
         assert set(range(row.recomputed, off[number])) <= on_host
         for there, here in row.moves:
             slots[here] = slots.pop(there)
@@ -96,13 +98,15 @@ def layout_changes(made: Schedule) -> int:
     return sum(before.layout != after.layout for before, after in pairwise(made.rows.values()))
 
 
-def test_a_dropped_prefix_is_refused() -> None:
+def test_a_dropped_prefix_has_no_slot_and_is_staged() -> None:
     plan = all_in_hbm(catalogue.model("OPT-125M"), Choice(recompute=Recompute.TOKENS))
     steps = plan.homes.steps
     homes = replace(plan.homes, hbm=tuple(n - 1 for n in plan.homes.hbm), dropped=(1,) * steps)
 
-    with pytest.raises(ValueError, match=r"homes\.dropped"):
-        schedule_of(replace(plan, homes=homes), widths(12, 2))
+    made = schedule_of(replace(plan, homes=homes), widths(12, 2))
+
+    assert all(row.recomputed == row.layout.recomputed == 1 for row in made.rows.values())
+    assert all(0 not in row.positions for row in made.rows.values())
 
 
 @kernels
