@@ -35,8 +35,8 @@ def is_captured(setting: Setting) -> bool:
 
     Where dense tokens stream in by the copy engine it is replayed in pieces, between which the host queues copies.
     """
-    on_gpu = not (setting.machine.is_cpu or setting.host_attention or setting.weights_on_host)
-    return on_gpu and _keeps(setting) and _attends(setting)
+    on_gpu = not (setting.machine.is_cpu or setting.host_attention)
+    return on_gpu and _brings(setting) and _keeps(setting) and _attends(setting)
 
 
 def evicts_least_wanted(setting: Setting) -> bool:
@@ -70,6 +70,11 @@ def streams(setting: Setting, *, away: bool) -> bool:
     copied = setting.fetch_by is Mechanism.COPY_ENGINE or setting.recompute is Recompute.ACTIVATIONS_HOST
     at_birth = setting.write_back is WriteBack.AT_BIRTH
     return plainly and (at_birth or (copied and away))
+
+
+def _brings(setting: Setting) -> bool:
+    """Streamed weights: every layer has one buffer of the ring at all its turns, so that copies have fixed ends."""
+    return not setting.weights_on_host or setting.model.layers % (setting.prefetch_layers + 1) == 0
 
 
 def _keeps(setting: Setting) -> bool:
