@@ -67,9 +67,9 @@ class Recorder:
     def begin_step(self, row: int) -> None:  # noqa: ARG002
         self._step_mark = self.clock.mark()
 
-    def streamed(self, row: int) -> None:
-        """A layer's weights were copied for ``row``."""
-        self._streamed[row] += 1
+    def streamed(self, row: int, layers: int = 1) -> None:
+        """The weights of so many layers were copied for ``row``."""
+        self._streamed[row] += layers
 
     def begin_layer(self, row: int, layer: int) -> None:  # noqa: ARG002
         if self.record.layers:

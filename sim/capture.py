@@ -57,8 +57,8 @@ def is_captured(setting: Setting) -> bool:
     Where dense tokens stream in by the copy engine it is replayed in pieces, between which the host queues copies, and
     forwards what is dropped if anything is.
     """
-    on_gpu = not (setting.machine.is_cpu or setting.host_attention or setting.weights_on_host)
-    return on_gpu and _keeps(setting) and _attends(setting)
+    on_gpu = not (setting.machine.is_cpu or setting.host_attention)
+    return on_gpu and _brings(setting) and _keeps(setting) and _attends(setting)
 
 
 def evicts_least_wanted(setting: Setting) -> bool:
@@ -112,6 +112,14 @@ def forwards(setting: Setting) -> bool:
     """Whether a captured step that computes a dropped prefix again does so within one graph, where the host holds nothing."""
     at_eviction = setting.write_back is not WriteBack.AT_BIRTH
     return setting.recompute is Recompute.TOKENS and at_eviction and is_captured(setting)
+
+
+def _brings(setting: Setting) -> bool:
+    """Streamed weights: every layer has one buffer of the ring at all its turns, so that copies have fixed ends, and no
+    prefix takes another turn.
+    """
+    ringed = setting.model.layers % (setting.prefetch_layers + 1) == 0
+    return not setting.weights_on_host or (ringed and setting.recompute is not Recompute.TOKENS)
 
 
 def _keeps(setting: Setting) -> bool:

@@ -19,6 +19,8 @@ _MATRICES = 4  # of a layer: queries, keys and values; out; up, with its gate; d
 _STREAMED = 6  # a piece that is replayed, what comes, what goes; marks in streams for three
 _PROJECTING = 1  # a product, ordered as directly
 _STAGING = 2  # of a forwarded prefix: its keys, its values
+_COMING = 5  # where weights stream in as well: another piece, the block and what it lacks of the tensor that is cut; marks for two
+_BLOCKS = 2  # of a layer's streamed weights
 # What operations take the host, where one that keeps books takes 1: a layer's others, products and attention, which are chosen
 # among many kernels, kernels of the runtime's, whose launcher is Python, and what is queued between pieces, little but launches.
 # Seen on an H200's host: short prompts take OPT 320 to 500 us a layer, Llama 680, at the same pace.
@@ -74,14 +76,15 @@ def decode_operations(setting: Setting, *, away: bool, linked: bool = False) -> 
     if is_captured(setting):
         if not streams(setting, away=away) or (forwards(setting) and not linked):
             return Operations()
+        queued = _STREAMED + (_COMING if setting.weights_on_host else 0)
         if away and setting.recompute is Recompute.TOKENS:
             prefix = prompt_operations(setting.model)
             kernels = _widening_kernels(setting)
-            return prefix._replace(layer=prefix.layer + _STAGING, kernels=kernels, queued=_STREAMED)
+            return prefix._replace(layer=prefix.layer + _STAGING, kernels=kernels, queued=queued)
         if not away or setting.recompute is not Recompute.ACTIVATIONS_HOST:
-            return Operations(queued=_STREAMED)
+            return Operations(queued=queued)
         kernels = (not setting.model.positions) + _widening_kernels(setting) / _MATRICES  # rotation in place
-        return Operations(kernels=kernels, queued=_STREAMED + _PROJECTING)
+        return Operations(kernels=kernels, queued=queued + _PROJECTING)
     books = _DECODE_BOOKS + _DECODE_CHOICE.get(setting.attention.selector, 0) + _stored_weights(setting, 1)
     books += 63 * setting.kv_format.gpu.is_grouped
     passes, more = _away_operations(setting) if away else (1, 0)
@@ -105,14 +108,19 @@ def prefill_operations(setting: Setting, passes: float, *, away: bool) -> Operat
     layer, grouped = prompt_operations(setting.model).times(passes), setting.kv_format.gpu.is_grouped
     selector, groups = setting.attention.selector, setting.workload.prompt_tokens // GROUP_TOKENS
     if is_captured(setting):
-        taken_in = _taken_in(setting)
+        taken_in, coming = _taken_in(setting), _BLOCKS if setting.weights_on_host else 0
         kernels = taken_in.kernels + _widening_kernels(setting)
-        return layer._replace(books=passes * taken_in.books, kernels=passes * kernels)
+        turned = _turned_anew(setting, passes) if setting.weights_on_host else 0
+        return layer._replace(books=passes * taken_in.books + coming + turned, kernels=passes * kernels)
     books = _PREFILL_BOOKS + _PREFILL_CHOICE.get(selector, 0) + _stored_weights(setting, passes)
     written = 72 if setting.recompute is not Recompute.NONE else 158 + 94 * grouped
-    turned = 0 if setting.model.positions else 9  # each pass works out its cosines and sines anew
-    together = 4 + passes * (4 + turned) if passes > 1 else 0
+    together = 4 + 4 * passes + _turned_anew(setting, passes) if passes > 1 else 0
     return layer._replace(books=together + books + (39 + 67 * groups) * grouped + written * away)
+
+
+def _turned_anew(setting: Setting, passes: float) -> float:
+    """Of a layer whose ``passes`` follow each other: each works out its cosines and sines."""
+    return _TURNED_ENDS * passes if passes > 1 and not setting.model.positions else 0
 
 
 def end_operations(setting: Setting, *, prefill: bool) -> Operations:
@@ -166,4 +174,4 @@ def _widening_kernels(setting: Setting) -> int:
 def _stored_weights(setting: Setting, passes: float) -> float:
     """Of widening matrices in each of a layer's ``passes``, and of bringing them."""
     widened = {WeightFormat.NATIVE: 0, WeightFormat.INT8: 12, WeightFormat.INT4: 24}[setting.weight_format]
-    return passes * widened + (10 if setting.weights_on_host else 0)
+    return passes * widened + (_BLOCKS if setting.weights_on_host else 0)

@@ -266,7 +266,7 @@ def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, a
 
 
 def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
-    """Before its first token: a kernel's; of a step in pieces the piece's begin too.
+    """Before its first token: a kernel's; of a step in pieces their begins too, two a layer where its weights stream in.
 
     Where grouped heads are gone over in parts: of more threads, one round after the other, and with another kernel that merges.
     """
@@ -274,7 +274,8 @@ def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away
     if forwards(setting) and away:
         return cost.profile.attention_setup_s
     if is_captured(setting) and streams(setting, away=away):
-        return cost.profile.attention_setup_s + cost.launch_s(_PIECE_LAUNCHES)
+        pieces = 2 if setting.weights_on_host else 1
+        return cost.profile.attention_setup_s + cost.launch_s(pieces * _PIECE_LAUNCHES)
     if model.heads == model.kv_heads or not is_captured(setting) or not _in_parts(setting, away=away):
         return cost.profile.attention_setup_s
     programs = sequences * model.kv_heads * attention_parts(sequences, model.kv_heads, model.heads)

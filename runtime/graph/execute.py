@@ -107,13 +107,16 @@ def run_wave(
     counted, layers = recorder.record.selections, wave.decoder.spec.layers
     recorder.tally = Tally(wave.plan.homes.steps, layers, wave.decoder.device, selections=counted)
     watch = _Watch(recorder.clock, torch.tensor(stop_tokens, dtype=torch.int64, device=wave.decoder.device), on_step)
+    streamed = layers if wave.weights is not None else 0
     recorder.begin_step(0)
+    recorder.streamed(0, streamed)
     wave.prefill(_filled(prompts, wave.lanes.count))
     recorder.end_step(0, step.logits)
     wave.slots.record(0, recorder.tally, lanes)
     step.seek(1)
     for row in range(1, wave.plan.homes.steps):
         recorder.begin_step(row)
+        recorder.streamed(row, streamed)
         step.replay()
         recorder.end_step(row, step.logits)
         wave.slots.record(row, recorder.tally, lanes)

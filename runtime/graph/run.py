@@ -1,12 +1,13 @@
 """Runs one wave of a plan by replaying a captured decode step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from runtime.clock import Clock
+from runtime.graph.copy_engine import CopyEngine
 from runtime.graph.dense import DenseSlots
 from runtime.graph.forwarded import ForwardedSlots, ForwardedStep
 from runtime.graph.quantised_dense import QuantisedSlots
@@ -16,10 +17,12 @@ from runtime.graph.recent import RecentSlots
 from runtime.graph.step import DecodeStep
 from runtime.graph.streamed import StreamedSlots, StreamedStep
 from runtime.graph.support import forwards, require_graphable, streams
+from runtime.graph.weights import ComingWeights
 from runtime.graph.widening import sharing_room
 from runtime.graph.window import WindowSlots
 from runtime.lanes import Lanes
 from runtime.models import Decoder
+from runtime.models.streamed import StreamedLayers
 from runtime.prefill import prompt_layer
 from runtime.wave import Prompts
 from sim.attention import Selector
@@ -49,27 +52,34 @@ class GraphWave:
     def __init__(self, plan: Plan, decoder: Decoder, padding: Sequence[int]) -> None:
         require_graphable(plan, decoder)
         self.plan, self.given = plan, decoder
-        self.decoder = decoder = sharing_room(decoder, len(padding))
+        layers = decoder.weights.layers
+        streamed = layers if isinstance(layers, StreamedLayers) else None
+        self.decoder = decoder = sharing_room(in_place(decoder), len(padding))
         self.lanes = Lanes.of(decoder.spec, len(padding), per_head=False)
         self.padding, self.padded = torch.tensor(padding, dtype=torch.int32, device=decoder.device), any(padding)
         self.row = torch.ones(1, dtype=torch.int64, device=decoder.device)
         cached = torch.tensor(plan.setting.token_counts.cached, device=decoder.device)
         self.slots: DenseSlots | QuantisedSlots | WindowSlots | RecallSlots | StreamedSlots
-        step: type[DecodeStep]
+        self.step: DecodeStep
+        self.weights: ComingWeights | None = None
         if forwards(plan):
             self.slots = ForwardedSlots(plan, decoder, self.lanes, self.padding, self.row)
-            step = ForwardedStep
+            self.step = ForwardedStep(decoder, self.slots, self.padding, cached, self.row)
         elif streams(plan):
-            self.slots, step = StreamedSlots(plan, decoder, self.lanes, self.padding, self.row), StreamedStep
+            self.slots = StreamedSlots(plan, decoder, self.lanes, self.padding, self.row)
+            self.weights = ComingWeights(streamed, self.slots.reads) if streamed else None
+            self.step = StreamedStep(decoder, self.slots, self.padding, cached, self.row, self.weights)
         else:
-            kind = slots_kind(plan)
-            self.slots, step = kind(plan, decoder, self.lanes, self.padding, self.row), DecodeStep
-        self.step = step(decoder, self.slots, self.padding, cached, self.row)
+            self.slots = slots_kind(plan)(plan, decoder, self.lanes, self.padding, self.row)
+            self.weights = ComingWeights(streamed, CopyEngine(decoder.device)) if streamed else None
+            self.step = DecodeStep(decoder, self.slots, self.padding, cached, self.row, self.weights)
         self.capture()
 
     @torch.inference_mode()
     def capture(self) -> None:
         """Capture the step; again after what it does has been changed."""
+        if self.weights is not None:
+            self.weights.fill()
         self.step.capture()
         if isinstance(self.slots, WindowSlots):
             self._warm_up()
@@ -88,20 +98,33 @@ class GraphWave:
         if isinstance(self.slots, StreamedSlots):
             self.slots.take(prompts.tokens)
         size = prefill_rows(*prompts.tokens.shape) // prompts.tokens.shape[1]
+        passes = [slice(first, first + size) for first in range(0, self.lanes.count, size)]
         with _Stopwatch(self.decoder.device) as watch:
-            for first in range(0, self.lanes.count, size):
-                self._prefill(first, prompts.tokens[first : first + size])
+            if self.weights is None:
+                for lanes in passes:
+                    self._prefill([lanes], prompts.tokens)
+            else:  # which cross the link once
+                self.weights.begin_prefill()
+                self._prefill(passes, prompts.tokens)
+                self.weights.end_prefill()
             self.step.generated[:, 0] = self.step.tokens
         return watch.seconds
 
-    def _prefill(self, first: int, tokens: Tensor) -> None:
-        """All layers of one pass, so that no more than its activations are held; the lanes from ``first`` on."""
-        decoder, padding = self.decoder, self.padding[first : first + len(tokens)]
-        positions = (torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]).clamp(min=0)
-        x = decoder.embed(tokens, positions)
+    def _prefill(self, passes: list[slice], tokens: Tensor) -> None:
+        """All layers of some passes, each over lanes of its own: their activations are held from one layer to the next."""
+        decoder, rows = self.decoder, [self._passing(lanes, tokens) for lanes in passes]
         for layer in range(decoder.spec.layers):
-            x = self._prefill_layer(layer, first, x, positions, padding)
-        self.step.tokens[first : first + len(tokens)] = decoder.logits(x[:, -1:])[:, 0].argmax(-1)
+            if self.weights is not None:
+                self.weights.layers.begin(layer)
+            for one in rows:
+                one.x = self._prefill_layer(layer, one.first, one.x, one.positions, one.padding)
+        for lanes, one in zip(passes, rows, strict=True):
+            self.step.tokens[lanes] = decoder.logits(one.x[:, -1:])[:, 0].argmax(-1)
+
+    def _passing(self, lanes: slice, tokens: Tensor) -> "_Pass":
+        tokens, padding = tokens[lanes], self.padding[lanes]
+        positions = (torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]).clamp(min=0)
+        return _Pass(lanes.start, positions, padding, self.decoder.embed(tokens, positions))
 
     def _prefill_layer(self, layer: int, first: int, x: Tensor, positions: Tensor, padding: Tensor) -> Tensor:
         """The layer's output; what it was made from goes before the next layer comes."""
@@ -127,6 +150,26 @@ class GraphWave:
                     on_step(row)
                 self.step.replay()
         return watch.seconds
+
+
+@dataclass(slots=True)
+class _Pass:
+    """Some lanes' prompts, from ``first`` on: ``x`` is what the next layer takes, [lane, token, hidden]."""
+
+    first: int
+    positions: Tensor
+    padding: Tensor
+    x: Tensor
+
+
+def in_place(decoder: Decoder) -> Decoder:
+    """``decoder`` with its streamed layers where a captured step finds them; itself where all weights are in HBM."""
+    layers = decoder.weights.layers
+    if not isinstance(layers, StreamedLayers):
+        return decoder
+    weights = replace(decoder.weights, layers=layers.in_place())
+    kind, on_host = decoder.weight_format, decoder.weights_on_host
+    return Decoder(decoder.config, weights, weight_format=kind, weights_on_host=on_host)
 
 
 def slots_kind(plan: Plan) -> type[DenseSlots] | type[QuantisedSlots] | type[WindowSlots] | type[RecallSlots]:

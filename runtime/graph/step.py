@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
+from runtime.graph.launch import chains
 from runtime.graph.products import Sum, Tiling, Turning, add_norm, gate, linear, partial_linear, place
+from runtime.graph.weights import ComingWeights
 from runtime.models import Decoder
 from runtime.models.decoder import Affine
 from runtime.streams import SideStream, warming_stream
@@ -37,11 +39,16 @@ class Tilings:
 
 
 class CapturedStep:
-    """The step of ``lanes`` sequences. What goes in, and where what comes out goes, is a subclass's affair."""
+    """The step of ``lanes`` sequences. What goes in, and where what comes out goes, is a subclass's affair.
 
-    def __init__(self, decoder: Decoder, slots: Slots, lanes: int) -> None:
+    ``weights`` are None where all lie in HBM.
+    """
+
+    def __init__(self, decoder: Decoder, slots: Slots, lanes: int, weights: ComingWeights | None = None) -> None:
         spec, device = decoder.spec, decoder.device
-        self.decoder, self.slots = decoder, slots
+        self.decoder, self.slots, self.weights = decoder, slots, weights
+        self.chained = chains(device, lanes)
+        self.pauses = torch.zeros(1, dtype=torch.int32, device=device)
         self.attended = torch.zeros((lanes, spec.heads, spec.head_dim), dtype=decoder.dtype, device=device)
         self.logits = torch.zeros((lanes, spec.vocab), device=device)  # of the last step
         self.tilings = Tilings()
@@ -93,20 +100,40 @@ class CapturedStep:
             pass  # nothing comes between
 
     def _pieces(self) -> Iterator[int]:
-        """The step, which stops before each layer's attention with that layer's number."""
+        """The step, which stops before each layer's attention with that layer's number; see ``_begin`` for other stops."""
         tokens, positions = self._inputs()
         self.slots.begin_step()
         x = self.decoder.embed(tokens[:, None], positions[:, None])
         through = self._fused(x[:, 0], positions) if fuses(self.decoder) else self._plain(x, positions[:, None])
         self.logits = yield from through
         self._emit(self.logits.argmax(-1))
-        self.beside.last.wait()
+        self._join()
         self._advance()
+
+    def _begin(self, layer: int) -> Iterator[int]:
+        """The layer's weights are there from here on, and those to come after it are on their way."""
+        if self.weights is not None:
+            self.weights.wait(layer)
+            self._pause()
+            self.weights.bring_ahead(layer)
+        yield from ()
+
+    def _pause(self) -> None:
+        """Keep a chained kernel, which is launched before the one ahead of it ends, from waiting for a copy as well."""
+        if self.chained:
+            self.pauses += 1
+
+    def _join(self) -> None:
+        """What runs beside the step ends with it."""
+        self.beside.last.wait()
+        if self.weights is not None:
+            self.weights.end()
 
     def _plain(self, x: Tensor, positions: Tensor) -> Generator[int, None, Tensor]:
         """Any family, in the decoder's own operations."""
         decoder = self.decoder
         for layer in range(decoder.spec.layers):
+            yield from self._begin(layer)
             inputs = decoder.attention_input(layer, x)
             q, k, v = (rows[:, 0].contiguous() for rows in decoder.project_normed(layer, inputs, positions))
             yield layer
@@ -119,6 +146,7 @@ class CapturedStep:
         decoder, tilings, added = self.decoder, self.tilings, None
         normed, lanes, relu = torch.empty_like(x), x.shape[0], not decoder.spec.gated_mlp
         for layer, weights in enumerate(decoder.weights.layers):
+            yield from self._begin(layer)
             self._norm(x, added, weights.attention_norm, normed)
             q, k, v = self._queries(layer, linear(normed, weights.qkv, tilings.qkv), positions)
             yield layer
@@ -157,9 +185,17 @@ class CapturedStep:
 class DecodeStep(CapturedStep):
     """Lanes in step: ``tokens`` [lane] go in and come out, ``row`` [1] counts the steps."""
 
-    def __init__(self, decoder: Decoder, slots: Slots, padding: Tensor, cached: Tensor, row: Tensor) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        slots: Slots,
+        padding: Tensor,
+        cached: Tensor,
+        row: Tensor,
+        weights: ComingWeights | None = None,
+    ) -> None:
         lanes, device = padding.shape[0], decoder.device
-        super().__init__(decoder, slots, lanes)
+        super().__init__(decoder, slots, lanes, weights)
         self.padding, self.row, self.cached = padding, row, cached  # cached: [row]
         self.tokens = torch.zeros(lanes, dtype=torch.int64, device=device)
         self.generated = torch.zeros((lanes, cached.shape[0]), dtype=torch.int64, device=device)

@@ -22,6 +22,7 @@ from runtime.graph.prefix import Prefix
 from runtime.graph.projecting import projection_of
 from runtime.graph.schedule import Layout, Row, Widths, schedule_of
 from runtime.graph.step import DecodeStep
+from runtime.graph.weights import ComingWeights
 from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.streams import warming_stream
@@ -303,28 +304,58 @@ class Staging:
 
 
 class StreamedStep(DecodeStep):
-    """Replayed piece by piece; the slots do between them what Python must know the row for."""
+    """Replayed piece by piece; the slots do between them what Python must know the row for.
+
+    Where weights stream in too, a piece ends with each layer as well: the host queues the copies of those to come.
+    """
 
     slots: StreamedSlots
 
-    def __init__(self, decoder: Decoder, slots: StreamedSlots, padding: Tensor, cached: Tensor, row: Tensor) -> None:
-        super().__init__(decoder, slots, padding, cached, row)
+    def __init__(
+        self,
+        decoder: Decoder,
+        slots: StreamedSlots,
+        padding: Tensor,
+        cached: Tensor,
+        row: Tensor,
+        weights: ComingWeights | None = None,
+    ) -> None:
+        super().__init__(decoder, slots, padding, cached, row, weights)
         self.graphs: list[torch.cuda.CUDAGraph] = []
+
+    @property
+    def pieces(self) -> int:
+        return (1 if self.weights is None else 2) * self.decoder.spec.layers + 1
 
     def replay(self) -> None:
         pieces: Iterator[object] = self._replayed() if self.graphs else self._pieces()
         self.slots.advance()
-        for layer in range(self.decoder.spec.layers + 1):
+        for layer in range(self.decoder.spec.layers):
+            if self.weights is not None:
+                next(pieces, None)
+                self.weights.wait(layer)
+                self.weights.bring_ahead(layer)
             next(pieces, None)
             if layer:
                 self.slots.leave(layer - 1)
-            if layer < self.decoder.spec.layers:
-                self.slots.bring(layer)
+            self.slots.bring(layer)
+        next(pieces, None)
+        self.slots.leave(self.decoder.spec.layers - 1)
+        if self.weights is not None:
+            self.weights.end()
 
     def _replayed(self) -> Iterator[None]:
         for graph in self.graphs:
             graph.replay()
             yield
+
+    def _begin(self, layer: int) -> Iterator[int]:
+        if self.weights is not None:
+            yield layer
+            self._pause()
+
+    def _join(self) -> None:
+        """The host has queued what runs beside, and joins it."""
 
     def capture(self) -> None:
         """Run twice, so that kernels are compiled, then capture each piece, where there is a step and a GPU."""
@@ -345,7 +376,7 @@ class StreamedStep(DecodeStep):
     def _captured(self) -> Iterator[torch.cuda.CUDAGraph]:
         """They pass tensors on to each other, so their memory is one pool's."""
         pool, pieces = torch.cuda.graph_pool_handle(), self._pieces()
-        for _ in range(self.decoder.spec.layers + 1):
+        for _ in range(self.pieces):
             graph = torch.cuda.CUDAGraph()
             graph.capture_begin(pool=pool)
             try:

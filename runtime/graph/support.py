@@ -23,8 +23,14 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
         raise ValueError(f"attention.selector={selector}, a captured step runs dense, swa or pages")
     if setting.host_attention:
         raise ValueError("host_attention=True, a captured step attends on the GPU")
-    if setting.weights_on_host:
-        raise ValueError(f"weights_on_host={setting.weights_on_host}, a captured step needs all weights in HBM")
+    buffers = setting.prefetch_layers + 1
+    if setting.weights_on_host and setting.model.layers % buffers:
+        raise ValueError(
+            f"layers={setting.model.layers}, a captured step with weights_on_host needs a multiple of the "
+            f"{buffers} buffers that they come in"
+        )
+    if setting.weights_on_host and setting.recompute is Recompute.TOKENS:
+        raise ValueError("recompute=tokens with weights_on_host, a prefix would need the weights at another turn: run eagerly")
     if setting.admission is not admission:
         raise ValueError(f"admission={setting.admission}, this captured step runs {admission}")
     if continuous and selector is not Selector.DENSE:

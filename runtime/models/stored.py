@@ -22,7 +22,7 @@ def as_planned(decoder: Decoder, setting: Setting, device: torch.device | None =
     wanted = setting.weight_format, setting.weights_on_host
     got = decoder.weight_format, decoder.weights_on_host
     if got == wanted and decoder.device == device:
-        return decoder
+        return _ringed(decoder, setting.prefetch_layers)
     if got != (WeightFormat.NATIVE, 0.0):
         raise ValueError(
             f"weights are stored as {got[0]} with {got[1]:.0%} on the host, the plan has {wanted[0]} with "
@@ -36,13 +36,23 @@ def as_planned(decoder: Decoder, setting: Setting, device: torch.device | None =
     )
 
 
+def _ringed(decoder: Decoder, ahead: int) -> Decoder:
+    """``decoder`` with as many buffers for streamed weights as run ``ahead``; itself where it has them."""
+    layers = decoder.weights.layers
+    if not isinstance(layers, StreamedLayers) or layers.ahead == min(ahead, len(layers) - 1):
+        return decoder
+    weights = replace(decoder.weights, layers=layers.ringed(ahead))
+    kind, on_host = decoder.weight_format, decoder.weights_on_host
+    return Decoder(decoder.config, weights, weight_format=kind, weights_on_host=on_host)
+
+
 def _layers(decoder: Decoder, setting: Setting, device: torch.device) -> Sequence[LayerWeights]:
     def stored() -> Iterator[LayerWeights]:
         for layer in decoder.weights.layers:
             yield quantised_layer(mapped(layer, lambda tensor: tensor.to(device)), setting.weight_format)
 
     if setting.weights_on_host:
-        return StreamedLayers(stored(), device, share=setting.weights_on_host, ahead=setting.prefetch_layers)
+        return StreamedLayers.of(stored(), device, share=setting.weights_on_host, ahead=setting.prefetch_layers)
     return tuple(stored())
 
 

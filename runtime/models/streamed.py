@@ -2,32 +2,61 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 
+from runtime.graph.pinned import Shared, shared
 from runtime.models.decoder import LayerWeights
 from runtime.streams import Done, SideStream
 
+_ALIGNED_BYTES = 256  # what a tensor's place in a block is a multiple of: as an allocator's would be
+
 
 class StreamedLayers(Sequence[LayerWeights]):
-    """``share`` of each layer's bytes lies on the host, its first tensors; ``ahead`` layers may be on their way.
+    """A share of each layer's bytes lies on the host, its first tensors; ``ahead`` layers may be on their way.
 
     A *place* is a layer's turn: its step times the layers, and the layer. ``begin`` is called as each turn comes; the
     copy for the turn ``ahead`` of it then starts, into the buffer of the turn that has just ended.
     """
 
-    def __init__(self, layers: Iterable[LayerWeights], device: torch.device, *, share: float, ahead: int) -> None:
-        self.device, self.share = device, share
-        self._pieces = list[list[_Piece]]()
-        for layer in layers:
-            self._pieces.append(_split(layer, device, share))
-            self._template = layer
-        self.ahead = min(ahead, len(self._pieces) - 1)
-        self._ring = [[piece.buffer(device) for piece in self._pieces[0]] for _ in range(self.ahead + 1)]
+    def __init__(self, stored: list["_Stored"], device: torch.device, *, ahead: int) -> None:
+        self.device, self._stored = device, stored
+        self.ahead = min(ahead, len(self._stored) - 1)
+        size_bytes = self._stored[0].buffer_bytes
+        self._ring = [torch.empty(size_bytes, dtype=torch.uint8, device=device) for _ in range(self.ahead + 1)]
         self._stream = SideStream(device, overlap=False)
         self._arrived: dict[int, tuple[LayerWeights, Done]] = {}  # by layer
+
+    @classmethod
+    def of(cls, layers: Iterable[LayerWeights], device: torch.device, *, share: float, ahead: int) -> "StreamedLayers":
+        """Of layers of one shape, ``share`` of each on the host."""
+        return cls([_stored(layer, device, share) for layer in layers], device, ahead=ahead)
+
+    def ringed(self, ahead: int) -> "StreamedLayers":
+        """The same layers with a ring of its own."""
+        return StreamedLayers(self._stored, self.device, ahead=ahead)
+
+    @property
+    def buffers(self) -> int:
+        """Of the ring."""
+        return len(self._ring)
+
+    def in_place(self) -> tuple[LayerWeights, ...]:
+        """Every layer in the buffer of its own: the one that all its turns have, as the buffers divide the layers.
+
+        Raises ValueError where they do not.
+        """
+        if len(self) % self.buffers:
+            raise ValueError(f"layers={len(self)}, must be a multiple of the {self.buffers} buffers of weights")
+        return tuple(one.whole(self._own(layer)) for layer, one in enumerate(self._stored))
+
+    def moves(self, layer: int) -> list["Move"]:
+        """What brings the layer into the buffer of its own."""
+        one, buffer = self._stored[layer], self._own(layer)
+        parts = zip((one.block.host, one.rest), one.split(buffer), strict=True)
+        return [Move(here.data_ptr(), there.data_ptr(), there.numel()) for there, here in parts if there.numel()]
 
     def start(self, places: int, *, overlap: bool) -> None:
         """A wave of so many turns begins."""
@@ -48,7 +77,7 @@ class StreamedLayers(Sequence[LayerWeights]):
         self._arrived[layer][1].wait()
 
     def __len__(self) -> int:
-        return len(self._pieces)
+        return len(self._stored)
 
     @overload
     def __getitem__(self, layer: int) -> LayerWeights: ...
@@ -59,56 +88,92 @@ class StreamedLayers(Sequence[LayerWeights]):
             raise TypeError("streamed layers are taken one by one")
         return self._arrived[layer][0]
 
+    def _own(self, layer: int) -> Tensor:
+        return self._ring[layer % len(self._ring)]
+
     def _load(self, place: int) -> None:
-        layer, buffers = place % len(self), self._ring[place % len(self._ring)]
-        pieces = self._pieces[layer]
+        layer, buffer = place % len(self), self._ring[place % len(self._ring)]
+        one = self._stored[layer]
+        block, rest = one.split(buffer)
         with self._stream.work():
-            for piece, buffer in zip(pieces, buffers, strict=True):
-                piece.copy_to(buffer)
-        tensors = iter([piece.whole(buffer) for piece, buffer in zip(pieces, buffers, strict=True)])
-        weights = mapped(self._template, lambda _: next(tensors))
-        self._arrived[layer] = (weights, self._stream.last)
+            block.copy_(one.block.host, non_blocking=True)
+            if one.rest.numel():
+                rest.copy_(one.rest)
+        self._arrived[layer] = (one.whole(buffer), self._stream.last)
+
+
+class Move(NamedTuple):
+    """Addresses, and how many bytes go from one to the other."""
+
+    to: int
+    come_from: int
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Piece:
-    """A tensor's first entries on the host, the others on the device, both flat."""
+class _Placed:
+    """Where a tensor begins in a buffer."""
 
-    on_host: Tensor
-    resident: Tensor
+    at: int
+    dtype: torch.dtype
     shape: torch.Size
 
-    def buffer(self, device: torch.device) -> Tensor:
-        """Room for the whole tensor, if any of it is on the host."""
-        size = self.on_host.numel() + self.resident.numel() if self.on_host.numel() else 0
-        return torch.empty(size, dtype=self.on_host.dtype, device=device)
-
-    def copy_to(self, buffer: Tensor) -> None:
-        if there := self.on_host.numel():
-            buffer[:there].copy_(self.on_host, non_blocking=True)
-            buffer[there:].copy_(self.resident)
-
-    def whole(self, buffer: Tensor) -> Tensor:
-        return (buffer if self.on_host.numel() else self.resident).view(self.shape)
+    def of(self, buffer: Tensor) -> Tensor:
+        size_bytes = self.shape.numel() * self.dtype.itemsize
+        return buffer[self.at : self.at + size_bytes].view(self.dtype).view(self.shape)
 
 
-def _split(layer: LayerWeights, device: torch.device, share: float) -> list[_Piece]:
-    tensors = list(_tensors(layer))
-    left_bytes = round(share * sum(tensor.nbytes for tensor in tensors))
-    pieces = []
-    for tensor in tensors:
-        there = min(tensor.numel(), left_bytes // tensor.element_size())
-        left_bytes -= there * tensor.element_size()
-        flat = tensor.flatten()
-        host = flat[:there].to("cpu", copy=True)
-        pieces.append(
-            _Piece(
-                on_host=host.pin_memory() if device.type == "cuda" and there else host,
-                resident=flat[there:].to(device, copy=True),
-                shape=tensor.shape,
-            )
-        )
-    return pieces
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """A layer's first bytes on the host, ``block``; ``rest``, of the tensor that the share ends in, lies on the device.
+
+    A buffer takes both, one after the other, and has every tensor that begins in the block. Other ``tensors`` lie on the
+    device, in the order of the ``template``'s, which are empty.
+    """
+
+    block: Shared
+    rest: Tensor
+    tensors: list[Tensor | _Placed]
+    template: LayerWeights
+
+    @property
+    def buffer_bytes(self) -> int:
+        return self.block.host.numel() + self.rest.numel()
+
+    def split(self, buffer: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the block goes, and the rest."""
+        there_bytes = self.block.host.numel()
+        return buffer[:there_bytes], buffer[there_bytes:]
+
+    def whole(self, buffer: Tensor) -> LayerWeights:
+        """The layer, of what a buffer holds and what lies on the device."""
+        found = iter([one.of(buffer) if isinstance(one, _Placed) else one for one in self.tensors])
+        weights: LayerWeights = mapped(self.template, lambda _: next(found))
+        return weights
+
+
+def _stored(layer: LayerWeights, device: torch.device, share: float) -> _Stored:
+    given, tensors, at = list(_tensors(layer)), list[Tensor | _Placed](), 0
+    left_bytes = round(share * sum(tensor.nbytes for tensor in given))
+    parts, rest = list[tuple[int, Tensor]](), torch.empty(0, dtype=torch.uint8, device=device)
+    for tensor in given:
+        there_bytes = min(tensor.nbytes, left_bytes // tensor.element_size() * tensor.element_size())
+        left_bytes = left_bytes - there_bytes if there_bytes == tensor.nbytes else 0
+        if not there_bytes:
+            tensors.append(tensor.to(device, copy=True).contiguous())
+            continue
+        at += -at % _ALIGNED_BYTES
+        flat = tensor.contiguous().flatten().view(torch.uint8)
+        tensors.append(_Placed(at=at, dtype=tensor.dtype, shape=tensor.shape))
+        parts.append((at, flat[:there_bytes]))
+        at += there_bytes
+        if there_bytes < tensor.nbytes:
+            rest = flat[there_bytes:].to(device, copy=True)
+    block = shared(device, (at,), torch.uint8)
+    for first, part in parts:
+        block.host[first : first + part.numel()].copy_(part)
+    template = mapped(layer, lambda tensor: tensor.new_empty(0))
+    return _Stored(block=block, rest=rest, tensors=tensors, template=template)
 
 
 def _tensors(noun: Any) -> Iterator[Tensor]:

@@ -227,16 +227,23 @@ def test_prices_and_runtime_agree_on_windows_that_keep_recent_tokens(write_back:
 
 @pytest.mark.parametrize("weights", WeightFormat)
 @pytest.mark.parametrize(
-    ("admission", "on_host"), [(Admission.WAVES, 0.0), (Admission.WAVES, 0.5), (Admission.CONTINUOUS, 0.0)]
+    ("admission", "on_host", "ahead"),
+    [
+        (Admission.WAVES, 0.0, 4),
+        *((Admission.WAVES, 0.5, ahead) for ahead in (1, 2, 4)),
+        (Admission.CONTINUOUS, 0.0, 1),
+    ],
 )
-def test_prices_and_runtime_agree_on_weights(admission: Admission, weights: WeightFormat, on_host: float) -> None:
-    """In any format, but all in HBM."""
+def test_prices_and_runtime_agree_on_weights(
+    admission: Admission, weights: WeightFormat, on_host: float, ahead: int
+) -> None:
+    """In any format; where some stream in, the ring's buffers must divide the 24 layers."""
     recipe = Recipe(model="opt-1.3b", batch=4, prompt=20, output=40, weights=weights)
     setting = plan_of(recipe, make_machine()).setting
 
-    plan = all_in_hbm(replace(setting, admission=admission, weights_on_host=on_host))
+    plan = all_in_hbm(replace(setting, admission=admission, weights_on_host=on_host, prefetch_layers=ahead))
 
-    assert graphable(plan) == is_captured(plan.setting) == (on_host == 0)
+    assert graphable(plan) == is_captured(plan.setting) == (on_host == 0 or ahead < 4)
 
 
 def all_in_hbm(setting: Setting) -> Plan:

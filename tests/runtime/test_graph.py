@@ -71,7 +71,7 @@ def test_a_window_that_keeps_recent_tokens_in_hbm_decodes_as_eagerly(
 
 @kernels
 @pytest.mark.parametrize("dtype", DTYPES_TRIED)
-@pytest.mark.parametrize(("family", "depth"), [("flat opt", 1), ("deep opt", 1), ("deep opt", 2), ("deep opt", 4)])
+@pytest.mark.parametrize(("family", "depth"), [("flat opt", 1), ("odd opt", 1), ("odd opt", 2), ("odd opt", 4)])
 def test_layers_take_turns_at_the_buffers_of_fetched_tokens(family: str, depth: int, dtype: DType) -> None:
     """Also where one step's last turns are not followed by the next one's first ones. Here no token dies."""
     made = decoder(family, dtype, seed=3)

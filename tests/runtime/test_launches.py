@@ -298,7 +298,7 @@ def between_pieces(family: str, recipe: Recipe, layers: int, write_back: WriteBa
             mock.patch("triton.runtime.jit.KernelInterface.__getitem__", counting.launch),
             mock.patch("runtime.graph.copy_engine.CopyEngine.copy", counting.copy),
         ):
-            wave.step.graphs = [Replayed(counting)] * (layers + 1)  # type: ignore[list-item]
+            wave.step.graphs = [Replayed(counting)] * wave.step.pieces  # type: ignore[list-item]
             wave.step.replay()
         counts.append(counting.count)
     return plan, counts
@@ -309,18 +309,19 @@ def between_pieces(family: str, recipe: Recipe, layers: int, write_back: WriteBa
 @pytest.mark.parametrize("write_back", WriteBack)
 @pytest.mark.parametrize("weights", WeightFormat)
 @pytest.mark.parametrize("name", ["off HBM", "inputs on the host"])
+@pytest.mark.parametrize("on_host", [0, 50])
 def test_between_pieces_a_streamed_layer_is_as_many_operations_as_are_priced(
-    family: str, write_back: WriteBack, name: str, weights: WeightFormat
+    family: str, write_back: WriteBack, name: str, weights: WeightFormat, on_host: int
 ) -> None:
     """A piece, copies and what projects inputs, whose matrix is widened by a kernel where it must be. Marks are taken for
-    three. What is priced in any case: a write, though none may be due.
+    three, those of weights that come for two. What is priced in any case: a write, though none may be due.
     """
-    recipe = replace(BASE, output=9, weights=weights, **DENSE[name])
+    recipe = replace(BASE, output=9, weights=weights, streamed=on_host, **DENSE[name])
     plan, two = between_pieces(family, recipe, 2, write_back)
     _, four = between_pieces(family, recipe, 4, write_back)
 
     counted = median((more - fewer) / 2 for more, fewer in zip(four, two, strict=True))
-    marks = 3
+    marks = 5 if on_host else 3
     assert decode_operations(plan.setting, away=True).total == pytest.approx(counted + marks, abs=1)
 
 

@@ -268,7 +268,7 @@ def test_the_cpu_attends_beside_the_gpu() -> None:
 def test_streamed_weights_bound_every_step() -> None:
     """Half of each layer's weights cross the link at every step, the prefill too; its first layer's wait for nothing."""
     stream_s = 8e-6 + 0.5 * LAYER_WEIGHTS * 2 / (30e9 * 0.86)
-    last = decode_layer(OUTPUT - 1, attend_s=attention_s)
+    last = decode_layer(OUTPUT - 1)
     assert stream_s > prefill_layer().seconds + head_s()
 
     outcome = run(in_hbm(setting_of(weights_on_host=0.5)))

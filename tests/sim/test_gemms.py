@@ -171,7 +171,7 @@ def test_a_gate_is_a_kernel_of_its_own_with_few_rows_already() -> None:
 
 
 def test_a_step_launched_kernel_by_kernel_launches_as_many_for_any_rows() -> None:
-    eager = replace(PLAIN, weights_on_host=0.5)
+    eager = replace(PLAIN, model=make_model(positions=64, layers=3), weights_on_host=0.5)
 
     assert [launched_s(rows, eager) for rows in (1, 64, 65, 1000)] == [3, 3, 3, 3]
 

@@ -34,7 +34,8 @@ INT8 = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
             {"fetch_by": GATHER, "kv_format": KvFormats(gpu=KvFormat.INT8)},
             False,
         ),  # launched kernel by kernel, as the next ones
-        ({"fetch_by": GATHER, "weights_on_host": 0.5}, False),
+        ({"fetch_by": GATHER, "weights_on_host": 0.5, "model": make_model(layers=3)}, False),
+        ({"fetch_by": GATHER, "weights_on_host": 0.5}, True),  # weights are copied, beside
         ({"fetch_by": GATHER, "host_attention": True}, False),
         ({"fetch_by": GATHER, "admission": Admission.CONTINUOUS}, False),  # all is in HBM
         ({"selector": Selector.SWA, "sparsity": 0.5, "placement": Placement.RESIDENT, "fetch_by": GATHER}, False),
@@ -61,7 +62,8 @@ def test_dense_attention_of_a_captured_wave_reads_in_place_what_is_not_copied(
         ({}, True),
         ({"recompute": Recompute.ACTIVATIONS_HOST, "fetch_by": COPY}, True),
         ({"recompute": Recompute.TOKENS, "fetch_by": COPY}, True),
-        ({"weights_on_host": 0.5}, False),  # launched kernel by kernel
+        ({"weights_on_host": 0.5}, True),
+        ({"weights_on_host": 0.5, "model": make_model(layers=3)}, False),  # launched kernel by kernel
         ({"kv_format": KvFormats(gpu=KvFormat.INT8)}, False),
         ({"fetch_by": GATHER}, False),
     ],

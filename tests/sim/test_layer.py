@@ -115,7 +115,7 @@ def test_the_same_format_on_both_tiers_crosses_as_it_is() -> None:
 
     newborn = [0, 0, 0]  # a captured step's attention rounds them
     assert op(newest_in_hbm(both, slots=2), "convert") == pytest.approx([12 * ROUNDED / 512, *newborn])
-    eager = replace(both, weights_on_host=0.5)
+    eager = replace(both, model=make_model(layers=3), weights_on_host=0.5)
     assert op(newest_in_hbm(eager, slots=2), "convert") == pytest.approx([12 * ROUNDED / 512] + 3 * [3 * ROUNDED / 512])
     assert not any(op(newest_in_hbm(make_setting(), slots=2), "convert"))
 
@@ -125,7 +125,7 @@ def test_a_gather_kernel_holds_a_share_of_the_sms_while_it_fetches() -> None:
     them itself.
     """
     gathering = make_setting(fetch_by=Mechanism.GATHER_KERNEL)
-    eager = newest_in_hbm(replace(gathering, weights_on_host=0.5), slots=2)
+    eager = newest_in_hbm(replace(gathering, model=make_model(layers=3), weights_on_host=0.5), slots=2)
     in_place, copied = (newest_in_hbm(setting, slots=2) for setting in (gathering, make_setting()))
 
     assert op(eager, "gather_sms", gather_sm_share=0.25) == [0, 3 / 4, 4 / 4, 5 / 4]

@@ -1,0 +1,230 @@
+"""Captured steps whose weights stream in give what eager ones give: texts, bytes moved, memory held.
+
+Without a GPU the kernels are interpreted, nothing is captured, and copies are made where they are asked for.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from runtime.execute import execute
+from runtime.graph.execute import Captures
+from runtime.graph.run import GraphWave
+from runtime.graph.streamed import StreamedStep
+from runtime.models import Decoder, as_planned
+from runtime.models.streamed import StreamedLayers
+from sim.attention import Selector
+from sim.kv import KvFormat, KvFormats
+from sim.plan import Mechanism, Placement, Plan, Recompute
+from sim.spec import DType, WeightFormat
+from sim.trace import Resource, Tier
+from tests.runtime.graphs import (
+    DTYPES_TRIED,
+    ON_GPU,
+    compare,
+    decoder,
+    draw_prompts,
+    kernels,
+    newest_in_hbm,
+    padded,
+    resident,
+)
+from tests.runtime.plans import Choice, all_in_hbm
+from tests.runtime.recorded import RecordedGraph, recorded_graphs
+from tests.runtime.test_captured import CAPTURED, EAGER, both, decoded, held, moved
+
+STEPS = 30 if ON_GPU else 5
+PIECEWISE = ("streamed", "inputs")
+
+
+def dense_plan(made: Decoder, kind: str, choice: Choice) -> Plan:
+    """All in HBM; read in place from the host, natively or in 8 bit; copied from it; projected again from inputs there."""
+    plan = all_in_hbm(made.spec, choice)
+    if kind == "dense":
+        return plan
+    if kind == "int8":
+        levels = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+        return newest_in_hbm(replace(plan, setting=replace(plan.setting, kv_format=levels)), 8)
+    if kind == "in place":
+        return newest_in_hbm(replace(plan, setting=replace(plan.setting, fetch_by=Mechanism.GATHER_KERNEL)), 8)
+    plan = newest_in_hbm(plan, 8)
+    if kind == "streamed":
+        return plan
+    homes = replace(plan.homes, host_kv=plan.homes.activations, activations=plan.homes.host_kv)
+    return Plan(setting=replace(plan.setting, recompute=Recompute.ACTIVATIONS_HOST), homes=homes)
+
+
+def plan_of(made: Decoder, kind: str, dtype: DType = DType.FP32, share: float = 0.5, **changes: object) -> Plan:
+    choice = Choice(batch=3, concurrency=3, prompt=12, output=STEPS, dtype=dtype, weights_on_host=share)
+    choice = replace(choice, **changes)  # type: ignore[arg-type]
+    if kind not in ("swa", "pages"):
+        return dense_plan(made, kind, choice)
+    sparse = replace(choice, sparsity=0.6, prompt=40, placement=Placement.RESIDENT, selector=Selector(kind))
+    return resident(all_in_hbm(made.spec, sparse), 24 if kind == "swa" else 34)
+
+
+def lengths(plan: Plan) -> list[int]:
+    return [plan.setting.workload.prompt_tokens, 5, 9][: plan.setting.concurrency]
+
+
+@kernels
+@pytest.mark.parametrize("dtype", DTYPES_TRIED)
+@pytest.mark.parametrize("family", ["opt", "grouped qwen3"])
+@pytest.mark.parametrize("kind", ["dense", "in place", "streamed", "inputs", "swa", "pages"])
+def test_decoding_with_streamed_weights_is_eager_decoding(family: str, kind: str, dtype: DType) -> None:
+    made = decoder(family, dtype, seed=2)
+    plan = plan_of(made, kind, dtype)
+    if kind == "pages":
+        eager, run = both(plan, made, lengths(plan))
+        assert run.completions == eager.completions
+    else:
+        compare(plan, as_planned(made, plan.setting), lengths(plan), dtype)
+
+
+@kernels
+def test_eight_bit_waves_with_streamed_weights_are_eager_ones() -> None:
+    made = decoder("opt", DType.FP32, seed=1)
+    plan = plan_of(made, "int8")
+
+    eager, run = both(plan, made, lengths(plan))
+
+    assert run.completions == eager.completions
+
+
+@kernels
+@pytest.mark.parametrize("kind", ["dense", "streamed", "inputs"])
+@pytest.mark.parametrize(("share", "ahead"), [(0.01, 1), (0.5, 2), (0.77, 2), (1.0, 1)])
+def test_any_share_and_any_ring_that_divides_the_layers(kind: str, share: float, ahead: int) -> None:
+    made = decoder("deep opt", DType.FP32, seed=2)
+    plan = plan_of(made, kind, share=share, prefetch_layers=ahead, output=4)
+
+    eager, run = both(plan, made, lengths(plan))
+
+    assert run.completions == eager.completions
+    assert decoded(moved(run)) == decoded(moved(eager))
+    prefills = [moved(one)[0, Resource.H2D, 0] for one in (run, eager)]
+    assert prefills[0] == prefills[1] > 0
+    assert held(run, Tier.HBM) == held(eager, Tier.HBM)
+
+
+@kernels
+@pytest.mark.parametrize("weight_format", [WeightFormat.INT8, WeightFormat.INT4])
+@pytest.mark.parametrize("kind", ["dense", "streamed", "inputs", "swa"])
+def test_what_is_stored_in_fewer_bits_streams_so_and_is_widened_where_it_came(
+    kind: str, weight_format: WeightFormat
+) -> None:
+    made = decoder("opt", DType.FP32, seed=2)
+    plan = plan_of(made, kind, weight_format=weight_format)
+
+    eager, run = both(plan, made, lengths(plan))
+
+    assert run.completions == eager.completions
+
+
+@kernels
+@pytest.mark.parametrize("kind", ["dense", "streamed"])
+def test_waves_follow_each_other_and_eager_ones_come_between(kind: str) -> None:
+    """What they leave in the ring is not what the next wave begins with."""
+    made = decoder("deep opt", DType.FP32, seed=3)
+    plan, kept = plan_of(made, kind, output=4, concurrency=2), Captures()
+    stored, prompts = as_planned(made, plan.setting), draw_prompts([12, 3, 9], seed=4)
+    first = execute(plan, stored, prompts, options=CAPTURED, captured=kept)
+
+    eager = execute(plan, stored, prompts, options=EAGER)
+    again = execute(plan, stored, prompts, options=CAPTURED, captured=kept)
+
+    assert first.completions == again.completions == eager.completions
+
+
+@kernels
+def test_prompts_of_many_passes_take_each_layer_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, begun = decoder("deep opt", DType.FP32, seed=2), list[int]()
+    plan = plan_of(made, "dense", output=3)
+    stored, prompts, begin = as_planned(made, plan.setting), draw_prompts([12, 7, 12], 1), StreamedLayers.begin
+    whole = execute(plan, stored, prompts, options=EAGER)
+
+    def spy(layers: StreamedLayers, place: int) -> None:
+        begun.append(place)
+        begin(layers, place)
+
+    monkeypatch.setattr(StreamedLayers, "begin", spy)
+    monkeypatch.setattr("runtime.graph.run.prefill_rows", lambda _, tokens: 2 * tokens)
+    run = execute(plan, stored, prompts, options=CAPTURED)
+
+    assert run.completions == whole.completions
+    assert begun == list(range(6))
+
+
+@kernels
+@pytest.mark.skipif(ON_GPU, reason="a GPU captures")
+@pytest.mark.parametrize("kind", PIECEWISE)
+def test_pieces_captured_once_take_the_weights_that_come_between(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = decoder("deep opt", DType.FP32, seed=2)
+    plan = plan_of(made, kind, output=4)
+    stored = as_planned(made, plan.setting)
+    prompts = padded(plan, stored, draw_prompts(lengths(plan), 1))
+    wave = GraphWave(plan, stored, prompts.padding.tolist())
+    whole = wave.run(prompts).tokens
+
+    with recorded_graphs(monkeypatch), torch.inference_mode():
+        assert isinstance(wave.step, StreamedStep)
+        wave.step.seek(1)
+        wave.step.graphs = list(wave.step._captured())
+        again = wave.run(prompts).tokens
+
+    torch.testing.assert_close(again, whole, atol=0, rtol=0)
+    replays = [graph.replays for graph in wave.step.graphs if isinstance(graph, RecordedGraph)]
+    assert replays == (2 * made.spec.layers + 1) * [plan.homes.steps - 1]
+
+
+@kernels
+def test_a_ring_that_does_not_divide_the_layers_is_refused() -> None:
+    made = decoder("deep opt", DType.FP32, seed=2)
+    plan = plan_of(made, "dense", prefetch_layers=3)
+
+    with pytest.raises(
+        ValueError, match="layers=6, a captured step with weights_on_host needs a multiple of the 4 buffers"
+    ):
+        execute(plan, made, draw_prompts([12], 1), options=CAPTURED)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.77, 1.0])
+@pytest.mark.parametrize("weight_format", WeightFormat)
+def test_a_layer_comes_as_one_block_and_is_whole(weight_format: WeightFormat, share: float) -> None:
+    """In the buffer of its own, after its first bytes have been copied there, and those of the tensor that is cut."""
+    made = decoder("deep opt", DType.FP32, seed=2)
+    setting = plan_of(made, "dense", share=share, weight_format=weight_format).setting
+    stored, kept = as_planned(made, setting), as_planned(made, replace(setting, weights_on_host=0.0))
+    layers = stored.weights.layers
+    assert isinstance(layers, StreamedLayers)
+    layers.start(len(layers), overlap=False)
+
+    for layer, (there, here) in enumerate(zip(layers.in_place(), kept.weights.layers, strict=True)):
+        layers.begin(layer)
+        assert len(layers.moves(layer)) <= 2
+        for got, want in zip(tensors(there), tensors(here), strict=True):
+            assert torch.equal(got, want)
+            assert got.data_ptr() % 16 == 0
+
+
+def tensors(noun: object) -> list[torch.Tensor]:
+    from runtime.models.streamed import _tensors
+
+    return list(_tensors(noun))
+
+
+def test_a_plan_that_looks_further_ahead_finds_the_same_weights_in_a_larger_ring() -> None:
+    made = decoder("deep opt", DType.FP32, seed=2)
+    one, two = (plan_of(made, "dense", prefetch_layers=ahead).setting for ahead in (1, 2))
+    stored = as_planned(made, one)
+
+    again = as_planned(stored, two)
+
+    layers, others = stored.weights.layers, again.weights.layers
+    assert isinstance(layers, StreamedLayers)
+    assert isinstance(others, StreamedLayers)
+    assert (layers.buffers, others.buffers) == (2, 3)
+    assert as_planned(again, two) is again
+    froms = [[[move.come_from for move in ring.moves(layer)] for layer in range(6)] for ring in (layers, others)]
+    assert froms[0] == froms[1]
