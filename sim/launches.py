@@ -79,8 +79,7 @@ def decode_operations(setting: Setting, *, away: bool, linked: bool = False) -> 
         queued = _STREAMED + (_COMING if setting.weights_on_host else 0)
         if away and setting.recompute is Recompute.TOKENS:
             prefix = prompt_operations(setting.model)
-            kernels = _widening_kernels(setting)
-            return prefix._replace(layer=prefix.layer + _STAGING, kernels=kernels, queued=queued)
+            return prefix._replace(layer=prefix.layer + _STAGING, kernels=_widening_kernels(setting), queued=queued)
         if not away or setting.recompute is not Recompute.ACTIVATIONS_HOST:
             return Operations(queued=queued)
         kernels = (not setting.model.positions) + _widening_kernels(setting) / _MATRICES  # rotation in place

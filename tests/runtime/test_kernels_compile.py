@@ -10,7 +10,19 @@ import pytest
 import torch
 
 KERNELS = {"add_norm", "attend", "choose", "exchange", "fetch", "gate", "merge", "place", "product", "score", "settle"}
-KERNELS |= {"bear", "carry", "mask", "weigh", "choose_first", "choose_newest", "remember", "keep", "name", "gather", "widen"}
+KERNELS |= {
+    "bear",
+    "carry",
+    "mask",
+    "weigh",
+    "choose_first",
+    "choose_newest",
+    "remember",
+    "keep",
+    "name",
+    "gather",
+    "widen",
+}
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="compiles Triton's kernels")
