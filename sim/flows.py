@@ -280,7 +280,9 @@ def _count_columns(
 
 def _fetched_tokens(setting: Setting, homes: Homes, counts: Counts) -> Column:
     off_hbm = homes.host_kv + homes.activations - homes.copies
-    ageless = setting.access.picks_every_age_alike or evicts_least_wanted(setting)  # those outside are of any age
+    selector, returning = setting.attention.selector, setting.placement is Placement.RESIDENT
+    # Where tokens die that are not picked, all picks are mostly old ones; what is picked anew was newer than most of them.
+    ageless = setting.access.picks_every_age_alike or (returning and not selector.recalls)
     if setting.attention.is_dense or ageless:
         return off_hbm * counts.fetch_rate
     xs, ys = zip(*setting.access.age_shares, strict=True)
