@@ -296,9 +296,9 @@ def held_by_host(setting: Setting, rows: Rows) -> Column:
 
 
 def reads_in_place(setting: Setting) -> bool:
-    """Captured steps over INT8 on both sides: dense waves that recompute nothing, one query head for each key head."""
+    """Captured steps over INT8 on both sides: dense waves that recompute nothing."""
     int8 = setting.kv_format == KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
-    dense = setting.attention.is_dense and setting.model.heads == setting.model.kv_heads
+    dense = setting.attention.is_dense
     alone = not (setting.host_attention or setting.weights_on_host or setting.machine.is_cpu)
     waves = setting.admission is Admission.WAVES and setting.recompute is Recompute.NONE
     return int8 and dense and alone and waves
