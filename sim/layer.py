@@ -38,6 +38,7 @@ _CHOICE_PASSES, _CAPTURED_CHOICE_PASSES = 9, 5
 # programs, in launches; those that a multiprocessor has at once; a token's turn beside that of a warp by itself. Over INT8: the
 # programs at once, each with rows that it widens.
 _GROUPED_LAUNCHES, _ROUND_LAUNCHES, _GROUPED_PROGRAMS, _GROUPED_TURN, _ROUNDING_PROGRAMS = 1.2, 1.2, 4, 0.6, 12
+_GROUPED_ROUNDING_LAUNCHES, _GROUPED_ROUNDING_TURN = 1.2, 1.0
 _RANGE_CHANNELS = 45  # that a head's ranges count as: heads of 64 take an H200 0.63 of what those of 128 do, not half
 _PIECE_LAUNCHES = 3  # of a step in pieces: what comes between one and the next, 8 to 12 us on an H200
 _MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
@@ -268,9 +269,10 @@ def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, a
 def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
     """Before its first token: a kernel's; of a step in pieces their begins too, two a layer where its weights stream in.
 
-    Where grouped heads are gone over in parts: of more threads, one round after the other, and with another kernel that merges.
+    Where grouped heads are gone over in parts: of more threads, one round after the other, and with another kernel that
+    merges; over INT8 with one ahead that stores the newborn token.
     """
-    model = setting.model
+    model, kv_format = setting.model, setting.kv_format.gpu
     if forwards(setting) and away:
         return cost.profile.attention_setup_s
     if is_captured(setting) and streams(setting, away=away):
@@ -278,25 +280,35 @@ def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away
         return cost.profile.attention_setup_s + cost.launch_s(pieces * _PIECE_LAUNCHES)
     if model.heads == model.kv_heads or not is_captured(setting) or not _in_parts(setting, away=away):
         return cost.profile.attention_setup_s
-    programs = sequences * model.kv_heads * attention_parts(sequences, model.kv_heads, model.heads)
-    rounds = max(1.0, programs / (_GROUPED_PROGRAMS * cost.machine.gpu.sm_count))
-    return cost.profile.attention_setup_s + cost.launch_s(_GROUPED_LAUNCHES + _ROUND_LAUNCHES * (rounds - 1))
+    launches = _GROUPED_LAUNCHES + _ROUND_LAUNCHES * (_grouped_rounds(cost, model, sequences) - 1)
+    launches += _GROUPED_ROUNDING_LAUNCHES * (kv_format is not KvFormat.NATIVE)
+    return cost.profile.attention_setup_s + cost.launch_s(launches)
 
 
 def attention_turn_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
-    """A token of the programs that go over it: in parts side by side, but for those over pages and of steps in pieces."""
+    """A token of the programs that go over it: in parts side by side, but for those over pages and of steps in pieces.
+
+    Programs that widen what they read keep their multiprocessor busy: those of the next round add to them.
+    """
     model, kv_format, captured = setting.model, setting.kv_format.gpu, is_captured(setting)
     if not captured:
         return cost.attention_turn_s(model.head_dim, kv_format)
     if not _in_parts(setting, away=away):
         paged = setting.admission is Admission.CONTINUOUS
         return cost.attention_turn_s(model.head_dim, kv_format, paged=paged, streamed=not paged)
-    turn_s = cost.attention_turn_s(model.head_dim, kv_format)
+    turn_s, native = cost.attention_turn_s(model.head_dim, kv_format), kv_format is KvFormat.NATIVE
     if model.heads > model.kv_heads:
-        return _GROUPED_TURN * turn_s / attention_parts(sequences, model.kv_heads, model.heads)
-    if kv_format is KvFormat.NATIVE:
-        return turn_s
-    return turn_s * ceil(sequences * model.heads / (_ROUNDING_PROGRAMS * cost.machine.gpu.sm_count))
+        turn_s /= attention_parts(sequences, model.kv_heads, model.heads)
+        return turn_s * (_GROUPED_TURN if native else _GROUPED_ROUNDING_TURN * _grouped_rounds(cost, model, sequences))
+    return (
+        turn_s if native else turn_s * ceil(sequences * model.heads / (_ROUNDING_PROGRAMS * cost.machine.gpu.sm_count))
+    )
+
+
+def _grouped_rounds(cost: CostModel, model: ModelSpec, sequences: int) -> float:
+    """Of programs over grouped heads, one for each key head and part, as many at once as multiprocessors have."""
+    programs = sequences * model.kv_heads * attention_parts(sequences, model.kv_heads, model.heads)
+    return max(1.0, programs / (_GROUPED_PROGRAMS * cost.machine.gpu.sm_count))
 
 
 def _in_parts(setting: Setting, *, away: bool) -> bool:

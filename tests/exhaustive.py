@@ -305,11 +305,9 @@ def reads_in_place(setting: Setting) -> bool:
 
 
 def keeps_key_ranges(setting: Setting) -> bool:
-    """The same under sparse window attention whose selected tokens have copies in HBM, a key head for each query head,
-    unless all is written at birth."""
+    """The same under sparse window attention whose selected tokens have copies in HBM, unless all is written at birth."""
     copies = setting.placement is Placement.RESIDENT and setting.write_back is WriteBack.AT_EVICTION
-    one_to_one = setting.model.heads == setting.model.kv_heads
-    return setting.attention.selector is Selector.SWA and copies and one_to_one and _in_int8_alone(setting)
+    return setting.attention.selector is Selector.SWA and copies and _in_int8_alone(setting)
 
 
 def _in_int8_alone(setting: Setting) -> bool:

@@ -24,6 +24,7 @@ from sim.kv import KvFormat, kv_layer_bytes
 from sim.plan import Admission, Placement, Plan
 from sim.profile import Measurement
 from sim.recipe import Recipe, plan_of
+from sim.spec import ModelSpec
 
 _KEPT = (64, 128, 256, 512, 1024)
 _KEPT_OTHERWISE = (
@@ -49,7 +50,7 @@ def cases(scope: Scope) -> Iterator[Case]:
         seen.add(kind)
         for lanes, tokens in scope.some(_PROMPTS) if scope.on_gpu else ():
             yield _prompt(scope, heads, lanes, tokens)
-        recipes = (*_dense(scope, name), *(_stored(scope, name) if scope.on_gpu else ()))
+        recipes = (*_dense(scope, name), *(_stored(scope, name, model) if scope.on_gpu else ()))
         for case in map(partial(_attention, scope), recipes):
             if case is not None:
                 yield case
@@ -63,12 +64,15 @@ def _dense(scope: Scope, name: str) -> Iterator[Recipe]:
             yield _recipe(scope, name, batch, kept)
 
 
-def _stored(scope: Scope, name: str) -> Iterator[Recipe]:
-    """Over tokens in 8 bit, and in pages."""
+def _stored(scope: Scope, name: str, model: ModelSpec) -> Iterator[Recipe]:
+    """Over tokens in 8 bit, and in pages. Where heads share keys few tokens in 8 bit say what comes before the first, which
+    few sequences tell as well.
+    """
     for batch in scope.step_batches:
         for kept in scope.some(_KEPT_OTHERWISE):
             dense = _recipe(scope, name, batch, kept)
-            yield replace(dense, kv=KvFormat.INT8)
+            if model.heads == model.kv_heads or batch == scope.step_batches[0] or kept > _KEPT_OTHERWISE[0]:
+                yield replace(dense, kv=KvFormat.INT8)
             yield replace(dense, admission=Admission.CONTINUOUS)
         if scope.machine.gpu.fp8_flop_per_s is not None:
             yield replace(dense, admission=Admission.CONTINUOUS, kv=KvFormat.FP8)

@@ -23,6 +23,7 @@ from sim.open_group import fetched_layer_bytes
 from sim.plan import Plan, Setting
 
 BLOCK, WARPS = 32, 1  # tokens that a loop takes at once, warps of a program
+GROUPED_WARPS = 2  # the fewest whose registers hold a block and its products: more repeat what they do with queries
 
 
 class QuantisedSlots:
@@ -156,9 +157,10 @@ class QuantisedSlots:
             SHARED=queries // heads,
             ROWS=max(16, power_of_two(queries // heads)),
             PADDED=max(16, power_of_two(channels)),
+            BLOCK=BLOCK,
             PARTS=parts.count,
             PRECISION="ieee",  # of float32; 16-bit products are exact
-            num_warps=4,
+            num_warps=GROUPED_WARPS,
             **kinds,
         )
         merge(parts, attended)

@@ -101,13 +101,14 @@ def attend(
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,  # tokens that a loop takes at once, of one group
     PARTS: tl.constexpr,
     FAR: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The queries of one key head over a part of its lane's tokens, the newborn one among them: of the groups each turn."""
+    """The queries of one key head over a part of its lane's tokens, the newborn one among them: parts take blocks in turn."""
     lane, head, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    row, channel, member = tl.arange(0, ROWS), tl.arange(0, PADDED), tl.arange(0, GROUP)
+    row, channel, member = tl.arange(0, ROWS), tl.arange(0, PADDED), tl.arange(0, BLOCK)
     inside = channel < CHANNELS
     tile = (row < SHARED)[:, None] & inside[None, :]  # queries fill the first rows of it
     query = head * SHARED + row
@@ -116,7 +117,7 @@ def attend(
     first_real = tl.load(padding + lane)
     waiting = items % GROUP
     frozen = items - waiting
-    first_group = first_real // GROUP
+    first_block = first_real // BLOCK
     lane_head = lane * heads + head
     keys += lane_head * capacity * CHANNELS
     values += lane_head * capacity * CHANNELS
@@ -132,8 +133,8 @@ def attend(
     total = tl.zeros([ROWS], tl.float32)
     out = tl.zeros([ROWS, PADDED], tl.float32)
     near_end = tl.minimum(frozen, capacity) if FAR else frozen
-    for group in range(first_group + part, (near_end + GROUP - 1) // GROUP, PARTS):
-        item = group * GROUP + member
+    for block in range(first_block + part, (near_end + BLOCK - 1) // BLOCK, PARTS):
+        item = block * BLOCK + member
         there = (item >= first_real) & (item < near_end)
         at = item[:, None] * CHANNELS + channel[None, :]
         mask = there[:, None] & inside[None, :]
@@ -141,16 +142,18 @@ def attend(
         v = tl.load(values + at, mask=mask, other=0)
         low_v = tl.load(value_ranges + item, mask=there, other=0.0).to(tl.float32)
         step_v = tl.load(value_ranges + capacity + item, mask=there, other=0.0).to(tl.float32)
-        score = _score_levels(q, key_ranges + group * 2 * CHANNELS, inside, k, CHANNELS, PRECISION) * scale
+        ranges = key_ranges + block * BLOCK // GROUP * 2 * CHANNELS
+        score = _score_levels(q, ranges, inside, k, CHANNELS, PRECISION) * scale
         peak, total, out = _mix_levels(score, there, v, low_v, step_v, q.dtype, peak, total, out, PRECISION)
 
+    late = PARTS - 1 - part  # the last parts are those that may have had a block less
     if FAR:
         kept = tl.maximum(
             capacity, frozen - GROUP + waiting
         )  # from here on no newborn key has taken the row left behind
-        far_group = tl.maximum(capacity // GROUP, first_group)
-        for group in range(far_group + part, (tl.minimum(kept, frozen) + GROUP - 1) // GROUP, PARTS):
-            item = group * GROUP + member
+        far_block = tl.maximum(capacity // BLOCK, first_block)
+        for block in range(far_block + part, (tl.minimum(kept, frozen) + BLOCK - 1) // BLOCK, PARTS):
+            item = block * BLOCK + member
             there = (item >= capacity) & (item >= first_real) & (item < kept) & (item < frozen)
             beyond = item - capacity
             at = beyond[:, None] * CHANNELS + channel[None, :]
@@ -159,27 +162,30 @@ def attend(
             v = tl.load(far_values + at, mask=mask, other=0)
             low_v = tl.load(far_value_ranges + beyond, mask=there, other=0.0).to(tl.float32)
             step_v = tl.load(far_value_ranges + far_capacity + beyond, mask=there, other=0.0).to(tl.float32)
-            score = _score_levels(q, key_ranges + group * 2 * CHANNELS, inside, k, CHANNELS, PRECISION) * scale
+            ranges = key_ranges + block * BLOCK // GROUP * 2 * CHANNELS
+            score = _score_levels(q, ranges, inside, k, CHANNELS, PRECISION) * scale
             peak, total, out = _mix_levels(score, there, v, low_v, step_v, q.dtype, peak, total, out, PRECISION)
-        if (kept < frozen) & (first_real < frozen) & (part == PARTS - 1):
-            group = frozen // GROUP - 1
-            item = group * GROUP + member
+        kept_block = tl.maximum(kept // BLOCK, first_block)
+        for block in tl.range(kept_block + late, frozen // BLOCK, PARTS, num_stages=1):
+            item = block * BLOCK + member
             there = (item >= kept) & (item >= first_real)
             beyond = item - capacity
-            at = (member * WIDTH * CHANNELS)[:, None] + channel[None, :]
+            at = (item % GROUP * WIDTH * CHANNELS)[:, None] + channel[None, :]
             mask = there[:, None] & inside[None, :]
             k = tl.load(left_behind + at, mask=mask, other=0)
             v = tl.load(left_behind + at + CHANNELS, mask=mask, other=0)
             low_v = tl.load(far_value_ranges + beyond, mask=there, other=0.0).to(tl.float32)
             step_v = tl.load(far_value_ranges + far_capacity + beyond, mask=there, other=0.0).to(tl.float32)
-            score = _score_levels(q, key_ranges + group * 2 * CHANNELS, inside, k, CHANNELS, PRECISION) * scale
+            ranges = key_ranges + block * BLOCK // GROUP * 2 * CHANNELS
+            score = _score_levels(q, ranges, inside, k, CHANNELS, PRECISION) * scale
             peak, total, out = _mix_levels(score, there, v, low_v, step_v, q.dtype, peak, total, out, PRECISION)
 
-    if (waiting > 0) & (part == (frozen // GROUP - first_group) % PARTS):
-        item = frozen + member
-        there = (member < waiting) & (item >= first_real)
-        mask = there[:, None] & inside[None, :]
-        k = tl.load(waiting_keys + member[:, None] * CHANNELS + channel[None, :], mask=mask, other=0.0)
+    open_block = tl.maximum(frozen // BLOCK, first_block)
+    for block in tl.range(open_block + late, (items + BLOCK - 1) // BLOCK, PARTS, num_stages=1):
+        item = block * BLOCK + member
+        there = (item >= first_real) & (item < items)
+        at, mask = (item % GROUP * CHANNELS)[:, None] + channel[None, :], there[:, None] & inside[None, :]
+        k = tl.load(waiting_keys + at, mask=mask, other=0.0)
         here = there & (item < capacity)
         at, mask = item[:, None] * CHANNELS + channel[None, :], here[:, None] & inside[None, :]
         v = tl.load(values + at, mask=mask, other=0)

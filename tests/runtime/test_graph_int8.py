@@ -10,6 +10,7 @@ from torch import Tensor
 
 from runtime.attention import attend
 from runtime.execute import execute
+from runtime.graph.launch import Parts
 from runtime.graph.paged import COUNT, PADDING, TABLE, PagedSlots
 from runtime.graph.paged_run import PagedWave
 from runtime.graph.quantised_dense import QuantisedSlots, fetched_bytes
@@ -23,7 +24,7 @@ from sim.kv import GROUP_TOKENS, KvFormat, KvFormats
 from sim.plan import Preemption
 from sim.spec import DType
 from tests.runtime.graphs import DEVICE, ON_GPU, compare, decoder, newest_in_hbm
-from tests.runtime.plans import Choice, all_in_hbm
+from tests.runtime.plans import Choice, all_in_hbm, with_budget
 from tests.runtime.test_graph_paged import drawn, left, paged
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="runs Triton's kernels")
@@ -203,16 +204,62 @@ def test_on_the_host_only_what_is_counted_is_read(family: str, slots: int, promp
     assert fetched_bytes(plan.setting, slots, prompt + 1) == lanes * made.spec.layers * heads * head_bytes
 
 
-@pytest.mark.parametrize("family", ["opt", "grouped llama", "grouped qwen3"])
+@pytest.mark.parametrize(
+    "family, dtype",
+    [("opt", DType.FP32), *(("grouped " + name, dtype) for name in ("llama", "qwen3") for dtype in KINDS.values())],
+)
 @pytest.mark.parametrize("slots, prompt", [(30, 66), (200, 60)])
-def test_waves_in_int8_decode_as_eagerly(family: str, slots: int, prompt: int) -> None:
+def test_waves_in_int8_decode_as_eagerly(family: str, dtype: DType, slots: int, prompt: int) -> None:
     """End to end; without host memory past the end of a group.
 
     With it the eager runtime parts there for a step: what it fetches then it has read before the group is frozen.
     """
-    made = decoder(family, DType.FP32, seed=1)
-    choice = Choice(batch=2, concurrency=2, prompt=prompt, output=6, dtype=DType.FP32, kv_format=INT8)
-    compare(newest_in_hbm(all_in_hbm(made.spec, choice), slots), made, [prompt, prompt - 3], DType.FP32)
+    made = decoder(family, dtype, seed=1)
+    choice = Choice(batch=2, concurrency=2, prompt=prompt, output=6, dtype=dtype, kv_format=INT8)
+    compare(newest_in_hbm(all_in_hbm(made.spec, choice), slots), made, [prompt, prompt - 3], dtype)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_in_how_many_parts_tokens_are_gone_over_makes_no_difference(count: int) -> None:
+    """Near, far, left behind and waiting; some parts find nothing."""
+    lanes, prompt, made = 2, 150, decoder("grouped llama", DType.FP32, seed=1)
+    choice = Choice(batch=lanes, concurrency=lanes, prompt=prompt, output=2, dtype=DType.FP32, kv_format=INT8)
+    plan = newest_in_hbm(all_in_hbm(replace(made.spec, context_tokens=prompt + 1), choice), 50)
+    generator, (heads, queries) = torch.Generator().manual_seed(4), (made.spec.kv_heads, made.spec.heads)
+    k, v = (rows(generator, lanes, prompt, heads, CHANNELS, dtype=torch.float32) for _ in range(2))
+    q = rows(generator, lanes, queries, CHANNELS, dtype=torch.float32) / 8
+    newborn = rows(generator, 2, lanes, heads, CHANNELS, dtype=torch.float32)
+
+    def attended(parts: int | None) -> Tensor:
+        padding, row = torch.tensor([0, 70], device=DEVICE), torch.ones(1, dtype=torch.int64, device=DEVICE)
+        held = QuantisedSlots(plan, made, Lanes.of(made.spec, lanes, per_head=False), padding, row)
+        if parts:
+            mixed = torch.zeros((parts, lanes, queries, CHANNELS), device=DEVICE)
+            held.parts = Parts(mixed=mixed, peaks=mixed[..., 0].clone(), totals=mixed[..., 0].clone())
+        held.start(0, 0, k, k, v)
+        out = torch.zeros((lanes, queries, CHANNELS), device=DEVICE)
+        held.begin_step()
+        held.attend(0, q, newborn[0], newborn[1], out)
+        return out
+
+    torch.testing.assert_close(attended(count), attended(None), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.8])
+def test_what_hbm_holds_of_grouped_heads_fits_the_budget(share: float) -> None:
+    """Fewer slots than planned where ranges and the open group's keys leave no room for them."""
+    made = decoder("grouped llama", DType.FP32, seed=1)
+    choice = Choice(batch=2, concurrency=2, prompt=140, output=5, dtype=DType.FP32, kv_format=INT8)
+    plan, padding = all_in_hbm(made.spec, choice), torch.zeros(2, device=DEVICE)
+    lanes, row = Lanes.of(made.spec, 2, per_head=False), torch.ones(1, dtype=torch.int64, device=DEVICE)
+    whole = QuantisedSlots(plan, made, lanes, padding, row)
+    budget = round(share * whole.kv_bytes)
+
+    less = QuantisedSlots(with_budget(plan, budget), made, lanes, padding, row)
+
+    token = 2 * made.spec.layers * made.spec.kv_heads * (2 * CHANNELS + 4)
+    assert budget - token < less.kv_bytes <= budget
+    assert less.near + less.far == whole.near
 
 
 @pytest.mark.parametrize("kv_format, family", [(KvFormat.INT8, "opt"), (KvFormat.FP8, "llama")])

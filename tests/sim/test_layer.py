@@ -234,6 +234,19 @@ def test_programs_that_widen_their_tokens_are_gone_through_in_rounds(batch: int,
     assert found[1] == pytest.approx(7 + 5 * hypot(batch * 37 / 512, 5 / 3 * rounds))
 
 
+@pytest.mark.parametrize(("batch", "parts", "rounds"), [(1, 16, 1), (128, 4, 12.8), (1000, 2, 50)])
+def test_levels_that_queries_share_are_read_once_in_parts(batch: int, parts: int, rounds: float) -> None:
+    """37 bytes of each sequence's token, 5/3 s of 16 channels by a program for each part, 40 a round; three launches in all."""
+    model, machine = make_model(heads=2, kv_heads=1), make_machine(launch_s=1.0)
+    formats = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+    setting = make_setting(batch=batch, output=2, kv_format=formats, model=model, machine=machine)
+
+    found = op(in_hbm(setting), "attention", quantised_token_s=4.0, attention_setup_s=7.0)
+
+    launched = 1.2 + 1.2 + 1.2 * (rounds - 1)
+    assert found[1] == pytest.approx(7 + launched + 5 * hypot(batch * 37 / 512, 5 / 3 * rounds / parts))
+
+
 def test_attention_of_a_step_in_pieces_and_over_pages_goes_over_a_heads_tokens_in_one_part() -> None:
     """Two query heads share a key head: 5 tokens of 64 bytes; pages are read half again.
 
