@@ -301,21 +301,21 @@ def held_by_host(setting: Setting, rows: Rows) -> Column:
 
 def reads_in_place(setting: Setting) -> bool:
     """Captured steps over INT8 on both sides: dense waves that recompute nothing, one query head for each key head."""
-    return setting.attention.is_dense and _in_int8_alone(setting)
+    dense = setting.attention.is_dense and setting.model.heads == setting.model.kv_heads
+    return dense and _in_int8_alone(setting)
 
 
 def keeps_key_ranges(setting: Setting) -> bool:
-    """The same under sparse window attention whose selected tokens have copies in HBM, unless all is written at birth."""
+    """Under sparse window attention whose selected tokens have copies in HBM, unless all is written at birth."""
     copies = setting.placement is Placement.RESIDENT and setting.write_back is WriteBack.AT_EVICTION
     return setting.attention.selector is Selector.SWA and copies and _in_int8_alone(setting)
 
 
 def _in_int8_alone(setting: Setting) -> bool:
     int8 = setting.kv_format == KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
-    one_to_one = setting.model.heads == setting.model.kv_heads
     alone = not (setting.host_attention or setting.weights_on_host or setting.machine.is_cpu)
     waves = setting.admission is Admission.WAVES and setting.recompute is Recompute.NONE
-    return int8 and one_to_one and alone and waves
+    return int8 and alone and waves
 
 
 def _crossing(setting: Setting, attended: Column, cached: Column) -> Column:

@@ -135,21 +135,7 @@ class Launcher:
             num_warps=4,
             **kinds,
         )
-        module.merge[(q.shape[0] * self.queries,)](
-            parts.mixed,
-            parts.peaks,
-            parts.totals,
-            attended,
-            weights.peaks,
-            weights.sums,
-            q.shape[0] * self.queries,
-            CHANNELS=self.channels,
-            PADDED=self.padded,
-            PARTS=parts.count,
-            PADDED_PARTS=power_of_two(parts.count),
-            WEIGHED=kinds["WEIGHED"],
-            num_warps=1,
-        )
+        merge(parts, attended, weights if kinds["WEIGHED"] else None)
 
     def exchange(self, moves: Tensor, counts: Tensor, near: tuple[Tensor, Tensor], far: tuple[Tensor, Tensor]) -> None:
         """Carry out ``moves`` [lane, entry, 4] between ``near`` [lane, head, slot, channel] and ``far`` [lane, slot, …]."""
@@ -191,6 +177,27 @@ class Parts:
         shape = (count, padding.shape[0], heads * group)
         mixed = torch.zeros((*shape, channels), device=padding.device)
         return cls(mixed=mixed, peaks=torch.zeros(shape, device=padding.device), totals=torch.ones_like(mixed[..., 0]))
+
+
+def merge(parts: Parts, attended: Tensor, weights: Weights | None = None) -> None:
+    """What ``parts`` gave, put together in ``attended`` [lane, query head, channel]; peaks and sums where ``weights`` ask."""
+    lanes, queries, channels = attended.shape
+    told = weights or Weights.none(attended)
+    _grouped_kernels().merge[(lanes * queries,)](
+        parts.mixed,
+        parts.peaks,
+        parts.totals,
+        attended,
+        told.peaks,
+        told.sums,
+        lanes * queries,
+        CHANNELS=channels,
+        PADDED=power_of_two(channels),
+        PARTS=parts.count,
+        PADDED_PARTS=power_of_two(parts.count),
+        WEIGHED=weights is not None,
+        num_warps=1,
+    )
 
 
 def kernels() -> ModuleType:

@@ -78,10 +78,10 @@ def _require_format(plan: Plan) -> None:
 
 
 def _require_heads(plan: Plan, decoder: Decoder) -> None:
-    """Attention to quantised waves takes one query head for each key head."""
+    """Dense attention to quantised waves takes one query head for each key head."""
     setting, spec = plan.setting, decoder.spec
-    one_to_one = setting.admission is Admission.WAVES and not setting.kv_format.are_native
-    if one_to_one and spec.kv_heads != spec.heads:
+    one_to_one = setting.admission is Admission.WAVES and setting.attention.is_dense
+    if one_to_one and not setting.kv_format.are_native and spec.kv_heads != spec.heads:
         raise ValueError(
             f"kv_heads={spec.kv_heads}, a captured step of quantised waves needs as many as heads, {spec.heads}"
         )

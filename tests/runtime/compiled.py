@@ -87,10 +87,10 @@ def plans(spec: Any, dtype: DType) -> list[Plan]:
     )
     again = Plan(setting=replace(few.setting, recompute=Recompute.ACTIVATIONS_HOST), homes=inputs)
     found = [newest_in_hbm(plan(Selector.DENSE), 200), few, read, again, resident(plan(Selector.SWA), 14)]
+    found.append(resident(plan(Selector.SWA, KvFormat.INT8), 14))
     found.append(recalled(plan(Selector.PAGES), 20, WriteBack.AT_EVICTION))
     if spec.heads == spec.kv_heads:
         found.append(newest_in_hbm(plan(Selector.DENSE, KvFormat.INT8), 20))
-        found.append(resident(plan(Selector.SWA, KvFormat.INT8), 14))
     formats = [KvFormat.NATIVE, KvFormat.INT8, *([] if dtype is DType.FP32 else [KvFormat.FP8])]
     whole = [plan(Selector.DENSE, kv_format) for kv_format in formats]
     return found + [swapping(one) for one in whole]
