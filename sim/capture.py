@@ -132,8 +132,8 @@ def _keeps(setting: Setting) -> bool:
         again = setting.recompute in (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS)
         return setting.recompute is Recompute.NONE or (dense and again)
     both = formats.gpu is KvFormat.INT8 and formats.host is KvFormat.INT8
-    one_to_one, resident = setting.model.heads == setting.model.kv_heads, setting.placement is Placement.RESIDENT
-    known = dense or (setting.attention.selector is Selector.SWA and one_to_one and resident)
+    resident = setting.placement is Placement.RESIDENT
+    known = dense or (setting.attention.selector is Selector.SWA and resident)
     return known and both and setting.recompute is Recompute.NONE
 
 

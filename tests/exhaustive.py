@@ -305,7 +305,7 @@ def reads_in_place(setting: Setting) -> bool:
 
 
 def keeps_key_ranges(setting: Setting) -> bool:
-    """The same under sparse window attention whose selected tokens have copies in HBM, unless all is written at birth."""
+    """Under sparse window attention whose selected tokens have copies in HBM, unless all is written at birth."""
     copies = setting.placement is Placement.RESIDENT and setting.write_back is WriteBack.AT_EVICTION
     return setting.attention.selector is Selector.SWA and copies and _in_int8_alone(setting)
 

@@ -116,7 +116,7 @@ def attend(
             at = base + slot.to(tl.int64)[:, None] * CHANNELS + channel[None, :]
             k = tl.load(keys + at, mask=mask, other=0.0)
             v = tl.load(values + at, mask=mask, other=0.0)
-        score, peak, total, out = _mix(q, k, v, there, scale, peak, total, out, PRECISION)
+        score, peak, total, out = mix(q, k, v, there, scale, peak, total, out, PRECISION)
         if WEIGHED:
             listed = (row < GROUP)[:, None] & (item < last)[None, :]
             tl.store(scores + lane_query[:, None] + item[None, :], score, mask=listed)
@@ -130,7 +130,7 @@ def attend(
             mask = there[:, None] & inside[None, :]
             k = tl.load(far_keys + at, mask=mask, other=0.0)
             v = tl.load(far_values + at, mask=mask, other=0.0)
-            score, peak, total, out = _mix(q, k, v, there, scale, peak, total, out, PRECISION)
+            score, peak, total, out = mix(q, k, v, there, scale, peak, total, out, PRECISION)
 
     part_query = (part * lanes + lane) * heads * GROUP + query
     tl.store(peaks + part_query, peak, mask=row < GROUP)
@@ -139,7 +139,7 @@ def attend(
 
 
 @triton.jit
-def _mix(q, k, v, there, scale, peak, total, out, PRECISION: tl.constexpr):
+def mix(q, k, v, there, scale, peak, total, out, PRECISION: tl.constexpr):
     """A block of tokens more. Rows of a tile that hold no query do no harm: they are never stored."""
     score = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
     score = tl.where(there[None, :], score, float("-inf"))

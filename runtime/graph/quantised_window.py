@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.cache import hbm_slots
-from runtime.graph.launch import power_of_two
+from runtime.graph.launch import Weights, merge, power_of_two
 from runtime.graph.pinned import registered
 from runtime.graph.taking_in import Prompt, keep
 from runtime.graph.window import Entries, WindowSlots
@@ -41,11 +41,13 @@ class QuantisedWindowSlots(WindowSlots):
         return sum(plane.numel() * plane.element_size() for plane in held)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
-        state, spec = self.state, self.decoder.spec
-        _kernels().attend[self.lanes.count, spec.heads](
-            q,
-            k,
-            v,
+        launch = self._attend_alone if self.launcher.group == 1 else self._attend_in_groups
+        launch(layer, (q, k, v), attended)
+
+    def _attend_alone(self, layer: int, rows: tuple[Tensor, Tensor, Tensor], attended: Tensor) -> None:
+        state, lanes, heads = self.state, self.lanes.count, self.launcher.heads
+        _kernels().attend[lanes, heads](
+            *rows,
             *(plane[layer] for plane in self.near_planes),
             self.far_planes[0][layer],
             self.key_ranges[layer],
@@ -61,21 +63,83 @@ class QuantisedWindowSlots(WindowSlots):
             self.peaks[layer],
             self.sums[layer],
             self.followed[layer],
-            spec.head_dim**-0.5,
-            q.stride(0),
-            spec.heads,
+            self.launcher.channels**-0.5,
+            rows[0].stride(0),
+            heads,
             self.near,
             max(1, self.far),
             self.width,
             self.key_ranges.shape[3],
             GROUP=GROUP_TOKENS,
-            CHANNELS=spec.head_dim,
-            PADDED=power_of_two(spec.head_dim),
+            CHANNELS=self.launcher.channels,
+            PADDED=self.launcher.padded,
             BLOCK=BLOCK,
             FREEZE=8,
             CHAINED=self.launcher.chained,
             num_warps=WARPS,
         )
+
+    def _attend_in_groups(self, layer: int, rows: tuple[Tensor, Tensor, Tensor], attended: Tensor) -> None:
+        """Newborn tokens first, for all programs of a head to see."""
+        (q, k, v), state, launcher, parts = rows, self.state, self.launcher, self.launcher.parts
+        keys, values, value_ranges = (plane[layer] for plane in self.near_planes)
+        lanes, heads, channels = self.lanes.count, launcher.heads, launcher.channels
+        kinds = {"GROUP": GROUP_TOKENS, "CHANNELS": channels, "num_warps": 4}
+        _grouped_kernels().bear[lanes, heads](
+            k,
+            v,
+            keys,
+            values,
+            value_ranges,
+            self.far_planes[0][layer],
+            self.key_ranges[layer],
+            self.waiting[layer],
+            state.slots[layer],
+            state.counts[layer],
+            self.homes[layer],
+            self.count,
+            self.followed[layer],
+            k.stride(0),
+            heads,
+            self.near,
+            max(1, self.far),
+            self.width,
+            self.key_ranges.shape[3],
+            PADDED=launcher.padded,
+            FREEZE=32,
+            **kinds,
+        )
+        _grouped_kernels().attend[lanes, heads, parts.count](
+            q,
+            keys,
+            values,
+            value_ranges,
+            self.key_ranges[layer],
+            self.waiting[layer],
+            state.slots[layer],
+            state.counts[layer],
+            self.tokens[layer],
+            self.count,
+            parts.mixed,
+            parts.peaks,
+            parts.totals,
+            self.scores[layer],
+            channels**-0.5,
+            q.stride(0),
+            heads,
+            self.near,
+            self.width,
+            self.key_ranges.shape[3],
+            SHARED=launcher.group,
+            ROWS=max(16, power_of_two(launcher.group)),
+            PADDED=max(16, launcher.padded),
+            BLOCK=32,
+            PARTS=parts.count,
+            PRECISION="ieee",  # of float32; 16-bit products are exact
+            **kinds,
+        )
+        weights = Weights(scores=self.scores[layer], peaks=self.peaks[layer], sums=self.sums[layer])
+        merge(parts, attended, weights)
 
     def settle(self, layer: int) -> None:
         super().settle(layer)
@@ -208,5 +272,11 @@ def _groups(setting: Setting) -> int:
 def _kernels() -> ModuleType:
     """See ``runtime.graph.launch.kernels``."""
     from runtime.graph import quantised_window_kernels as module
+
+    return module
+
+
+def _grouped_kernels() -> ModuleType:
+    from runtime.graph import quantised_window_grouped_kernels as module
 
     return module

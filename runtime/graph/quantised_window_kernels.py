@@ -51,8 +51,6 @@ def attend(
     lane, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     newborn = tl.load(cached) - 1
     items = tl.load(items_of + lane) - 1
-    waiting = newborn % GROUP
-    opened = newborn - waiting  # the open group's first token
     channel = tl.arange(0, PADDED)
     inside = channel < CHANNELS
     own_row = lane * row_stride + head * CHANNELS + channel
@@ -71,38 +69,32 @@ def attend(
     homes += lane * GROUP
     scores += lane_head * width
 
-    own_slot = tl.load(slots + items)
-    v_low, v_step = range_of(
-        tl.min(tl.where(inside, v_own, float("inf")), 0), tl.max(tl.where(inside, v_own, float("-inf")), 0)
+    far_keys += (lane * far_capacity * heads + head) * CHANNELS
+    k_wide, v_wide, moved = bear(
+        k_own,
+        v_own,
+        tl.load(slots + items),
+        newborn,
+        keys,
+        values,
+        value_ranges,
+        far_keys,
+        key_ranges,
+        waiting_keys,
+        homes,
+        capacity,
+        heads * CHANNELS,
+        GROUP,
+        CHANNELS,
+        PADDED,
+        FREEZE,
     )
-    v_levels = levels_of(v_own, v_low, v_step)
-    tl.store(values + own_slot * CHANNELS + channel, v_levels.to(tl.uint8), mask=inside)
-    tl.store(value_ranges + own_slot * 2, v_low.to(tl.float16))
-    tl.store(value_ranges + own_slot * 2 + 1, v_step.to(tl.float16))
-    tl.store(waiting_keys + waiting * CHANNELS + channel, k_own, mask=inside)
-    k_wide, moved = k_own.to(tl.float32), newborn * 0
-    if waiting == GROUP - 1:
-        tl.debug_barrier()  # the newborn key is read with the others
-        far_keys += (lane * far_capacity * heads + head) * CHANNELS
-        k_low, k_step, moved = freeze(
-            waiting_keys,
-            key_ranges + opened // GROUP * 2 * CHANNELS,
-            homes,
-            keys,
-            far_keys,
-            capacity,
-            heads * CHANNELS,
-            GROUP,
-            CHANNELS,
-            PADDED,
-            FREEZE,
-        )
-        k_wide = levels_of(k_wide, k_low, k_step) * k_step + k_low
-        tl.debug_barrier()  # levels and ranges are read below by other threads
-        opened, waiting = newborn + 1, 0
     tl.store(followed + lane, moved, mask=head == 0)
+    tl.debug_barrier()  # levels and ranges are read below by other threads
+    waiting = (newborn + 1) % GROUP  # the newborn token's key among them
+    opened = newborn + 1 - waiting
     own = tl.sum(q * k_wide, 0)
-    peak, total, mixed = own, own * 0.0 + 1.0, v_levels * v_step + v_low
+    peak, total, mixed = own, own * 0.0 + 1.0, v_wide
 
     for first in range(0, items, BLOCK):
         item = first + tl.arange(0, BLOCK)
@@ -123,9 +115,9 @@ def attend(
         tl.store(scores + item, score, mask=frozen)
         peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
 
-    for first in range(0, waiting, BLOCK):
+    for first in range(0, waiting - 1, BLOCK):
         member = first + tl.arange(0, BLOCK)
-        turn = tl.load(turns + member, mask=member < waiting, other=-1)
+        turn = tl.load(turns + member, mask=member < waiting - 1, other=-1)
         slot = tl.load(slots + turn, mask=turn >= 0, other=-1)
         there = slot >= 0
         mask = there[:, None] & inside[None, :]
@@ -142,6 +134,51 @@ def attend(
     tl.store(sums + lane_head, total)
     out = (mixed / total).to(attended.dtype.element_ty)
     tl.store(attended + lane_head * CHANNELS + channel, out, mask=inside)
+
+
+@triton.jit
+def bear(
+    k_own,  # [channel]; values in float32
+    v_own,
+    own_slot,
+    newborn,
+    keys,  # [slot, channel] levels
+    values,
+    value_ranges,
+    far_keys,
+    key_ranges,
+    waiting_keys,
+    homes,
+    capacity,
+    far_stride,
+    GROUP: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    FREEZE: tl.constexpr,
+):
+    """Store one head's newborn token; freeze the group that it completes. Gives key and value as they are stored, in
+    float32, and how many keys were frozen on the host.
+    """
+    channel = tl.arange(0, PADDED)
+    inside = channel < CHANNELS
+    low, step = range_of(
+        tl.min(tl.where(inside, v_own, float("inf")), 0), tl.max(tl.where(inside, v_own, float("-inf")), 0)
+    )
+    levels = levels_of(v_own, low, step)
+    tl.store(values + own_slot * CHANNELS + channel, levels.to(tl.uint8), mask=inside)
+    tl.store(value_ranges + own_slot * 2, low.to(tl.float16))
+    tl.store(value_ranges + own_slot * 2 + 1, step.to(tl.float16))
+    waiting = newborn % GROUP
+    tl.store(waiting_keys + waiting * CHANNELS + channel, k_own, mask=inside)
+    k_wide, moved = k_own.to(tl.float32), newborn * 0
+    if waiting == GROUP - 1:
+        tl.debug_barrier()  # the newborn key is read with the others
+        ranges = key_ranges + newborn // GROUP * 2 * CHANNELS
+        k_low, k_step, moved = freeze(
+            waiting_keys, ranges, homes, keys, far_keys, capacity, far_stride, GROUP, CHANNELS, PADDED, FREEZE
+        )
+        k_wide = levels_of(k_wide, k_low, k_step) * k_step + k_low
+    return k_wide, levels * step + low, moved
 
 
 @triton.jit

@@ -42,7 +42,7 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
         raise ValueError(
             f"recompute={setting.recompute}, a captured step recomputes from activations_host or tokens, under dense"
         )
-    _require_format(plan, decoder)
+    _require_format(plan)
     _require_placement(plan)
     if selector is Selector.PAGES and not has_room_for_copies(plan):
         raise ValueError("homes, a captured step under pages needs slots for the local window and all that is selected")
@@ -71,7 +71,7 @@ def streams(plan: Plan) -> bool:
     return plainly and (copies or _recomputes(plan) or at_birth)
 
 
-def _require_format(plan: Plan, decoder: Decoder) -> None:
+def _require_format(plan: Plan) -> None:
     setting = plan.setting
     if setting.kv_format.are_native:
         return
@@ -88,10 +88,6 @@ def _require_format(plan: Plan, decoder: Decoder) -> None:
         raise ValueError(
             f"kv_format={stored} in HBM and {setting.kv_format.host} on the host, a captured step runs native, waves "
             "under dense or swa in int8 on both sides, and dense continuous admission in int8 or fp8"
-        )
-    if not dense and decoder.spec.kv_heads != decoder.spec.heads:
-        raise ValueError(
-            f"kv_heads={decoder.spec.kv_heads}, a captured step under swa in int8 needs as many as heads, {decoder.spec.heads}"
         )
     if not dense and setting.placement is not Placement.RESIDENT:
         raise ValueError(f"placement={setting.placement}, a captured step under swa in int8 needs resident")

@@ -225,6 +225,21 @@ def test_prices_and_runtime_agree_on_windows_that_keep_recent_tokens(write_back:
     assert graphable(plan) == is_captured(plan.setting) == (write_back is WriteBack.AT_EVICTION)
 
 
+@pytest.mark.parametrize("model", ["opt-1.3b", "llama-3-8b"])
+@pytest.mark.parametrize("selector", [Selector.SWA, Selector.PAGES, Selector.H2O])
+@pytest.mark.parametrize("kv", KvFormat)
+def test_prices_and_runtime_agree_on_sparse_waves(model: str, selector: Selector, kv: KvFormat) -> None:
+    """Windows in native and INT8, pages in native; tokens lie on the host too."""
+    recipe = Recipe(model=model, batch=4, prompt=200, output=40, selector=selector, keep=40, kv=kv, hbm=50)
+    machine = replace(make_machine(), gpu=catalogue.gpu("H100 SXM"))
+
+    plan = plan_of(replace(recipe, placement=Placement.RESIDENT), machine)
+
+    formats = {Selector.SWA: (KvFormat.NATIVE, KvFormat.INT8), Selector.PAGES: (KvFormat.NATIVE,)}
+    assert any(plan.homes.host_kv) == (selector is not Selector.H2O)
+    assert graphable(plan) == is_captured(plan.setting) == (kv in formats.get(selector, ()))
+
+
 @pytest.mark.parametrize("weights", WeightFormat)
 @pytest.mark.parametrize(
     ("admission", "on_host", "ahead"),

@@ -93,12 +93,11 @@ def plans(spec: Any, dtype: DType) -> list[Plan]:
         again,
         forwarding(few),
         resident(plan(Selector.SWA), 14),
+        resident(plan(Selector.SWA, KvFormat.INT8), 14),
         recent(plan(Selector.SWA), [8]),
     ]
     found.append(recalled(plan(Selector.PAGES), 20, WriteBack.AT_EVICTION))
     found += [newest_in_hbm(plan(Selector.DENSE, KvFormat.INT8), slots) for slots in (20, 200)]
-    if spec.heads == spec.kv_heads:
-        found.append(resident(plan(Selector.SWA, KvFormat.INT8), 14))
     formats = [KvFormat.NATIVE, KvFormat.INT8, *([] if dtype is DType.FP32 else [KvFormat.FP8])]
     whole = [plan(Selector.DENSE, kv_format) for kv_format in formats]
     return found + [swapping(one) for one in whole]

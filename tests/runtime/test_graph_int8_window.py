@@ -25,7 +25,7 @@ from tests.runtime.plans import Choice, all_in_hbm, with_budget
 from tests.runtime.test_captured import CAPTURED, both, decoded, moved
 
 INT8 = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
-FAMILIES = ["opt", "wide opt", "llama"] if ON_GPU else ["opt", "llama"]
+FAMILIES = ["opt", "wide opt", "llama", "grouped qwen3"] if ON_GPU else ["opt", "grouped qwen3"]
 
 
 def window(
@@ -56,9 +56,10 @@ def test_window_decoding_over_int8_by_graph_is_eager_decoding(
 
 
 @kernels
-def test_levels_near_and_far_are_those_of_all_keys_of_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("family", ["opt", "grouped llama"])
+def test_levels_near_and_far_are_those_of_all_keys_of_a_group(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, with the ranges by all 64, padding and dead tokens too; tokens came and went before they had levels."""
-    made, lanes, prompt = decoder("opt", DType.FP32, seed=2), 3, 56
+    made, lanes, prompt = decoder(family, DType.FP32, seed=2), 3, 56
     plan = window(made, prompt=prompt, output=20 if ON_GPU else 12, slots=21, sparsity=0.7)
     prompts = padded(plan, made, draw_prompts([56, 30, 5], seed=3))
     wave, keys, values = GraphWave(plan, made, prompts.padding.tolist()), list[Tensor](), list[Tensor]()

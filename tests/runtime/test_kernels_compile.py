@@ -21,6 +21,8 @@ KERNELS |= {
     "keep",
     "name",
     "gather",
+    "bear_in_groups",
+    "attend_in_groups",
     "widen",
 }
 

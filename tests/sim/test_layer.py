@@ -247,6 +247,21 @@ def test_levels_that_queries_share_are_read_once_in_parts(batch: int, parts: int
     assert found[1] == pytest.approx(7 + launched + 5 * hypot(batch * 37 / 512, 5 / 3 * rounds / parts))
 
 
+@pytest.mark.parametrize(("heads", "turn_s", "launched"), [(1, 5 / 3, 0), (2, 5 / 48, 2.4)])
+def test_a_window_over_int8_is_attended_to_as_dense_tokens_are(heads: int, turn_s: float, launched: float) -> None:
+    """4 of 9 tokens. Where heads share keys a launch of 1 s more stores newborn ones; nothing is converted beside."""
+    placed = {"model": make_model(heads=heads, kv_heads=1), "placement": Placement.RESIDENT}
+    levels, machine = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8), make_machine(launch_s=1.0)
+    setting = make_setting(Selector.SWA, prompt=8, output=2, sparsity=0.5, kv_format=levels, machine=machine, **placed)
+
+    found = op(in_hbm(setting), "attention", quantised_token_s=4.0, attention_setup_s=7.0)
+
+    assert is_captured(setting)
+    assert setting.attention.kept_tokens(9) == 4
+    assert found[1] == pytest.approx(7 + launched + 4 * hypot(37 / 512, turn_s))
+    assert op(in_hbm(setting), "convert")[1] == 0
+
+
 def test_attention_of_a_step_in_pieces_and_over_pages_goes_over_a_heads_tokens_in_one_part() -> None:
     """Two query heads share a key head: 5 tokens of 64 bytes; pages are read half again.
 
