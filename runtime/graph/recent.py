@@ -37,8 +37,9 @@ class Expected(NamedTuple):
 class RecentSlots(WindowSlots):
     """Besides ``WindowSlots``': a stage of ``prefetch_layers`` + 1 buffers, [buffer, lane, head, row, channel].
 
-    The buffer of layer l is l mod that number. A row for each token that any step selects, or as many as the budget has room
-    for; attention reads the others where they lie.
+    The buffer of layer l is l mod that number: where that does not divide the layers, what comes for the next step waits for
+    layers somewhat nearer the end. A row for each token that any step selects, or as many as the budget has room for;
+    attention reads the others where they lie.
     """
 
     def __init__(self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor, row: Tensor) -> None:
