@@ -5,6 +5,7 @@ chosen by the one before it, so all is known in time. The contract is that of ``
 end: the last of a step fetch for the first layers of the next one, which a wave's first step has from its prefill.
 """
 
+from math import ceil, sqrt
 from types import ModuleType
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.streams import Done, SideStream
 from runtime.tally import Tally
-from sim.flows import held_state_bytes
+from sim.flows import flows_of, held_state_bytes, home_columns
+from sim.kv import KvFormat, kv_layer_bytes
 from sim.plan import Plan
 
 _GATHERING = 16  # programs, each with 16 KB under way in 16 bit: some times what fills a link of 55 GB/s and 1.5 us
@@ -37,19 +39,17 @@ class Expected(NamedTuple):
 class RecentSlots(WindowSlots):
     """Besides ``WindowSlots``': a stage of ``prefetch_layers`` + 1 buffers, [buffer, lane, head, row, channel].
 
-    The buffer of layer l is l mod that number. A row for each token that any step selects, or as many as the budget has room
-    for; attention reads the others where they lie.
+    The buffer of layer l is l mod that number: where that does not divide the layers, what comes for the next step waits for
+    layers somewhat nearer the end. What finds no row in the stage, attention reads where it lies.
     """
 
     def __init__(self, plan: Plan, decoder: Decoder, lanes: Lanes, padding: Tensor, row: Tensor) -> None:
         super().__init__(plan, decoder, lanes, padding, row)
         device, layers = decoder.device, decoder.spec.layers
-        self.depth = 0 if layers <= plan.setting.prefetch_layers else plan.setting.prefetch_layers
-        self.rows = stage_rows(plan, self.near, self.depth + 1)
+        self.depth, self.rows = buffers(plan) - 1, self.room.rows
         shape = (self.depth + 1, lanes.count, decoder.spec.kv_heads, self.rows, decoder.spec.head_dim)
         self.stage_keys, self.stage_values = (torch.zeros(shape, dtype=decoder.dtype, device=device) for _ in range(2))
-        in_hbm = plan.homes.hbm
-        self.kept = torch.tensor([*in_hbm, in_hbm[-1]], dtype=torch.int32, device=device)
+        self.kept = torch.tensor([*self.in_hbm, self.in_hbm[-1]], dtype=torch.int32, device=device)
         numbers = [torch.zeros((layers, lanes.count), dtype=torch.int32, device=device) for _ in range(2)]
         sources = torch.zeros((layers, lanes.count, self.rows), dtype=torch.int32, device=device)
         self.expected = Expected(sources, *numbers)
@@ -57,7 +57,11 @@ class RecentSlots(WindowSlots):
         self.arrived = [Done()] * layers
 
     def _tiers(self) -> tuple[int, int]:
-        return hbm_slots(self.plan), host_slots_by(self.plan)[-1]
+        self.room = Room.of(self.plan)
+        self.in_hbm = [min(tokens, self.room.slots) for tokens in self.plan.homes.hbm]
+        if self.counts.dead[-1]:
+            return self.room.slots, host_slots_by(self.plan)[-1]
+        return self.room.slots, max(n - kept for n, kept in zip(self.counts.cached, self.in_hbm, strict=True))
 
     @property
     def kv_bytes(self) -> int:
@@ -166,7 +170,7 @@ class RecentSlots(WindowSlots):
         )
 
     def _choose(self, weights: Tensor, prompt: Prompt) -> None:
-        window, state, homes = self.window, self.state, self.plan.homes
+        window, state = self.window, self.state
         lanes, queries, tokens = weights.shape
         padding, counts = self.launcher.padding, self.counts
         kernels().choose_newest[(lanes,)](
@@ -191,8 +195,8 @@ class RecentSlots(WindowSlots):
             counts.dead[1],
             window.attended,
             counts.dead[0],
-            homes.hbm[0],
-            homes.hbm[1] - 1,
+            self.in_hbm[0],
+            self.in_hbm[1] - 1,
             self.near,
             self.rows,
             TOKENS=power_of_two(tokens),
@@ -218,15 +222,39 @@ class RecentSlots(WindowSlots):
         tally.add_all(row + 1, fetched=self.expected.fetched[:, :lanes, None])
 
 
-def stage_rows(plan: Plan, near: int, buffers: int) -> int:
-    """Of each of ``buffers``: one for each token of the host's that a step may select, as far as the budget has room for them
-    besides ``near`` slots.
-    """
-    setting, model = plan.setting, plan.setting.model
-    token_bytes = 2 * model.kv_dim * setting.dtype.size_bytes
-    held = model.layers * (near * token_bytes + float(held_state_bytes(setting).max()))
-    room = int((setting.kv_budget_bytes / setting.concurrency - held) // (buffers * token_bytes))
-    return max(0, min(room, host_slots_by(plan)[-1], max(setting.token_counts.selected)))
+class Room(NamedTuple):
+    """Of a lane: slots of HBM in each layer, and rows in each buffer of the stage."""
+
+    slots: int
+    rows: int
+
+    @classmethod
+    def of(cls, plan: Plan) -> "Room":
+        """A row for each token of the host's that any step may select, as far as the budget has room beside the slots.
+
+        The plan's steps with most tokens in HBM have nothing staged, but slots and stage are laid out once and for all: some
+        slots give way to the rows that lanes will hardly ever want more of.
+        """
+        setting, model, homes = plan.setting, plan.setting.model, home_columns(plan.homes)
+        token_bytes = kv_layer_bytes(model, setting.dtype, KvFormat.NATIVE)
+        state_bytes = model.layers * float(held_state_bytes(setting).max())
+        free = (setting.kv_budget_bytes / setting.concurrency - state_bytes) / token_bytes  # tokens of one layer
+        most = min(host_slots_by(plan)[-1], max(setting.token_counts.selected))
+        likely = most_likely(float(flows_of(plan, homes).fetched_kv.max()))
+        beside = int((free - buffers(plan) * min(most, likely)) // model.layers)
+        slots = min(hbm_slots(plan), max(beside, *setting.slots_needed))
+        return cls(slots=slots, rows=max(0, min(most, int((free - model.layers * slots) // buffers(plan)))))
+
+
+def most_likely(expected: float) -> int:
+    """Of so many tokens that are ``expected`` to be fetched, picked one by one: three standard deviations more."""
+    return ceil(expected + 3 * sqrt(expected))
+
+
+def buffers(plan: Plan) -> int:
+    """Of the stage. A model of one layer has nothing to fetch ahead of."""
+    ahead, layers = plan.setting.prefetch_layers, plan.setting.model.layers
+    return 1 if layers <= ahead else ahead + 1
 
 
 def kernels() -> ModuleType:

@@ -11,7 +11,7 @@ import pytest
 
 from builders import hypotenuse, in_hbm, make_cost, make_homes, make_machine, make_model, make_setting, newest_in_hbm
 from sim.attention import Selector
-from sim.capture import is_captured
+from sim.capture import evicts_least_wanted, gathers_ahead, is_captured
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
 from sim.forecast import forecast
@@ -143,7 +143,8 @@ def test_a_captured_window_gathers_from_the_host_alone_and_by_kernels(captured: 
     plan, by_kernel = newest_in_hbm(setting, slots=3), captured or fetch_by is Mechanism.GATHER_KERNEL
     cost = make_cost(gather_setup_s=2.0)
 
-    assert is_captured(setting) == captured
+    assert is_captured(setting) == gathers_ahead(setting) == captured
+    assert not evicts_least_wanted(setting)  # homes go by age
     assert op(plan, "gather") == [0, *(0 if captured else tokens * 128 / 512 for tokens in (2, 3))]
     fetched = flows_of(plan, home_columns(plan.homes)).fetched_kv
     assert times_of(plan, cost).prefetch_s.tolist() == pytest.approx([0, *(2.0 * by_kernel + fetched[1:])])
