@@ -72,9 +72,8 @@ def decode_operations(setting: Setting, *, away: bool, linked: bool = False) -> 
         if not streams(setting, away=away) or (forwards(setting) and not linked):
             return Operations()
         if away and setting.recompute is Recompute.TOKENS:
-            prefix = prompt_operations(setting.model)
-            kernels = _widening_kernels(setting)
-            return prefix._replace(layer=prefix.layer + _STAGING, kernels=kernels, queued=_STREAMED)
+            prefix = prompt_operations(setting.model)._replace(kernels=_widening_kernels(setting), queued=_STREAMED)
+            return prefix._replace(layer=prefix.layer + _STAGING)
         if not away or setting.recompute is not Recompute.ACTIVATIONS_HOST:
             return Operations(queued=_STREAMED)
         kernels = (not setting.model.positions) + _widening_kernels(setting) / _MATRICES  # rotation in place
