@@ -76,10 +76,10 @@ def decode_operations(setting: Setting, *, away: bool, linked: bool = False) -> 
     if is_captured(setting):
         if not streams(setting, away=away) or (forwards(setting) and not linked):
             return Operations()
-        queued = _STREAMED + (_COMING if setting.weights_on_host else 0)
         if away and setting.recompute is Recompute.TOKENS:
-            prefix = prompt_operations(setting.model)
-            return prefix._replace(layer=prefix.layer + _STAGING, kernels=_widening_kernels(setting), queued=queued)
+            prefix = prompt_operations(setting.model)._replace(kernels=_widening_kernels(setting), queued=_STREAMED)
+            return prefix._replace(layer=prefix.layer + _STAGING)
+        queued = _STREAMED + (_COMING if setting.weights_on_host else 0)
         if not away or setting.recompute is not Recompute.ACTIVATIONS_HOST:
             return Operations(queued=queued)
         kernels = (not setting.model.positions) + _widening_kernels(setting) / _MATRICES  # rotation in place

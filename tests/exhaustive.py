@@ -195,12 +195,13 @@ class _Choice:
         return self.loosest.least_s
 
     def cases(self, limit_s: float) -> Iterator["_Case"]:
-        """One for each number of tokens whose inputs are saved at birth."""
+        """One for each number of tokens whose inputs are saved at birth; none of them too, whose kernels may be others than
+        those of a setting that saves none.
+        """
         loosest, recompute = self.loosest, self.loosest.setting.recompute
-        least = 1 if recompute is Recompute.ACTIVATIONS_HBM else 0  # none saved: the same as in host memory
         most = loosest.setting.workload.cached_tokens if recompute.from_activations else 0
         promising = loosest.rows.take(loosest.least_by_row <= limit_s)
-        for saved in range(least, most + 1):
+        for saved in range(most + 1):
             rows = promising.take((promising.activations == 0) | (promising.activations + promising.dropped <= saved))
             case = _Case.of(loosest.setting, loosest.cost, loosest.weights, rows, np.full(len(rows), float(saved)))
             if case is not None and case.least_s <= limit_s:

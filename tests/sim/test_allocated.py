@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from builders import in_hbm, make_cost, make_model, make_setting, newest_in_hbm
+from builders import in_hbm, make_cost, make_homes, make_model, make_setting, newest_in_hbm
 from sim.allocated import peak_allocated_bytes
 from sim.attention import Selector
 from sim.capture import is_captured
 from sim.kv import KvFormat, KvFormats
-from sim.plan import Admission, Plan
+from sim.plan import Admission, Plan, Recompute
 from sim.spec import DType, WeightFormat
 
 WEIGHTS = 2 * (2 * 1280 + 256)  # of two layers and the embedding, fp16
@@ -38,6 +38,17 @@ def test_slots_are_what_later_steps_need_not_the_spilling_prefill() -> None:
     plan = newest_in_hbm(make_setting(batch=3), slots=2)
 
     assert peak(plan) == WEIGHTS + workspace(12, 12, 3) + 1000 + 3 * (2 * 2 * 64 + 2 * 5 * 64)
+
+
+def test_a_forwarded_prefix_is_staged_and_goes_through_layers_in_a_prefills_passes() -> None:
+    """Three slots and, at the last step, a layer's keys and values of four tokens and twice its inputs, 32 bytes each; what
+    else a pass over them holds is workspace.
+    """
+    homes = make_homes((4, 3, 3, 3), dropped=(0, 2, 3, 4))
+    plan = Plan(setting=make_setting(batch=3, recompute=Recompute.TOKENS), homes=homes)
+    assert is_captured(plan.setting)
+
+    assert peak(plan) == WEIGHTS + workspace(12, 12, 3) + 1000 + 3 * (3 * 2 * 64 + 4 * (64 + 2 * 32))
 
 
 def test_a_single_step_has_no_later_ones() -> None:

@@ -75,6 +75,37 @@ def test_a_prefix_is_forwarded_through_all_of_a_layer() -> None:
     assert op(plan, "forward") == [0, 0, 2 * (40 + 4.0625 + 64) + 4 / 2, 3 * (40 + 4.0625 + 64) + 9 / 2]
 
 
+def test_a_captured_prefix_is_made_up_to_eights_and_its_kernels_begin_one_after_the_other() -> None:
+    """Of prefixes of 1 to 16 tokens those above 8 are made up, by 28 in all: 1.75 on average. Three kernels of 2 s."""
+    setting = make_setting(prompt=16, output=3, machine=slow_arithmetic(launch_s=2.0), recompute=Recompute.TOKENS)
+    plan = Plan(setting=setting, homes=make_homes((16, 8, 6), dropped=(0, 9, 12)))
+
+    assert is_captured(setting)
+    expected = [pytest.approx(3 * 2 + rows * (40 + 4.0625 + 64) + rows**2 / 2) for rows in (10.75, 13.75)]
+    assert op(plan, "forward", kernels_per_layer=3.0) == [0, *expected]
+
+
+@pytest.mark.parametrize(
+    ("changes", "host_kv", "launched"),
+    [
+        ({}, (0, 0), (False, False)),  # one graph
+        ({}, (0, 1), (False, True)),  # in pieces, from one layer's attention to the next one's
+        ({"write_back": WriteBack.AT_BIRTH}, (0, 0), (True, True)),
+        ({"kv_format": KvFormats(gpu=KvFormat.INT8)}, (0, 0), (True, True)),
+    ],
+)
+def test_the_host_launches_nothing_for_a_prefix_alone(
+    changes: dict[str, Any], host_kv: tuple[int, int], launched: tuple[bool, bool]
+) -> None:
+    setting = make_setting(prompt=4, output=3, recompute=Recompute.TOKENS, **changes)
+    hbm = [cached - kept - 2 for cached, kept in zip((5, 6), host_kv, strict=True)]
+    plan = Plan(setting=setting, homes=make_homes((2, *hbm), host_kv=(0, *host_kv), dropped=(2, 2, 2)))
+
+    times = times_of(plan, make_cost(setting.machine, host_operation_s=1.0))
+
+    assert tuple(bool(seconds > 0) for seconds in times.launched_s[1:]) == launched
+
+
 def test_a_prefills_products_slow_down_as_clocks_settle() -> None:
     """Clocks fall by 1 - exp(-t / 0.08 s) of what they fall in the end, here by half; over T on average by 1 - (1 - exp(-x)) / x
     of it, x = T / 0.08 s. At 256 times the usual rate T is of two layers with 5/256 s of products and 4 tokens' passes.
