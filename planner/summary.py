@@ -13,8 +13,8 @@ from planner.solution import Certificate, Solution
 from planner.wording import certificate_texts, loss_texts, plan_rows, question_text, speed_rows, wanted_text, waves_text
 from planner.worth import Worth
 from sim.cost import CostModel
-from sim.footprint import resident_weight_bytes, workspace_bytes
-from sim.forecast import forecast, static_host_bytes
+from sim.footprint import resident_weight_bytes
+from sim.forecast import forecast, setting_workspace_bytes, static_host_bytes
 from sim.outcome import Outcome
 from sim.plan import Plan
 from sim.units import format_bytes, format_per_s, format_rate, format_seconds
@@ -76,7 +76,7 @@ def _phase_row(row: Stretch) -> tuple[str, ...]:
 def _memory_table(solution: Solution, request: Request) -> Table:
     setting, predicted, machine = solution.plan.setting, solution.predicted, request.machine
     weights = resident_weight_bytes(setting.model, setting.dtype, setting.weight_format, setting.weights_on_host)
-    workspace = workspace_bytes(setting.model, setting.dtype, setting.concurrency, setting.workload.prompt_tokens)
+    workspace = setting_workspace_bytes(setting)
     kv = predicted.peak_hbm_bytes - weights - workspace
     parts = (
         f"weights {format_bytes(weights)}",

@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat
+from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat, weight_bytes_per_parameter
 
 PREFILL_CHUNK_TOKENS = 8192  # rows that one pass of the prefill takes through a layer; more gain nothing on any card
 
@@ -12,29 +12,46 @@ def prefill_rows(sequences: int, prompt_tokens: int) -> int:
     return prompt_tokens * min(sequences, max(1, PREFILL_CHUNK_TOKENS // prompt_tokens))
 
 
-def workspace_bytes(model: ModelSpec, dtype: DType, sequences: int, prompt_tokens: int) -> int:
+def workspace_bytes(
+    model: ModelSpec, dtype: DType, sequences: int, prompt_tokens: int, weights_on_host: float = 0.0
+) -> int:
     """Activations of the widest moment: the feed-forward of a prefill pass (in chunks), and float32 logits of each sequence.
 
     The layer's input, its output so far, its norm and what it adds are there then, query, key and value, rotated ones
-    besides them, and what attention gave.
+    besides them, and what attention gave. Weights that are streamed cross the link once for all passes: those prompts that do
+    not pass hold their layer's input, or its output.
     """
     rows = max(sequences, prefill_rows(sequences, prompt_tokens))
     rotated = 0 if model.positions and not model.qk_norm else model.query_dim + model.kv_dim
     attention_row = 4 * model.hidden + 2 * model.query_dim + 2 * model.kv_dim + rotated
     mlp_row = model.intermediate * (2 if model.gated_mlp else 1)
     activations = rows * attention_row + min(rows, PREFILL_CHUNK_TOKENS) * mlp_row
-    return activations * dtype.size_bytes + sequences * model.vocab * 4
+    waiting = (sequences * prompt_tokens - prefill_rows(sequences, prompt_tokens)) if weights_on_host else 0
+    return (activations + waiting * model.hidden) * dtype.size_bytes + sequences * model.vocab * 4
 
 
 @lru_cache(maxsize=256)
 def resident_weight_bytes(model: ModelSpec, dtype: DType, weight_format: WeightFormat, on_host: float) -> int:
-    """Weights in HBM; where a share of each layer is streamed, two layers' worth of it is buffered. Matrices stored in fewer
-    bits are widened one after the other, in room for the largest.
+    """Weights in HBM; where a share of each layer is streamed, two layers' worth of it is buffered, and what lacks of the matrix
+    that it ends in. Matrices stored in fewer bits are widened one after the other, in room for the largest.
     """
     total = model.weight_bytes(dtype, weight_format)
     streamed = on_host * layer_weight_bytes(model, dtype, weight_format)
     room = 0 if weight_format is WeightFormat.NATIVE else largest_matrix_entries(model) * dtype.size_bytes
-    return round(total - model.layers * streamed + min(2, model.layers) * streamed) + room
+    buffer = streamed + cut_matrix_bytes(model, dtype, weight_format, on_host)
+    return round(total - model.layers * streamed + min(2, model.layers) * buffer) + room
+
+
+def cut_matrix_bytes(model: ModelSpec, dtype: DType, weight_format: WeightFormat, on_host: float) -> float:
+    """Of the matrix in which a layer's share ``on_host`` ends, what stays in HBM. Matrices are taken in order, norms aside."""
+    up = model.hidden * model.intermediate * (2 if model.gated_mlp else 1)
+    matrices = (model.qkv_parameters, model.out_parameters, up, model.mlp_parameters - up)
+    left = on_host * layer_weight_bytes(model, dtype, weight_format)
+    for size in (count * weight_bytes_per_parameter(dtype, weight_format) for count in matrices):
+        if left < size:
+            return size - left if left > 0 else 0.0
+        left -= size
+    return 0.0
 
 
 def largest_matrix_entries(model: ModelSpec) -> int:
@@ -62,5 +79,5 @@ def kv_budget_bytes(
 ) -> int:
     """HBM left for all that grows with cached tokens. Negative: that many bytes are missing for the rest alone."""
     weights = resident_weight_bytes(model, dtype, weight_format, weights_on_host)
-    workspace = workspace_bytes(model, dtype, sequences, prompt_tokens)
+    workspace = workspace_bytes(model, dtype, sequences, prompt_tokens, weights_on_host)
     return machine.gpu.hbm_bytes - reserve_bytes - weights - workspace

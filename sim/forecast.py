@@ -58,7 +58,13 @@ def forecast(plan: Plan, cost: CostModel, *, recording: RecordedSelection | None
 def static_hbm_bytes(setting: Setting) -> int:
     """Weights and workspace: what HBM holds before the first token is cached."""
     weights = resident_weight_bytes(setting.model, setting.dtype, setting.weight_format, setting.weights_on_host)
-    return weights + workspace_bytes(setting.model, setting.dtype, setting.concurrency, setting.workload.prompt_tokens)
+    return weights + setting_workspace_bytes(setting)
+
+
+def setting_workspace_bytes(setting: Setting) -> int:
+    """Activations of the widest moment."""
+    work, on_host = setting.workload, setting.weights_on_host
+    return workspace_bytes(setting.model, setting.dtype, setting.concurrency, work.prompt_tokens, on_host)
 
 
 def static_host_bytes(setting: Setting) -> int:

@@ -11,8 +11,8 @@ from reports.figures.shared import band_names, capacity, figure, merged, phase_m
 from reports.look import BLUE, GREY, HOME_COLOURS, ORANGE, PINK, SKY, axis
 from reports.study import Study
 from sim.flows import Column, home_columns
-from sim.footprint import resident_weight_bytes, workspace_bytes
-from sim.forecast import static_host_bytes
+from sim.footprint import resident_weight_bytes
+from sim.forecast import setting_workspace_bytes, static_host_bytes
 from sim.plan import Admission, Plan
 from sim.units import GIB, format_bytes
 
@@ -62,7 +62,7 @@ def tier_bytes(study: Study) -> tuple[Chart, ...]:
     """Bytes in HBM and in host memory while a full wave runs, each against what there is."""
     setting, held = study.plan.setting, study.priced.waves[0].load.held
     weights = resident_weight_bytes(setting.model, setting.dtype, setting.weight_format, setting.weights_on_host)
-    workspace = workspace_bytes(setting.model, setting.dtype, setting.concurrency, setting.workload.prompt_tokens)
+    workspace = setting_workspace_bytes(setting)
     steps = len(held.hbm)
     hbm = {
         "weights": np.full(steps, float(weights)),

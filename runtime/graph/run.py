@@ -112,19 +112,19 @@ class GraphWave:
 
     def _prefill(self, passes: list[slice], tokens: Tensor) -> None:
         """All layers of some passes, each over lanes of its own: their activations are held from one layer to the next."""
-        decoder, rows = self.decoder, [self._passing(lanes, tokens) for lanes in passes]
+        decoder, at = self.decoder, [self._positions(lanes, tokens.shape[1]) for lanes in passes]
+        x = [decoder.embed(tokens[lanes], positions) for lanes, positions in zip(passes, at, strict=True)]
         for layer in range(decoder.spec.layers):
             if self.weights is not None:
                 self.weights.layers.begin(layer)
-            for one in rows:
-                one.x = self._prefill_layer(layer, one.first, one.x, one.positions, one.padding)
-        for lanes, one in zip(passes, rows, strict=True):
-            self.step.tokens[lanes] = decoder.logits(one.x[:, -1:])[:, 0].argmax(-1)
+            for number, lanes in enumerate(passes):
+                x[number] = self._prefill_layer(layer, lanes.start, x[number], at[number], self.padding[lanes])
+        for lanes, last in zip(passes, x, strict=True):
+            self.step.tokens[lanes] = decoder.logits(last[:, -1:])[:, 0].argmax(-1)
 
-    def _passing(self, lanes: slice, tokens: Tensor) -> "_Pass":
-        tokens, padding = tokens[lanes], self.padding[lanes]
-        positions = (torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]).clamp(min=0)
-        return _Pass(lanes.start, positions, padding, self.decoder.embed(tokens, positions))
+    def _positions(self, lanes: slice, tokens: int) -> Tensor:
+        """[lane, token]."""
+        return (torch.arange(tokens, device=self.padding.device) - self.padding[lanes, None]).clamp(min=0)
 
     def _prefill_layer(self, layer: int, first: int, x: Tensor, positions: Tensor, padding: Tensor) -> Tensor:
         """The layer's output; what it was made from goes before the next layer comes."""
@@ -150,16 +150,6 @@ class GraphWave:
                     on_step(row)
                 self.step.replay()
         return watch.seconds
-
-
-@dataclass(slots=True)
-class _Pass:
-    """Some lanes' prompts, from ``first`` on: ``x`` is what the next layer takes, [lane, token, hidden]."""
-
-    first: int
-    positions: Tensor
-    padding: Tensor
-    x: Tensor
 
 
 def in_place(decoder: Decoder) -> Decoder:

@@ -331,13 +331,14 @@ class StreamedStep(DecodeStep):
         pieces: Iterator[object] = self._replayed() if self.graphs else self._pieces()
         self.slots.advance()
         for layer in range(self.decoder.spec.layers):
+            next(pieces, None)
             if self.weights is not None:
-                next(pieces, None)
                 self.weights.wait(layer)
                 self.weights.bring_ahead(layer)
-            next(pieces, None)
             if layer:
                 self.slots.leave(layer - 1)
+            if self.weights is not None:
+                next(pieces, None)
             self.slots.bring(layer)
         next(pieces, None)
         self.slots.leave(self.decoder.spec.layers - 1)

@@ -53,7 +53,7 @@ class StreamedLayers(Sequence[LayerWeights]):
         return tuple(one.whole(self._own(layer)) for layer, one in enumerate(self._stored))
 
     def moves(self, layer: int) -> list["Move"]:
-        """What brings the layer into the buffer of its own."""
+        """What brings the layer into the buffer of its own: from the host, then from the device where a tensor is cut."""
         one, buffer = self._stored[layer], self._own(layer)
         parts = zip((one.block.host, one.rest), one.split(buffer), strict=True)
         return [Move(here.data_ptr(), there.data_ptr(), there.numel()) for there, here in parts if there.numel()]

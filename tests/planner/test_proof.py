@@ -207,7 +207,7 @@ def tiny_request() -> Request:
     """One sequence of two tokens and three steps that do not fit HBM: so few plans that all can be written down."""
     model = make_model(layers=4, hidden=8, head_dim=16)
     machine = make_machine(
-        hbm_bytes=model.weight_bytes(DType.FP16) + 750,
+        hbm_bytes=model.weight_bytes(DType.FP16) + 1200,
         hbm_bytes_per_s=1e9,
         flop_per_s=2e9,
         link_bytes_per_s=5e7,

@@ -35,7 +35,7 @@ _LLAMA = _SHAPE | {"num_key_value_heads": 4, "intermediate_size": 96, "max_posit
 _FAMILIES = {
     "opt": _SHAPE | {"ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 160},
     "deep opt": _SHAPE
-    | {"num_hidden_layers": 6, "ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 160},
+    | {"num_hidden_layers": 4, "ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 160},
     "odd opt": _SHAPE
     | {"num_hidden_layers": 5, "ffn_dim": 96, "word_embed_proj_dim": 64, "max_position_embeddings": 160},
     "flat opt": _SHAPE

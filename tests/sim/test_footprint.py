@@ -56,16 +56,27 @@ def test_learned_positions_leave_nothing_to_rotate_but_normed_queries_are_new_ro
     assert workspace_bytes(normed, FP16, 4, 8) == 32 * (160 + 8) * 2 + 4 * 16 * 4
 
 
+def test_prompts_that_wait_for_their_pass_hold_a_row_of_each_token_where_weights_stream() -> None:
+    """8192 of 3 x 4096 tokens pass at once."""
+    whole = workspace_bytes(MODEL, FP16, 3, 4096)
+
+    assert workspace_bytes(MODEL, FP16, 3, 4096, 0.5) == whole + 4096 * 16 * 2
+    assert workspace_bytes(MODEL, FP16, 2, 4096, 0.5) == workspace_bytes(MODEL, FP16, 2, 4096)
+
+
 def test_weights() -> None:
     assert layer_weight_bytes(MODEL, FP16, NATIVE) == 2 * LAYER
     assert layer_weight_bytes(MODEL, FP16, WeightFormat.INT4) == LAYER * (0.5 + 4 / 64)
     assert resident_weight_bytes(MODEL, FP16, NATIVE, 0.0) == 2 * (5 * LAYER + EMBEDDING)
 
 
-@pytest.mark.parametrize("share", [0.25, 1.0])
-def test_streamed_weights_leave_two_layers_worth_of_buffers(share: float) -> None:
+@pytest.mark.parametrize(
+    ("share", "lacking"), [(0.25, 768 - 320), (0.6, 0), (0.75, 256 - 192), (0.85, 128 - 64), (1.0, 0)]
+)
+def test_streamed_weights_leave_two_layers_worth_of_buffers(share: float, lacking: int) -> None:
+    """Each has room for all of the matrix that the share ends in."""
     kept = 5 * (1 - share) * 2 * LAYER
-    buffers = 2 * share * 2 * LAYER
+    buffers = 2 * (share * 2 * LAYER + 2 * lacking)
 
     assert resident_weight_bytes(MODEL, FP16, NATIVE, share) == kept + buffers + 2 * EMBEDDING
 
