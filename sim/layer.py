@@ -41,6 +41,9 @@ _GROUPED_LAUNCHES, _ROUND_LAUNCHES, _GROUPED_PROGRAMS, _GROUPED_TURN, _ROUNDING_
 _GROUPED_ROUNDING_LAUNCHES, _GROUPED_ROUNDING_TURN = 1.2, 1.0
 _RANGE_CHANNELS = 45  # that a head's ranges count as: heads of 64 take an H200 0.63 of what those of 128 do, not half
 _PIECE_LAUNCHES = 3  # of a step in pieces: what comes between one and the next, 8 to 12 us on an H200
+# Of a prefix that a captured step forwards: its kernels, none of them made one, seen with four prompts on an H200 (26 us a
+# layer, eagerly hidden by longer launches). A multiprocessors' share that a gather ahead takes, by few small programs.
+_PREFIX_LAUNCHES, _AHEAD_SM_SHARE = 6, 0.05
 _MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
 
@@ -81,6 +84,7 @@ class LayerPrices:
     prompt_write: Pieces
     sm_share: float
     weight_bytes: float
+    weights_s: float
     bytes_per_kv: float
     bytes_per_inputs: float
     exposed_share: float
@@ -171,6 +175,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
     guess, late = setting.guess_hits, setting.attention.selector.recalls or reads_in_place(setting)
     kept_s, kept_away_s = (attention_s_per_kept(cost, setting, sequences, away=away) for away in (False, True))
     most_tokens = setting.workload.cached_tokens
+    weight_bytes = setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format)
     decoded_s = decoded_products_s(cost, setting, sequences)
     again = partial(
         recomputed,
@@ -207,7 +212,8 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         stream=cost.transfer(Mechanism.COPY_ENGINE),
         prompt_write=cost.transfer(_prompt_written_by(setting)),
         sm_share=_sm_share(cost, setting),
-        weight_bytes=setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format),
+        weight_bytes=weight_bytes,
+        weights_s=cost.transfer(Mechanism.COPY_ENGINE, handed_over=is_captured(setting)).at_one(weight_bytes),
         bytes_per_kv=float(sequences * link_token_bytes(setting)),
         bytes_per_inputs=float(sequences * inputs_layer_bytes(model, dtype)),
         exposed_share=(1.0 if guess is None else 1.0 - guess) if late else 0.0,
@@ -346,7 +352,7 @@ def _sm_share(cost: CostModel, setting: Setting) -> float:
     by_kernel = setting.fetch_by is Mechanism.GATHER_KERNEL or gathers_ahead(setting)
     if not by_kernel or late or reads_in_place(setting):
         return 0.0
-    return cost.profile.gather_sm_share
+    return _AHEAD_SM_SHARE if gathers_ahead(setting) else cost.profile.gather_sm_share
 
 
 def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: bool | None = None) -> LayerTimes:
@@ -380,7 +386,7 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: boo
         rest_s=rest_s,
         layer_s=query_s + np.maximum(attend_s, host_attention_s) + rest_s + in_line_s,
         host_attention_s=host_attention_s,
-        prefetch_s=prices.stream.at_one(prices.weight_bytes) + ahead_s + (delay_s - exposed_delay_s),
+        prefetch_s=prices.weights_s + ahead_s + (delay_s - exposed_delay_s),
         correct_s=exposed_s + exposed_delay_s,
         in_line_s=in_line_s,
         write_s=write_s,
@@ -443,7 +449,8 @@ def _forwarded(cost: CostModel, setting: Setting, passed: Pieces, square_s: floa
     says, so in each step as many as on average. The error is half a multiple at most, of a prefix of 100 tokens 3.5 %.
     """
     more = mean_made_up(setting.workload.prompt_tokens) if is_captured(setting) else 0.0
-    begun_s = cost.launch_s(cost.profile.kernels_per_layer) + square_s * more**2
+    begun = cost.profile.kernels_per_layer + _PREFIX_LAUNCHES * is_captured(setting)
+    begun_s = cost.launch_s(begun) + square_s * more**2
     pieces = tuple(
         (constant_s + begun_s + per_token_s * more, per_token_s + 2 * more * square_s)
         for constant_s, per_token_s in passed.pieces

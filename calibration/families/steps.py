@@ -60,7 +60,7 @@ def _recipes(scope: Scope) -> Iterator[Recipe]:
 
 def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
     window = _window(dense, 20)
-    for keep in scope.some((10, 70, 40, 20)):
+    for keep in scope.some((10, 70, 20)):
         yield replace(window, keep=keep)
     yield replace(dense, hbm=50)
     yield replace(window, hbm=60)
@@ -69,6 +69,7 @@ def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
         yield replace(window, keep=70, batch=scope.batches[-1])
         yield replace(dense, hbm=80)
         yield replace(window, hbm=60, placement=Placement.RECENT)
+        yield replace(window, kv=KvFormat.INT8)
         yield replace(dense, hbm=50, kv=KvFormat.INT8)
         yield replace(window, selector=Selector.PAGES, keep=10)
         yield replace(window, selector=Selector.PAGES, keep=20, hbm=60)
@@ -80,7 +81,7 @@ def _few(dense: Recipe) -> Iterator[Recipe]:
     """Of few sequences: what a step takes at least where it is launched, or replayed in pieces, layer after layer."""
     yield replace(dense, hbm=50)
     yield replace(dense, hbm=50, recompute=Recompute.ACTIVATIONS_HOST)
-    yield replace(dense, hbm=70, recompute=Recompute.TOKENS)
+    yield replace(dense, selector=Selector.LOCAL, keep=20)  # launched kernel by kernel
 
 
 def _window(dense: Recipe, keep: int) -> Recipe:

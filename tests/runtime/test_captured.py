@@ -100,7 +100,9 @@ def test_dense_waves_are_equal_to_the_byte(seed: int) -> None:
     ("seed", "on_host"), [(seed, on_host) for seed in range(6) for on_host in (False, True)][: None if ON_GPU else 4]
 )
 def test_a_forwarded_prefix_is_equal_to_the_byte(seed: int, on_host: bool) -> None:
-    """Alone, within one graph, nothing crosses the link; what the host holds besides does."""
+    """Alone, within one graph, nothing crosses the link; what the host holds besides does. Eagerly it takes in of the prompt
+    what is let go of before the first decode step, too.
+    """
     made, rng = decoder("opt", DType.FP32, seed=seed), random.Random(f"prefix {seed}")
     choice = Choice(batch=3, concurrency=2, prompt=12, output=STEPS, dtype=DType.FP32, recompute=Recompute.TOKENS)
     plan = draw_plan(rng, made.spec, choice)
@@ -117,7 +119,7 @@ def test_a_forwarded_prefix_is_equal_to_the_byte(seed: int, on_host: bool) -> No
     assert decoded(moved(run)) == decoded(moved(eager))
     assert bool(moved(run)) == on_host
     assert held(run, Tier.HBM) == held(eager, Tier.HBM)
-    assert held(run, Tier.HOST) == held(eager, Tier.HOST)
+    assert held(run, Tier.HOST)[1:] == held(eager, Tier.HOST)[1:]
     assert run.kv_allocated_bytes <= max(held(eager, Tier.HBM))
 
 
