@@ -87,7 +87,8 @@ def _keeps(setting: Setting) -> bool:
     if formats.are_native:
         return setting.recompute is Recompute.NONE or (dense and setting.recompute is Recompute.ACTIVATIONS_HOST)
     both = formats.gpu is KvFormat.INT8 and formats.host is KvFormat.INT8
-    known = (dense and one_to_one) or setting.attention.selector is Selector.SWA
+    window = setting.attention.selector is Selector.SWA and setting.placement is Placement.RESIDENT
+    known = (dense and one_to_one) or window
     return known and both and setting.recompute is Recompute.NONE
 
 

@@ -226,6 +226,8 @@ def test_prices_and_runtime_agree_on_sparse_waves(model: str, selector: Selector
     formats = {Selector.SWA: (KvFormat.NATIVE, KvFormat.INT8), Selector.PAGES: (KvFormat.NATIVE,)}
     assert any(plan.homes.host_kv) == (selector is not Selector.H2O)
     assert graphable(plan) == is_captured(plan.setting) == (kv in formats.get(selector, ()))
+    recent = all_in_hbm(replace(plan.setting, placement=Placement.RECENT))
+    assert kv is KvFormat.NATIVE or not (graphable(recent) or is_captured(recent.setting))
 
 
 @pytest.mark.parametrize("weights", WeightFormat)
