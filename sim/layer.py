@@ -254,8 +254,7 @@ def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, a
 def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
     """Before its first token: a kernel's; of a step in pieces the piece's begin too.
 
-    Where grouped heads are gone over in parts: of more threads, one round after the other, and with another kernel that merges;
-    over INT8 with a third that stores newborn tokens first.
+    Where grouped heads are gone over in parts: of more threads, one round after the other, and with another kernel that merges.
     """
     model = setting.model
     if is_captured(setting) and streams(setting, away=away):
@@ -264,8 +263,7 @@ def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away
         return cost.profile.attention_setup_s
     programs = sequences * model.kv_heads * attention_parts(sequences, model.kv_heads, model.heads)
     rounds = max(1.0, programs / (_GROUPED_PROGRAMS * cost.machine.gpu.sm_count))
-    launches = _GROUPED_LAUNCHES + (setting.kv_format.gpu is not KvFormat.NATIVE)
-    return cost.profile.attention_setup_s + cost.launch_s(launches + _ROUND_LAUNCHES * (rounds - 1))
+    return cost.profile.attention_setup_s + cost.launch_s(_GROUPED_LAUNCHES + _ROUND_LAUNCHES * (rounds - 1))
 
 
 def attention_turn_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:

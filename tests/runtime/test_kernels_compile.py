@@ -10,18 +10,7 @@ import pytest
 import torch
 
 KERNELS = {"add_norm", "attend", "choose", "exchange", "fetch", "gate", "merge", "place", "product", "score", "settle"}
-KERNELS |= {
-    "carry",
-    "mask",
-    "weigh",
-    "choose_first",
-    "remember",
-    "keep",
-    "name",
-    "bear_in_groups",
-    "attend_in_groups",
-    "widen",
-}
+KERNELS |= {"carry", "mask", "weigh", "choose_first", "remember", "keep", "name", "bear", "widen"}
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="compiles Triton's kernels")

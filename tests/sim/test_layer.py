@@ -215,18 +215,18 @@ def test_programs_that_widen_their_tokens_are_gone_through_in_rounds(batch: int,
     assert found[1] == pytest.approx(7 + 5 * hypot(batch * 37 / 512, 5 / 3 * rounds))
 
 
-@pytest.mark.parametrize(("heads", "turn_s", "launched"), [(1, 5 / 3, 0), (2, 1 / 16, 2.2)])
-def test_a_window_over_int8_is_attended_to_as_dense_tokens_are(heads: int, turn_s: float, launched: float) -> None:
-    """4 of 9 tokens. Where heads share keys a launch of 1 s more stores newborn ones; nothing is converted beside."""
-    placed = {"model": make_model(heads=heads, kv_heads=1), "placement": Placement.RESIDENT}
-    levels, machine = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8), make_machine(launch_s=1.0)
-    setting = make_setting(Selector.SWA, prompt=8, output=2, sparsity=0.5, kv_format=levels, machine=machine, **placed)
+def test_a_window_over_int8_is_attended_to_as_dense_tokens_are() -> None:
+    """4 of 9 tokens; nothing is converted beside."""
+    levels = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+    setting = make_setting(
+        Selector.SWA, prompt=8, output=2, sparsity=0.5, kv_format=levels, placement=Placement.RESIDENT
+    )
 
     found = op(in_hbm(setting), "attention", quantised_token_s=4.0, attention_setup_s=7.0)
 
     assert is_captured(setting)
     assert setting.attention.kept_tokens(9) == 4
-    assert found[1] == pytest.approx(7 + launched + 4 * hypot(37 / 512, turn_s))
+    assert found[1] == pytest.approx(7 + 4 * hypot(37 / 512, 5 / 3))
     assert op(in_hbm(setting), "convert")[1] == 0
 
 
