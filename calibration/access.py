@@ -1,12 +1,8 @@
 """Access profiles from runs: how many of a selector's picks are new at each step, and how old they are."""
 
 import datetime
-from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from math import ceil
 from pathlib import Path
 from statistics import mean
 
@@ -98,7 +94,9 @@ def access_of(selector: Selector, runs: Sequence[tuple[float, Plan, Ran]], sourc
         keep_shares=tuple(keep for keep, _, _ in runs),
         turnovers=tuple(_turnover(ran) for _, _, ran in runs),
         perplexity_ratios=tuple(usual.perplexity_ratio(keep) for keep, _, _ in runs),
-        age_shares=_age_shares([(plan.setting.token_counts, ran.picks or []) for _, plan, ran in runs]),
+        age_shares=_age_shares([(plan.setting.token_counts, ran.picks or []) for _, plan, ran in runs])
+        if selector.recalls
+        else _EVERY_AGE_ALIKE,  # what other selectors leave out dies: hardly more lives than is picked
         source=f"{source}; attention kept {mass}; perplexity: {usual.source}",
     )
 
@@ -115,33 +113,15 @@ def _turnover(ran: Ran) -> float:
 
 
 def _age_shares(runs: Sequence[tuple[TokenCounts, LanePicks]]) -> tuple[tuple[float, float], ...]:
-    """Share of the picks that fall on the oldest quarter, half and three quarters of the older tokens that live."""
+    """Share of the picks that fall on the oldest quarter, half and three quarters of the older tokens, all of which live."""
     below, every = [0] * len(_AGES), 0
     for counts, picks in runs:
-        seen = defaultdict[tuple[int, int], list[int]](partial(_last_local, counts))  # by layer and lane
         for row, layers in enumerate(picks, start=1):
-            for layer, lanes in enumerate(layers):
-                for lane, picked in enumerate(lanes):
-                    last = seen[layer, lane]
-                    for token in picked:
-                        last[token] = row
-                    living = _living(last, counts, row)
-                    every += len(picked)
-                    for place, share in enumerate(_AGES):
-                        oldest = set(living[: ceil(share * len(living))])
-                        below[place] += sum(token in oldest for token in picked)
+            older = counts.cached[row] - counts.local[row]
+            for token in (token for layer in layers for lane in layer for token in lane):
+                every += 1
+                for place, share in enumerate(_AGES):
+                    below[place] += token < share * older
     if not every:
         return _EVERY_AGE_ALIKE
     return ((0.0, 0.0), *((share, count / every) for share, count in zip(_AGES, below, strict=True)), (1.0, 1.0))
-
-
-def _last_local(counts: TokenCounts) -> list[int]:
-    """By token: the last row in which it is one of the newest, before any has been picked; of those that never are, -1."""
-    older = [cached - local for cached, local in zip(counts.cached, counts.local, strict=True)]
-    return [bisect_right(older, token) - 1 for token in range(counts.cached[-1])]
-
-
-def _living(last: list[int], counts: TokenCounts, row: int) -> list[int]:
-    """Older tokens that live in ``row``, the oldest first: those attended to the longest ago are dead, of equals the oldest."""
-    older = range(counts.cached[row] - counts.local[row])
-    return sorted(sorted(older, key=lambda token: (min(last[token], row), token))[counts.dead[row] :])

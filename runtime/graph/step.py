@@ -111,11 +111,11 @@ class CapturedStep:
         self._advance()
 
     def _begin(self, layer: int) -> Iterator[int]:
-        """The layer's weights are there from here on, and those to come after it are on their way."""
+        """The layer's weights are there from here on, and those to come after it on their way, which wait for none of them."""
         if self.weights is not None:
+            self.weights.bring_ahead(layer)
             self.weights.wait(layer)
             self._pause()
-            self.weights.bring_ahead(layer)
         yield from ()
 
     def _pause(self) -> None:

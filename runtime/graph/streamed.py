@@ -333,8 +333,8 @@ class StreamedStep(DecodeStep):
         for layer in range(self.decoder.spec.layers):
             next(pieces, None)
             if self.weights is not None:
-                self.weights.wait(layer)
                 self.weights.bring_ahead(layer)
+                self.weights.wait(layer)
             if layer:
                 self.slots.leave(layer - 1)
             if self.weights is not None:

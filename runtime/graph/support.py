@@ -82,12 +82,13 @@ def _require_format(plan: Plan) -> None:
         allowed = dense and stored in (KvFormat.NATIVE, KvFormat.FP8, KvFormat.INT8)
         PageSize.of(setting)  # raises where ranges do not fit the pages of a group
     else:
-        known = dense or setting.attention.selector is Selector.SWA
+        resident = setting.placement is Placement.RESIDENT
+        known = dense or (setting.attention.selector is Selector.SWA and resident)
         allowed = known and stored is KvFormat.INT8 and setting.kv_format.host is KvFormat.INT8
     if not allowed:
         raise ValueError(
             f"kv_format={stored} in HBM and {setting.kv_format.host} on the host, a captured step runs native, waves "
-            "under dense or swa in int8 on both sides, and dense continuous admission in int8 or fp8"
+            "under dense or resident swa in int8 on both sides, and dense continuous admission in int8 or fp8"
         )
     if not dense and setting.placement is not Placement.RESIDENT:
         raise ValueError(f"placement={setting.placement}, a captured step under swa in int8 needs resident")

@@ -119,7 +119,8 @@ def test_a_forwarded_prefix_is_equal_to_the_byte(seed: int, on_host: bool) -> No
     assert decoded(moved(run)) == decoded(moved(eager))
     assert bool(moved(run)) == on_host
     assert held(run, Tier.HBM) == held(eager, Tier.HBM)
-    assert held(run, Tier.HOST)[1:] == held(eager, Tier.HOST)[1:]
+    later = [at for at in range(2 * STEPS) if at % STEPS]  # than each of two waves' prefills
+    assert [held(run, Tier.HOST)[at] for at in later] == [held(eager, Tier.HOST)[at] for at in later]
     assert run.kv_allocated_bytes <= max(held(eager, Tier.HBM))
 
 

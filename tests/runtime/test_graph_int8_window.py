@@ -20,12 +20,12 @@ from sim.kv import GROUP_TOKENS, KvFormat, KvFormats
 from sim.plan import Plan
 from sim.spec import DType
 from sim.trace import Resource
-from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, draw_prompts, kernels, padded, resident
+from tests.runtime.graphs import ON_GPU, compare, decoder, draw_prompts, kernels, padded, resident
 from tests.runtime.plans import Choice, all_in_hbm, with_budget
 from tests.runtime.test_captured import CAPTURED, both, decoded, moved
 
 INT8 = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
-FAMILIES = ["opt", "wide opt", "llama", "grouped qwen3"] if ON_GPU else ["opt", "grouped qwen3"]
+FAMILIES = ["opt", "llama", "grouped qwen3"] if ON_GPU else ["opt", "grouped qwen3"]
 
 
 def window(
@@ -43,24 +43,46 @@ def window(
 
 
 @kernels
-@pytest.mark.parametrize("dtype", DTYPES_TRIED)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("slots, prompt", [(200, 60), (22, 60), (30, 70), (40, 130)])
-def test_window_decoding_over_int8_by_graph_is_eager_decoding(
-    family: str, dtype: DType, slots: int, prompt: int
-) -> None:
-    """Past the end of a group, some of whose tokens are dead by then, some on the host."""
-    made = decoder(family, dtype, seed=2)
-    plan = window(made, prompt=prompt, output=30 if ON_GPU else 8, slots=slots, dtype=dtype)
-    compare(plan, made, [prompt, prompt - 3, 12], dtype)
+def test_window_decoding_over_int8_by_graph_is_eager_decoding(family: str, slots: int, prompt: int) -> None:
+    """Past the end of a group, some of whose tokens are dead by then, some on the host.
+
+    In 16 bit a product rounded otherwise makes a level another, and soon a pick: there see the next test.
+    """
+    made = decoder(family, DType.FP32, seed=2)
+    output = 30 if ON_GPU else 8
+    compare(window(made, prompt=prompt, output=output, slots=slots), made, [prompt, prompt - 3, 12], DType.FP32)
+
+
+def over_levels(slots: QuantisedWindowSlots, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """[lane, head, channel]: attention to what the lists of layer 1 name of all keys and values so far, by torch."""
+    levels, ranges = frozen_groups(k, KvFormat.INT8)
+    frozen, stored = k.shape[1] // GROUP_TOKENS * GROUP_TOKENS, encode_values(v, KvFormat.INT8)
+    low, step = (part[:, None].float() for part in ranges.unbind(1))  # [group, 1, head, channel]
+    widened = (levels.float() * step + low).view(k.shape[0], frozen, *k.shape[2:])
+    keys = torch.cat((widened, k[:, frozen:].float()), 1)
+    least, steps = (part[..., None].float() for part in stored["v_range"].unbind(-1))
+    values, mixed = stored["v"].float() * steps + least, torch.empty_like(q, dtype=torch.float32)
+    for lane in range(len(q)):
+        listed = slice(0, int(slots.state.counts[1, lane]))
+        at = slots.tokens[1, lane, listed][slots.state.slots[1, lane, listed] >= 0].long()
+        group = q.shape[1] // k.shape[2]
+        some_k, some_v = (rows[lane, at].repeat_interleave(group, 1) for rows in (keys, values))
+        weights = (torch.einsum("hc,thc->ht", q[lane].float(), some_k) * q.shape[2] ** -0.5).softmax(-1)
+        mixed[lane] = torch.einsum("ht,thc->hc", weights, some_v)
+    return mixed
 
 
 @kernels
+@pytest.mark.parametrize("dtype", [DType.FP32, DType.FP16])
 @pytest.mark.parametrize("family", ["opt", "grouped llama"])
-def test_levels_near_and_far_are_those_of_all_keys_of_a_group(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_levels_near_and_far_are_those_of_all_keys_of_a_group(
+    family: str, dtype: DType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To the bit, with the ranges by all 64, padding and dead tokens too; tokens came and went before they had levels."""
-    made, lanes, prompt = decoder(family, DType.FP32, seed=2), 3, 56
-    plan = window(made, prompt=prompt, output=15 if ON_GPU else 12, slots=21, sparsity=0.7)
+    made, lanes, prompt = decoder(family, dtype, seed=2), 3, 56
+    plan = window(made, prompt=prompt, output=15 if ON_GPU else 12, slots=21, sparsity=0.7, dtype=dtype)
     prompts = padded(plan, made, draw_prompts([56, 30, 5], seed=3))
     wave, keys, values = GraphWave(plan, made, prompts.padding.tolist()), list[Tensor](), list[Tensor]()
     attend, keep = QuantisedWindowSlots.attend, QuantisedWindowSlots._keep
@@ -76,6 +98,10 @@ def test_levels_near_and_far_are_those_of_all_keys_of_a_group(family: str, monke
             keys.append(k[:, None].clone())
             values.append(v[:, None].clone())
         attend(slots, layer, q, k, v, attended)
+        if layer == 1:
+            expected = over_levels(slots, q, torch.cat(keys, 1), torch.cat(values, 1))
+            close = 1e-4 if dtype is DType.FP32 else 3e-2
+            torch.testing.assert_close(attended.float(), expected, atol=close * float(expected.abs().max()), rtol=0)
 
     monkeypatch.setattr(QuantisedWindowSlots, "_keep", keep_spy)
     monkeypatch.setattr(QuantisedWindowSlots, "attend", attend_spy)

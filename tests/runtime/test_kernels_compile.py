@@ -21,8 +21,6 @@ KERNELS |= {
     "keep",
     "name",
     "gather",
-    "bear_in_groups",
-    "attend_in_groups",
     "widen",
 }
 
