@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.access import AccessProfile
-from sim.attention import Attention, Selector, count_tokens
+from sim.attention import Attention, count_tokens
 from sim.capture import evicts_least_wanted, keeps_key_ranges, keeps_open_group
 from sim.homes import TokenHomes
 from sim.kv import KvFormat, inputs_layer_bytes, key_range_bytes, kv_layer_bytes, open_group_bytes
@@ -29,8 +29,7 @@ class Counts:
     local window, with ``resident`` all but the selected ones too. Of those that are, each step fetches the share
     ``fetch_rate`` when picks fall on every age alike (dense: all; ``recent``: the selected among the older tokens;
     ``resident``: the newly selected among those that the step before left out), and ``death_rate`` die at its end.
-    Under sparse window attention they fall on the oldest ``picked_among`` of the pool: what leaves the local window after the
-    prompt is seldom picked before it dies.
+    ``long_there`` are those of the pool that have been in it since the prompt, or were picked since (``AccessProfile.left_share``).
     ``copy_rate`` is how many copies stay in HBM for each token that is off it: what was fetched stays until it is
     deselected, 1 / turnover steps later. Others are written in the place of those off it that are among the ``dying`` and,
     where the least wanted leave HBM, of the share ``returned_rate``; there none in the prefill's row, which keeps what lives
@@ -43,7 +42,7 @@ class Counts:
     dead: Column
     decoding: Column
     pool: Column
-    picked_among: Column
+    long_there: Column
     fetch_rate: Column
     death_rate: Column
     copy_rate: Column
@@ -264,7 +263,6 @@ def _count_columns(
         pool, picks = pool - selected, selected * turnover * returning
         copies = selected * np.minimum(np.arange(steps) * turnover, 1.0) * returning
     fetched = decoding if attention.is_dense else _ratio(picks, pool) * decoding
-    left = np.arange(steps) if attention.selector is Selector.SWA and drop_dead else 0.0  # since the prompt
     dying = np.diff(dead, append=dead[-1])
     exchanging = least_wanted * decoding * (np.arange(steps) < steps - 1)  # a prompt is kept as the first step needs it
     return Counts(
@@ -274,7 +272,7 @@ def _count_columns(
         dead=dead,
         decoding=decoding,
         pool=cached - 1 if attention.is_dense else pool,
-        picked_among=np.maximum(selected, pool - left),
+        long_there=np.maximum(selected, pool - np.arange(steps)),
         fetch_rate=fetched,
         death_rate=_ratio(dying, pool),
         copy_rate=_ratio(copies, pool),
@@ -285,9 +283,14 @@ def _count_columns(
 
 def _fetched_tokens(setting: Setting, homes: Homes, counts: Counts) -> Column:
     off_hbm = homes.host_kv + homes.activations - homes.copies
-    if setting.attention.selector is Selector.SWA and setting.placement is Placement.RECENT:
-        among: Column = np.minimum(off_hbm, counts.picked_among) * _ratio(counts.pool, counts.picked_among)
-        return among * counts.fetch_rate
+    if setting.placement is Placement.RECENT and setting.access.left_share is not None:
+        old, left_share = counts.long_there, setting.access.left_share
+        oldest, newer = np.minimum(off_hbm, old), np.maximum(0.0, off_hbm - old)
+        shares = (1 - left_share) * _ratio(oldest, old) + left_share * _ratio(newer, counts.pool - old)
+        fetched: Column = (
+            counts.pool * counts.fetch_rate * np.where(old < counts.pool, shares, _ratio(off_hbm, counts.pool))
+        )
+        return fetched
     ageless = setting.access.picks_every_age_alike or evicts_least_wanted(setting)  # those outside are of any age
     if setting.attention.is_dense or ageless:
         return off_hbm * counts.fetch_rate

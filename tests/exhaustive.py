@@ -261,7 +261,7 @@ def traffic_of(setting: Setting, rows: Rows, saved: Column) -> Traffic:
     )
     inputs, step = inputs_layer_bytes(model, dtype), rows.step
     homed = rows.host_kv + rows.activations
-    fetched = _picked(setting, homed - rows.copies, step)
+    fetched = (homed - rows.copies) * counts.fetch_rate[step]
     share = rows.activations / np.maximum(homed, 1.0)
     reprojected = fetched * share
     fetched_inputs = reprojected * (setting.recompute is Recompute.ACTIVATIONS_HOST)
@@ -291,18 +291,6 @@ def traffic_of(setting: Setting, rows: Rows, saved: Column) -> Traffic:
         hbm_bytes=model.layers * (held + kept * in_hbm) + staged,
         host_bytes=model.layers * (on_host * host_kv + kept * (not in_hbm)),
     )
-
-
-def _picked(setting: Setting, outside: Column, step: NDArray[np.intp]) -> Column:
-    """Of the ``outside``, all older than what HBM holds, those that a step wants: window attention's are the oldest, but for
-    those that left its local window since the prompt.
-    """
-    counts = counts_of(setting)
-    if setting.attention.selector is not Selector.SWA or setting.placement is not Placement.RECENT:
-        return outside * counts.fetch_rate[step]
-    pool = counts.cached[step] - counts.dead[step] - counts.local[step]
-    old = np.maximum(counts.selected[step], pool - step * setting.drop_dead)
-    return np.minimum(1.0, outside / np.maximum(old, 1.0)) * counts.selected[step] * (step > 0)
 
 
 def held_by_host(setting: Setting, rows: Rows) -> Column:

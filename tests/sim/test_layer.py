@@ -76,12 +76,12 @@ def test_a_prefix_is_forwarded_through_all_of_a_layer() -> None:
 
 
 def test_a_captured_prefix_is_made_up_to_eights_and_its_kernels_begin_one_after_the_other() -> None:
-    """Of prefixes of 1 to 16 tokens those above 8 are made up, by 28 in all: 1.75 on average. Three kernels of 2 s."""
+    """Of prefixes of 1 to 16 tokens those above 8 are made up, by 28 in all: 1.75 on average. Three kernels of 2 s, and six of its own."""
     setting = make_setting(prompt=16, output=3, machine=slow_arithmetic(launch_s=2.0), recompute=Recompute.TOKENS)
     plan = Plan(setting=setting, homes=make_homes((16, 8, 6), dropped=(0, 9, 12)))
 
     assert is_captured(setting)
-    expected = [pytest.approx(3 * 2 + rows * (40 + 4.0625 + 64) + rows**2 / 2) for rows in (10.75, 13.75)]
+    expected = [pytest.approx((3 + 6) * 2 + rows * (40 + 4.0625 + 64) + rows**2 / 2) for rows in (10.75, 13.75)]
     assert op(plan, "forward", kernels_per_layer=3.0) == [0, *expected]
 
 
@@ -179,7 +179,8 @@ def test_a_captured_window_gathers_from_the_host_alone_and_by_kernels(captured: 
     assert op(plan, "gather") == [0, *(0 if captured else tokens * 128 / 512 for tokens in (2, 3))]
     fetched = flows_of(plan, home_columns(plan.homes)).fetched_kv
     assert times_of(plan, cost).prefetch_s.tolist() == pytest.approx([0, *(2.0 * by_kernel + fetched[1:])])
-    assert op(plan, "gather_sms", gather_sm_share=0.25) == pytest.approx([0, *(by_kernel * fetched[1:] / 4)])
+    share = 0.05 if captured else 0.25 * by_kernel  # few small programs
+    assert op(plan, "gather_sms", gather_sm_share=0.25) == pytest.approx([0, *(share * fetched[1:])])
 
 
 @pytest.mark.parametrize(
