@@ -55,8 +55,9 @@ class LayerPrices:
     The integer program and the engine read these same numbers. ``launched_s`` is what the host takes to launch a layer,
     nothing where it replays a captured step. That goes on beside the GPU's work, or, ``launches_felt``, on top of it where a
     CPU does both. The ``_away`` ones are of plans that keep anything outside HBM, at any step; the ``_linked`` one is of steps
-    that fetch some of it, where that makes a difference. ``begun_s``, in the
-    prefill's launches as well, is a layer's share of what the host does before the first one, when the GPU has nothing to do yet.
+    that fetch some of it, where that makes a difference: they are replayed in pieces, which begin after ``linked_s`` in all.
+    ``begun_s``, in the prefill's launches as well, is a layer's share of what the host does before the first one, when the GPU
+    has nothing to do yet.
     """
 
     sequences: int
@@ -95,6 +96,7 @@ class LayerPrices:
     launched_s: float
     launched_away_s: float
     launched_linked_s: float
+    linked_s: float
     prefill_launched_s: float
     prefill_launched_away_s: float
     begun_s: float
@@ -212,6 +214,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         stream=cost.transfer(Mechanism.COPY_ENGINE),
         prompt_write=cost.transfer(_prompt_written_by(setting)),
         sm_share=_sm_share(cost, setting),
+        linked_s=cost.launch_s(2 * _PIECE_LAUNCHES) if forwards(setting) else 0.0,
         weight_bytes=weight_bytes,
         weights_s=cost.transfer(Mechanism.COPY_ENGINE, handed_over=is_captured(setting)).at_one(weight_bytes),
         bytes_per_kv=float(sequences * link_token_bytes(setting)),
@@ -438,7 +441,7 @@ def _decode_ops(
         "mlp": prices.mlp_s,
         "norms": 0.0,  # of a decode step: among its launches
         "gather_sms": gather_sms_s,
-        "launch": prices.launch_s,
+        "launch": prices.launch_s + prices.linked_s * (flows.fetched_kv > 0) if prices.linked_s else prices.launch_s,
     }
 
 

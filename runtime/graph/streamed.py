@@ -18,7 +18,7 @@ from torch import Tensor
 from runtime.graph.copy_engine import Block, CopyEngine, Mark, current_stream
 from runtime.graph.launch import power_of_two
 from runtime.graph.pinned import shared
-from runtime.graph.prefix import Prefix
+from runtime.graph.prefix import Prefix, PrefixGraphs
 from runtime.graph.projecting import projection_of
 from runtime.graph.schedule import Layout, Row, Widths, schedule_of
 from runtime.graph.step import DecodeStep
@@ -27,6 +27,7 @@ from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.streams import warming_stream
 from runtime.tally import Tally
+from sim.capture import forwarded_tokens
 from sim.plan import Plan, Recompute, WriteBack
 
 _PROJECTED_ROWS = 8192  # at once: enough for the matrix units' full rate
@@ -56,6 +57,7 @@ class StreamedSlots:
         self.newborn = torch.zeros((spec.layers, self.lanes, spec.hidden), dtype=dtype, device=device)
         self.padding = padding.to(torch.int32)
         self.prefix = Prefix(plan, decoder, padding) if forwards else None
+        self.forwarding = PrefixGraphs(self.prefix, spec.layers) if self.prefix is not None else None
         self.positions = torch.zeros((self.saved, self.lanes), dtype=torch.int64, device=device)  # as they are encoded
         self.held = _table([there.positions for there in self.schedule.rows.values()], device)
         self.places = _places(self, device)
@@ -116,8 +118,8 @@ class StreamedSlots:
         if self.staging.layout != row.layout:
             self.staging = Staging(self, row.layout)
         self.again = [list(self._at_once(row.recomputed, inputs)) for inputs in self.staging.inputs]
-        if self.prefix is not None:
-            self.prefix.begin(row.recomputed)
+        if self.forwarding is not None:
+            self.forwarding.begin(self._made_up(row), self.staging.recomputed)
         for there, here in row.moves:
             self.slots[here].copy_(self.slots[there])
         self.reached.put(self.main)
@@ -134,8 +136,22 @@ class StreamedSlots:
             self.ring[buffer].hold(self.main)
         for one in self.again[buffer]:
             self.project(layer, one.inputs, one.positions, one.rows)
-        if self.prefix is not None:
-            self.prefix.forward(layer, self.staging.recomputed)
+        if self.forwarding is not None:
+            self.forwarding.forward(layer, self.staging.recomputed)
+
+    def capture_prefixes(self) -> None:
+        """Of all rows, so that nothing of a prefix is launched kernel by kernel; on the current stream."""
+        if self.forwarding is None:
+            return
+        wanted = {(self._made_up(row), row.layout) for row in self.schedule.rows.values()}
+        most_first = sorted(wanted, key=lambda one: one[0], reverse=True)
+        places = [(count, Staging(self, layout).recomputed) for count, layout in most_first if count]
+        self.forwarding.capture(places)
+
+    def _made_up(self, row: Row) -> int:
+        """Tokens that are forwarded in ``row``: as many as one of few graphs does, no more than are staged."""
+        made_up = forwarded_tokens(row.recomputed, self.plan.setting.workload.prompt_tokens)
+        return min(made_up, row.layout.recomputed)
 
     def leave(self, layer: int) -> None:
         """Once the layer has attended: what goes to the host, and the next fetch into its buffer."""
@@ -372,6 +388,7 @@ class StreamedStep(DecodeStep):
             self.seek(1)
             torch.cuda.synchronize()
             self.graphs = list(self._captured())
+            self.slots.capture_prefixes()
         torch.cuda.current_stream().wait_stream(stream)
 
     def _captured(self) -> Iterator[torch.cuda.CUDAGraph]:

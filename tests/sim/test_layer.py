@@ -76,7 +76,9 @@ def test_a_prefix_is_forwarded_through_all_of_a_layer() -> None:
 
 
 def test_a_captured_prefix_is_made_up_to_eights_and_its_kernels_begin_one_after_the_other() -> None:
-    """Of prefixes of 1 to 16 tokens those above 8 are made up, by 28 in all: 1.75 on average. Three kernels of 2 s, and six of its own."""
+    """Of prefixes of 1 to 16 tokens those above 8 are made up, by 28 in all: 1.75 on average. Three kernels of 2 s, and six
+    of its own.
+    """
     setting = make_setting(prompt=16, output=3, machine=slow_arithmetic(launch_s=2.0), recompute=Recompute.TOKENS)
     plan = Plan(setting=setting, homes=make_homes((16, 8, 6), dropped=(0, 9, 12)))
 
