@@ -97,7 +97,7 @@ def access_of(selector: Selector, runs: Sequence[tuple[float, Plan, Ran]], sourc
         age_shares=_age_shares([(plan.setting.token_counts, ran.picks or []) for _, plan, ran in runs])
         if selector.recalls
         else _EVERY_AGE_ALIKE,  # what other selectors leave out dies: hardly more lives than is picked
-        left_share=_left_share([(plan.setting.token_counts, ran.picks or []) for _, plan, ran in runs])
+        ages_of_all=_ages_of_all([(plan.setting.token_counts, ran.picks or []) for _, plan, ran in runs])
         if selector is Selector.SWA
         else None,
         source=f"{source}; attention kept {mass}; perplexity: {usual.source}",
@@ -130,12 +130,16 @@ def _age_shares(runs: Sequence[tuple[TokenCounts, LanePicks]]) -> tuple[tuple[fl
     return ((0.0, 0.0), *((share, count / every) for share, count in zip(_AGES, below, strict=True)), (1.0, 1.0))
 
 
-def _left_share(runs: Sequence[tuple[TokenCounts, LanePicks]]) -> float | None:
-    """Of all picks, those that fall on tokens which left the local window since the prompt."""
-    left, every = 0, 0
+def _ages_of_all(runs: Sequence[tuple[TokenCounts, LanePicks]]) -> bool | None:
+    """Whether at least half as many picks as would be if all older tokens were picked alike fall on those that have left the
+    local window since the prompt.
+    """
+    left, expected = 0, 0.0
     for counts, picks in runs:
         since = counts.cached[0] - counts.local[0]
-        for token in (token for layers in picks for lanes in layers for lane in lanes for token in lane):
-            every += 1
-            left += token >= since
-    return left / every if every else None
+        for row, layers in enumerate(picks, start=1):
+            older = counts.cached[row] - counts.local[row]
+            for picked in (lane for lanes in layers for lane in lanes):
+                left += sum(token >= since for token in picked)
+                expected += len(picked) * (older - since) / max(1, older)
+    return left >= expected / 2 if expected else None

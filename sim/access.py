@@ -20,8 +20,8 @@ class AccessProfile:
     (x, picks) corners from (0, 0) to (1, 1); the straight line, picks of every age alike, is assumed unless measured.
     ``returned_share`` is of new picks where the least wanted leave HBM (``sim.capture.evicts_least_wanted``): those that
     come from outside it, relative to what picks of all tokens alike would bring; None: not measured.
-    ``left_share`` is of picks where the unattended die: those that fall on tokens which left the local window since the
-    prompt, few of which are picked before they die; None: not measured, and no such difference is made.
+    ``ages_of_all`` says whether picks are of every age alike among all older tokens, dead ones too: where the unattended die,
+    those that live without being picked are then newer than most that are; None: not looked at, among the living alone.
     ``model`` is the catalogue's name of the one that it holds for, None where it stands for any.
     """
 
@@ -31,7 +31,7 @@ class AccessProfile:
     perplexity_ratios: tuple[float, ...]
     age_shares: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
     returned_share: float | None = field(default=None, metadata=IF_KNOWN)
-    left_share: float | None = field(default=None, metadata=IF_KNOWN)
+    ages_of_all: bool | None = field(default=None, metadata=IF_KNOWN)
     source: str
     model: str | None = None
 
@@ -44,9 +44,8 @@ class AccessProfile:
             raise ValueError(f"access.keep_shares={self.keep_shares}, must ascend")
         for share in (*self.keep_shares, *self.turnovers):
             require_share("access share", share)
-        for name in ("returned_share", "left_share"):
-            if getattr(self, name) is not None:
-                require_share(f"access.{name}", getattr(self, name))
+        if self.returned_share is not None:
+            require_share("access.returned_share", self.returned_share)
         _check_corners(self.age_shares)
 
     def turnover(self, keep_share: float) -> float:

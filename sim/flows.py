@@ -29,7 +29,6 @@ class Counts:
     local window, with ``resident`` all but the selected ones too. Of those that are, each step fetches the share
     ``fetch_rate`` when picks fall on every age alike (dense: all; ``recent``: the selected among the older tokens;
     ``resident``: the newly selected among those that the step before left out), and ``death_rate`` die at its end.
-    ``long_there`` are those of the pool that have been in it since the prompt, or were picked since (``AccessProfile.left_share``).
     ``copy_rate`` is how many copies stay in HBM for each token that is off it: what was fetched stays until it is
     deselected, 1 / turnover steps later. Others are written in the place of those off it that are among the ``dying`` and,
     where the least wanted leave HBM, of the share ``returned_rate``; there none in the prefill's row, which keeps what lives
@@ -42,7 +41,6 @@ class Counts:
     dead: Column
     decoding: Column
     pool: Column
-    long_there: Column
     fetch_rate: Column
     death_rate: Column
     copy_rate: Column
@@ -272,7 +270,6 @@ def _count_columns(
         dead=dead,
         decoding=decoding,
         pool=cached - 1 if attention.is_dense else pool,
-        long_there=np.maximum(selected, pool - np.arange(steps)),
         fetch_rate=fetched,
         death_rate=_ratio(dying, pool),
         copy_rate=_ratio(copies, pool),
@@ -283,20 +280,28 @@ def _count_columns(
 
 def _fetched_tokens(setting: Setting, homes: Homes, counts: Counts) -> Column:
     off_hbm = homes.host_kv + homes.activations - homes.copies
-    if setting.placement is Placement.RECENT and setting.access.left_share is not None:
-        old, left_share = counts.long_there, setting.access.left_share
-        oldest, newer = np.minimum(off_hbm, old), np.maximum(0.0, off_hbm - old)
-        shares = (1 - left_share) * _ratio(oldest, old) + left_share * _ratio(newer, counts.pool - old)
-        fetched: Column = (
-            counts.pool * counts.fetch_rate * np.where(old < counts.pool, shares, _ratio(off_hbm, counts.pool))
-        )
-        return fetched
+    if setting.placement is Placement.RECENT and setting.access.ages_of_all:
+        return _oldest_picked(off_hbm, counts)
     ageless = setting.access.picks_every_age_alike or evicts_least_wanted(setting)  # those outside are of any age
     if setting.attention.is_dense or ageless:
         return off_hbm * counts.fetch_rate
     xs, ys = zip(*setting.access.age_shares, strict=True)
     picked: Column = np.interp(_ratio(off_hbm, counts.pool), xs, ys)
     return counts.pool * counts.fetch_rate * picked
+
+
+def _oldest_picked(off_hbm: Column, counts: Counts) -> Column:
+    """Of the oldest living tokens those that each step picks, if picks are of every age alike among all older ones.
+
+    Then those that live besides are the newest that are not picked: among the newest tokens all live, of the others what is picked.
+    """
+    density = _ratio(counts.selected, counts.cached - counts.local)
+    unpicked = counts.pool - counts.selected
+    among_newest = density * _ratio(unpicked, 1 - density)
+    alone = np.maximum(0.0, counts.selected - among_newest)
+    rest = _ratio(counts.selected - alone, counts.pool - alone)
+    picked: Column = np.minimum(off_hbm, alone) + rest * np.maximum(0.0, off_hbm - alone)
+    return picked * counts.decoding
 
 
 def _shifted(column: Column) -> Column:

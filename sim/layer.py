@@ -39,6 +39,8 @@ _CHOICE_PASSES, _CAPTURED_CHOICE_PASSES = 9, 5
 # programs at once, each with rows that it widens.
 _GROUPED_LAUNCHES, _ROUND_LAUNCHES, _GROUPED_PROGRAMS, _GROUPED_TURN, _ROUNDING_PROGRAMS = 1.2, 1.2, 4, 0.6, 12
 _GROUPED_ROUNDING_LAUNCHES, _GROUPED_ROUNDING_TURN = 1.2, 1.0
+# Over INT8 in a list's order ranges come with each token, and take registers: of 128 channels three programs for each four.
+_LISTED_ROUNDING_TURN, _LISTED_REGISTERS = 2, 2 / 3
 _RANGE_CHANNELS = 45  # that a head's ranges count as: heads of 64 take an H200 0.63 of what those of 128 do, not half
 _PIECE_LAUNCHES = 3  # of a step in pieces: what comes between one and the next, 8 to 12 us on an H200
 # Of a prefix that a captured step forwards: its kernels, none of them made one, seen with four prompts on an H200 (26 us a
@@ -306,12 +308,13 @@ def attention_turn_s(cost: CostModel, setting: Setting, sequences: int, *, away:
         paged = setting.admission is Admission.CONTINUOUS
         return cost.attention_turn_s(model.head_dim, kv_format, paged=paged, streamed=not paged)
     turn_s, native = cost.attention_turn_s(model.head_dim, kv_format), kv_format is KvFormat.NATIVE
+    programs, listed = _ROUNDING_PROGRAMS, not native and not setting.attention.is_dense
+    if listed:
+        turn_s, programs = _LISTED_ROUNDING_TURN * turn_s, programs * 64 / max(64, _LISTED_REGISTERS * model.head_dim)
     if model.heads > model.kv_heads:
         turn_s /= attention_parts(sequences, model.kv_heads, model.heads)
         return turn_s * (_GROUPED_TURN if native else _GROUPED_ROUNDING_TURN * _grouped_rounds(cost, model, sequences))
-    return (
-        turn_s if native else turn_s * ceil(sequences * model.heads / (_ROUNDING_PROGRAMS * cost.machine.gpu.sm_count))
-    )
+    return turn_s if native else turn_s * ceil(sequences * model.heads / (programs * cost.machine.gpu.sm_count))
 
 
 def _grouped_rounds(cost: CostModel, model: ModelSpec, sequences: int) -> float:

@@ -282,8 +282,10 @@ def test_levels_that_queries_share_are_read_once_in_parts(batch: int, parts: int
     assert found[1] == pytest.approx(7 + launched + 5 * hypot(batch * 37 / 512, 5 / 3 * rounds / parts))
 
 
-@pytest.mark.parametrize(("heads", "turn_s", "launched"), [(1, 5 / 3, 0), (2, 5 / 48, 2.4)])
-def test_a_window_over_int8_is_attended_to_as_dense_tokens_are(heads: int, turn_s: float, launched: float) -> None:
+@pytest.mark.parametrize(("heads", "turn_s", "launched"), [(1, 10 / 3, 0), (2, 5 / 24, 2.4)])
+def test_a_window_over_int8_is_attended_to_at_half_the_pace_of_dense_tokens(
+    heads: int, turn_s: float, launched: float
+) -> None:
     """4 of 9 tokens. Where heads share keys a launch of 1 s more stores newborn ones; nothing is converted beside."""
     placed = {"model": make_model(heads=heads, kv_heads=1), "placement": Placement.RESIDENT}
     levels, machine = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8), make_machine(launch_s=1.0)
