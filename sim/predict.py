@@ -5,6 +5,7 @@ from statistics import median
 
 import numpy as np
 
+from sim.attention import Selector
 from sim.cost import CostModel
 from sim.flows import Column, flows_of, home_columns
 from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
@@ -19,7 +20,7 @@ from sim.layer import (
 )
 from sim.passes import OPERATIONS
 from sim.pipeline import step_seconds
-from sim.plan import Mechanism, Plan
+from sim.plan import Mechanism, Placement, Plan
 from sim.profile import Measurement
 from sim.recipe import Recipe, model_of, plan_of
 from sim.spec import DType, MachineSpec, WeightFormat
@@ -37,7 +38,7 @@ def predictable(measurements: Sequence[Measurement], machine: MachineSpec) -> li
     steps, usual_s = dict[str, _Steps](), usual_launch_s(measurements)
     pairs = list[tuple[Measurement, Prediction]]()
     for one in measurements:
-        if one.family == "decode" and _picks_by_depth(one):
+        if one.family == "decode" and _picks_unknown(one):
             continue
         if one.family in ("decode", "prefill"):
             if one.case not in steps:
@@ -188,10 +189,13 @@ def _completes_a_group(took: Measurement) -> bool:
     return took.family == "attention" and "kv=int8" in took.case and (took.number("prompt") + 1) % GROUP_TOKENS == 0
 
 
-def _picks_by_depth(took: Measurement) -> bool:
-    """Steps that fetch what first layers alone pick: how many picks are new depends on the depth, and profiles are of all."""
+def _picks_unknown(took: Measurement) -> bool:
+    """Steps whose fetches no other measurement tells: how many picks of first layers alone are new depends on the depth, and
+    profiles are of all; how old a window's picks are, only an access profile says.
+    """
     recipe = Recipe.of(took.case)
-    return recipe.selector.recalls and recipe.hbm < 100 and "/" in recipe.model
+    window = recipe.selector is Selector.SWA and recipe.placement is Placement.RECENT
+    return recipe.hbm < 100 and (window or (recipe.selector.recalls and "/" in recipe.model))
 
 
 def _is_pageable(took: Measurement) -> bool:
