@@ -143,11 +143,13 @@ def choice_operations(setting: Setting) -> float:
 def _taken_in(setting: Setting) -> Operations:
     """By a captured step's slots, of a layer's prompts: first choices, ranges; else a few copies."""
     if setting.attention.selector is Selector.SWA:
-        rounding = Operations(books=46, kernels=2) if setting.kv_format.gpu.is_grouped else Operations()
+        rounding = Operations(kernels=3) if setting.kv_format.gpu.is_grouped else Operations()
         return Operations(*map(sum, zip(_CAPTURED_CHOICE, rounding, strict=True)))
     if setting.attention.selector is Selector.PAGES:
         return Operations(books=26)
-    return Operations(books=53 if setting.kv_format.gpu.is_grouped else 4)
+    if not setting.kv_format.gpu.is_grouped:
+        return Operations(books=4)
+    return Operations(books=53) if setting.admission is Admission.CONTINUOUS else Operations(books=6, kernels=1)
 
 
 def prompt_operations(model: ModelSpec) -> Operations:

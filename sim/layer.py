@@ -267,6 +267,17 @@ def rounding_s(cost: CostModel, setting: Setting, tokens: int) -> float:
     return slower * cost.conversion_s(3 * tokens * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu))
 
 
+def _rounded_prompt_s(cost: CostModel, setting: Setting, tokens: int) -> float:
+    """A captured wave takes a prompt in by a kernel that reads keys and values once, and copies of what that wrote."""
+    if not is_captured(setting) or setting.admission is Admission.CONTINUOUS:
+        return rounding_s(cost, setting, tokens)
+    native, stored = (
+        tokens * kv_layer_bytes(setting.model, setting.dtype, kv_format)
+        for kv_format in (KvFormat.NATIVE, setting.kv_format.gpu)
+    )
+    return cost.elementwise_s(native + 3 * stored)
+
+
 def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
     """A token of each of ``sequences``: what HBM takes for all, and what a head's program takes for one after the other.
 
@@ -308,7 +319,7 @@ def attention_turn_s(cost: CostModel, setting: Setting, sequences: int, *, away:
         paged = setting.admission is Admission.CONTINUOUS
         return cost.attention_turn_s(model.head_dim, kv_format, paged=paged, streamed=not paged)
     turn_s, native = cost.attention_turn_s(model.head_dim, kv_format), kv_format is KvFormat.NATIVE
-    programs, listed = _ROUNDING_PROGRAMS, not native and not setting.attention.is_dense
+    programs, listed = float(_ROUNDING_PROGRAMS), not native and not setting.attention.is_dense
     if listed:
         turn_s, programs = _LISTED_ROUNDING_TURN * turn_s, programs * 64 / max(64, _LISTED_REGISTERS * model.head_dim)
     if model.heads > model.kv_heads:
@@ -549,7 +560,7 @@ def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemm
     quantises = not setting.kv_format.are_native
     beside = {
         "attention": cost.prompt_attention_s(model.query_dim, tokens, tokens * prompt, dtype),
-        "convert": rounding_s(cost, setting, sequences * prompt) if quantises else 0.0,
+        "convert": _rounded_prompt_s(cost, setting, sequences * prompt) if quantises else 0.0,
         "select": first_choice_s(cost, setting, sequences, passes),
         "norms": sequences * prompt * prefill_row_passes_s(cost, setting),
         "launch": passes * cost.launch_s(cost.profile.kernels_per_layer)

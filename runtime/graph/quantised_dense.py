@@ -14,9 +14,9 @@ from torch import Tensor
 from runtime.cache import hbm_slots
 from runtime.graph.launch import Parts, chains, merge, power_of_two
 from runtime.graph.pinned import registered
+from runtime.graph.rounding import Rounded, round_prompt
 from runtime.lanes import Lanes
 from runtime.models import Decoder
-from runtime.quantise import encode_values, frozen_groups
 from runtime.tally import Tally
 from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
 from sim.open_group import fetched_layer_bytes
@@ -59,20 +59,11 @@ class QuantisedSlots:
         return sum(plane.numel() * plane.element_size() for plane in held)
 
     def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:  # noqa: ARG002
-        lanes = slice(first, first + k.shape[0])
-        frozen = k.shape[1] // GROUP_TOKENS * GROUP_TOKENS
-        levels = torch.zeros_like(k, dtype=torch.uint8)
-        if frozen:
-            whole, ranges = frozen_groups(k, KvFormat.INT8)
-            levels[:, :frozen] = whole.view(k.shape[0], frozen, *k.shape[2:])
-            by_lane = ranges.view(k.shape[0], -1, *ranges.shape[1:])  # [lane, group, 2, head, channel]
-            self.key_ranges[layer, lanes, :, : by_lane.shape[1]] = by_lane.permute(0, 3, 1, 2, 4)
-        stored = encode_values(v, KvFormat.INT8)
-        self._store(layer, lanes, levels, stored["v"], stored["v_range"])
-        if frozen:
-            last = slice(frozen - GROUP_TOKENS, frozen)
-            self._leave_behind(layer, lanes, levels[:, last], stored["v"][:, last])
-        self.waiting[layer, lanes, :, : k.shape[1] - frozen] = k[:, frozen:].transpose(1, 2)
+        lanes, tokens = slice(first, first + k.shape[0]), k.shape[1]
+        rounded = round_prompt(k, v, self.key_ranges[layer, lanes], self.waiting[layer, lanes])
+        self._store(layer, lanes, rounded)
+        if self.far and tokens >= GROUP_TOKENS:
+            self._leave_behind(layer, lanes, rounded, tokens % GROUP_TOKENS)
 
     def begin_step(self) -> None:
         torch.index_select(self.cached, 0, self.row, out=self.count)
@@ -183,19 +174,23 @@ class QuantisedSlots:
         """Of every layer, none."""
         return []
 
-    def _store(self, layer: int, lanes: slice, levels: Tensor, values: Tensor, ranges: Tensor) -> None:
-        """A prompt's planes, [lane, token, head, …]."""
-        tokens = levels.shape[1]
+    def _store(self, layer: int, lanes: slice, rounded: Rounded) -> None:
+        """A prompt's planes."""
+        tokens = rounded.keys.shape[1]
         near, far = min(self.near, tokens), max(0, tokens - self.near)
-        planes = (levels.transpose(1, 2), 2), (values.transpose(1, 2), 2), (ranges.permute(0, 2, 3, 1), 3)
+        ranges = rounded.value_ranges.permute(0, 2, 3, 1)
+        planes = (rounded.keys.transpose(1, 2), 2), (rounded.values.transpose(1, 2), 2), (ranges, 3)
         for (plane, at), here, there in zip(planes, self.here, self.there, strict=True):
             here[layer, lanes].narrow(at, 0, near).copy_(plane.narrow(at, 0, near))
-            there[layer, lanes].narrow(at, 0, far).copy_(plane.narrow(at, near, far))
+            if far:
+                there[layer, lanes].narrow(at, 0, far).copy_(plane.narrow(at, near, far))
 
-    def _leave_behind(self, layer: int, lanes: slice, levels: Tensor, values: Tensor) -> None:
-        """A group's levels [lane, token, head, channel] in the rows of the open group's keys."""
-        width = levels.shape[3]
-        rows = self.waiting.view(torch.uint8)[layer, lanes]
+    def _leave_behind(self, layer: int, lanes: slice, rounded: Rounded, waiting: int) -> None:
+        """Levels of the last whole group in those rows of the open group's keys in which none waits."""
+        tokens, width = rounded.keys.shape[1], rounded.keys.shape[3]
+        last = slice(tokens - GROUP_TOKENS, tokens - waiting)
+        rows = self.waiting.view(torch.uint8)[layer, lanes, :, waiting:]
+        levels, values = rounded.keys[:, last], rounded.values[:, last]
         rows[..., :width], rows[..., width : 2 * width] = levels.transpose(1, 2), values.transpose(1, 2)
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from runtime.cache import hbm_slots
 from runtime.graph.launch import Weights, merge, power_of_two
 from runtime.graph.pinned import registered
+from runtime.graph.rounding import round_prompt
 from runtime.graph.taking_in import Prompt, keep
 from runtime.graph.window import Entries, WindowSlots
-from runtime.quantise import encode_values, frozen_groups
 from runtime.tally import Tally
-from sim.kv import GROUP_TOKENS, SCALE_BYTES, KvFormat
+from sim.kv import GROUP_TOKENS, SCALE_BYTES
 from sim.plan import Plan, Setting
 
 BLOCK, WARPS = 32, 1  # tokens that attention takes at once, warps of its programs
@@ -181,21 +181,13 @@ class QuantisedWindowSlots(WindowSlots):
         self.prompted = torch.full((1,), self.counts.cached[0], dtype=torch.int32, device=device)
 
     def _keep(self, layer: int, prompt: Prompt) -> None:
-        k, v, count = prompt.k, prompt.v, prompt.k.shape[1] // GROUP_TOKENS
-        lanes, frozen = slice(prompt.first_lane, prompt.first_lane + prompt.lanes), count * GROUP_TOKENS
-        levels = torch.zeros_like(k, dtype=torch.uint8, memory_format=torch.contiguous_format)
-        if frozen:
-            whole, ranges = frozen_groups(k, KvFormat.INT8)
-            levels[:, :frozen] = whole.view(prompt.lanes, frozen, *k.shape[2:])
-            by_lane = ranges.view(prompt.lanes, count, *ranges.shape[1:])  # [lane, group, 2, head, channel]
-            self.key_ranges[layer, lanes, :, :count] = by_lane.permute(0, 3, 1, 2, 4)
-        self.waiting[layer, lanes, :, : k.shape[1] - frozen] = k[:, frozen:].transpose(1, 2)
-        stored = encode_values(v, KvFormat.INT8)
-        ranges_of_values = stored["v_range"].view(torch.int32)  # [lane, token, head, 1]
+        lanes = slice(prompt.first_lane, prompt.first_lane + prompt.lanes)
+        rounded = round_prompt(prompt.k, prompt.v, self.key_ranges[layer, lanes], self.waiting[layer, lanes])
+        ranges = rounded.value_ranges.view(torch.int32)  # [lane, token, head, 1]
         here, there = (
             (planes[0], planes[1], planes[2].view(torch.int32)) for planes in (self.near_planes, self.far_planes)
         )
-        for rows, planes in (((levels, stored["v"]), (0, 1)), ((ranges_of_values, ranges_of_values), (2, 2))):
+        for rows, planes in (((rounded.keys, rounded.values), (0, 1)), ((ranges, ranges), (2, 2))):
             some = Prompt(k=rows[0], v=rows[1], first_lane=prompt.first_lane, first_row=prompt.first_row)
             near, far = ((tier[planes[0]], tier[planes[1]]) for tier in (here, there))
             keep(self.window, some, self.state, near, far)

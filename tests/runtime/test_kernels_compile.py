@@ -21,6 +21,7 @@ KERNELS |= {
     "keep",
     "name",
     "gather",
+    "round_prompt",
     "widen",
 }
 
