@@ -19,7 +19,7 @@ from calibration.replay import replayed
 from calibration.runner import Runner
 from runtime.wave import BudgetExceeded
 from sim import catalogue
-from sim.breakdown import CPU_WAIT, FETCH_WAIT, LAUNCH_WAIT, OUTPUT_LAYER, WRITE_WAIT, totals
+from sim.breakdown import CPU_WAIT, FETCH_WAIT, LAUNCH_WAIT, OUTPUT_LAYER, WRITE_WAIT, breakdown
 from sim.codec import from_plain, to_plain
 from sim.cost import CostModel
 from sim.files import read_json_object, write_atomically
@@ -167,10 +167,11 @@ def _judged(recipe: Recipe, profile: Profile, cost: CostModel, longest_s: float)
 
 
 def stratum_of(priced: Forecast) -> Stratum:
-    """What the largest part of the decode and prefill seconds goes to."""
+    """What the largest part of the decode steps goes to: a prefill is products for the most part, whatever binds the plan."""
     spent = Counter[str]()
     for wave in priced.waves:
-        spent.update(totals(priced.plan.setting, wave))
+        by_kind = breakdown(priced.plan.setting, wave)
+        spent.update({kind: float(seconds[1:].sum()) for kind, seconds in by_kind.items()})
     shares = {
         Stratum.WEIGHTS: spent["matrix products"] + spent[OUTPUT_LAYER],
         Stratum.KV_READS: spent["attention"] + spent["quantisation"],
