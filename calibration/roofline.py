@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sim.attention_prices import attention_flops
 from sim.cost import CostModel
 from sim.flows import Column, flows_of, home_columns, occupancy_of
 from sim.footprint import layer_weight_bytes
 from sim.kv import kv_layer_bytes
-from sim.layer import attention_flops
 from sim.plan import Admission, Plan
 from sim.scheduled import admit
 

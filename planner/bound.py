@@ -15,11 +15,12 @@ from planner.coefficients import Coefficients, Timing, evenly_attended, least_h2
 from planner.options import Family
 from planner.request import Objective, Request
 from planner.spill import SLACK, Line, SavedRange, Spill, any_saved, spill_of
+from sim.attention_prices import attention_s_per_token
 from sim.cost import CostModel
 from sim.flows import Column, counts_of
 from sim.footprint import layer_weight_bytes
 from sim.gemms import LayerGemms, least_as_measured
-from sim.layer import attention_s_per_token, layer_times
+from sim.layer import layer_times
 from sim.pipeline import step_seconds
 from sim.plan import WriteBack
 

@@ -6,18 +6,11 @@ from statistics import median
 import numpy as np
 
 from sim.attention import Selector
+from sim.attention_prices import attention_flops, attention_s_per_kept, attention_setup_s
 from sim.cost import CostModel
 from sim.flows import Column, flows_of, home_columns
 from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
-from sim.layer import (
-    at_pace,
-    attention_flops,
-    attention_s_per_kept,
-    attention_setup_s,
-    choice_prices,
-    layer_times,
-    priced_layer,
-)
+from sim.layer import at_pace, choice_prices, layer_times, priced_layer
 from sim.passes import OPERATIONS
 from sim.pipeline import step_seconds
 from sim.plan import Mechanism, Placement, Plan

@@ -9,6 +9,7 @@ import numpy as np
 
 from sim.admission import Rules, Schedule, schedule
 from sim.attention import PAGE_TOKENS
+from sim.attention_prices import attention_s_per_token, attention_turn_s, rounding_s
 from sim.capture import is_captured
 from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, Occupancy, held_state_bytes
@@ -20,13 +21,10 @@ from sim.layer import (
     QUERY_OPS,
     REST_OPS,
     LayerTimes,
-    attention_s_per_token,
-    attention_turn_s,
     decode_launch_s,
     first_choice_s,
     layer_prices,
     prefill_row_passes_s,
-    rounding_s,
 )
 from sim.passes import OPERATIONS
 from sim.plan import Mechanism, Setting

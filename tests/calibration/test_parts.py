@@ -142,6 +142,27 @@ def test_an_access_profile_says_what_a_run_did() -> None:
     assert access.source.startswith("here; attention kept 80% at 40%; perplexity: 91M-parameter")
 
 
+@pytest.mark.parametrize(
+    ("selector", "picked", "of_all"),
+    [
+        (Selector.SWA, (0, 1, 2), False),  # nothing that has left the window since the prompt
+        (Selector.SWA, (0, 8, 16), True),  # one in three, where about one in five would be picked alike
+        (Selector.PAGES, (0, 8, 16), None),
+    ],
+)
+def test_an_access_profile_says_whether_a_windows_picks_are_of_every_age(
+    selector: Selector, picked: tuple[int, ...], of_all: bool | None
+) -> None:
+    plan = swa_plan()
+    counts = plan.setting.token_counts
+    assert counts.cached[0] - counts.local[0] == 16
+    picks: Any = [[[picked]] for _ in range(8)]
+    stats = (SelectionStats(picked=3.0, turnover=0.0, age=0.5, mass=0.8),)
+    ran = Ran(trace=None, peak_bytes=None, picks=picks, stats=(stats,))  # type: ignore[arg-type]
+
+    assert access_of(selector, [(0.4, plan, ran)], "here").ages_of_all is of_all
+
+
 def test_access_is_measured_on_random_weights() -> None:
     recipe = Recipe(model=MODEL, batch=2, prompt=24, output=8, dtype=DType.FP32)
 

@@ -44,7 +44,7 @@ def window(
 
 @kernels
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("slots, prompt", [(200, 60), (22, 60), (30, 70), (40, 130)])
+@pytest.mark.parametrize("slots, prompt", [(22, 60), (40, 130), (200, 60), (30, 70)][: None if ON_GPU else 2])
 def test_window_decoding_over_int8_by_graph_is_eager_decoding(family: str, slots: int, prompt: int) -> None:
     """Past the end of a group, some of whose tokens are dead by then, some on the host.
 

@@ -104,6 +104,30 @@ def test_the_oldest_tokens_are_fetched_as_often_as_they_are_picked() -> None:
 
 
 @pytest.mark.parametrize(
+    ("slots", "alike", "of_all"),
+    [
+        (6, 6 * 4 / 8, 36 / 13 + 4 / 17 * (6 - 36 / 13)),
+        (10, 2 * 4 / 8, 2.0),  # all that lies outside is picked
+        (12, 0.0, 0.0),
+    ],
+)
+def test_where_tokens_die_unpicked_those_that_are_picked_are_older_than_most_others(
+    slots: int, alike: float, of_all: float
+) -> None:
+    """8 older tokens live of 17, 4 of them picked. If picks are of every age alike among the 17, one in 4.25 of the newest is, so
+    that the other 4 living ones lie among the newest 5.2; all older ones that live, 36/13, are picked.
+    """
+    setting = make_setting(Selector.SWA, prompt=20, output=2, sparsity=0.6)
+    counts = setting.token_counts
+    assert (counts.cached[1], counts.local[1], counts.selected[1], counts.dead[1]) == (21, 4, 4, 9)
+    plan = newest_in_hbm(setting, slots=slots)
+    looked_at = replace(setting, access=replace(setting.access, ages_of_all=True))
+
+    assert traffic(plan).fetched_kv.tolist() == pytest.approx([0, alike])
+    assert traffic(replace(plan, setting=looked_at)).fetched_kv.tolist() == pytest.approx([0, of_all])
+
+
+@pytest.mark.parametrize(
     ("source", "fetched_inputs"), [(Recompute.ACTIVATIONS_HOST, [0, 1, 2]), (Recompute.ACTIVATIONS_HBM, [0, 0, 0])]
 )
 def test_tokens_kept_as_inputs_are_projected_again(source: Recompute, fetched_inputs: list[float]) -> None:

@@ -5,10 +5,11 @@ import pytest
 
 from builders import hypotenuse, in_hbm, make_cost, make_machine, make_setting
 from sim.admission import Run, Schedule
+from sim.attention_prices import attention_turn_s
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
 from sim.kv import KvFormat, KvFormats
-from sim.layer import LayerTimes, attention_turn_s
+from sim.layer import LayerTimes
 from sim.plan import Admission
 from sim.scheduled import scheduled_times
 
