@@ -62,7 +62,9 @@ def _rounded(_: random.Random, recipe: Recipe) -> Recipe:
 
 
 def _dense(recipe: Recipe) -> Recipe:
-    """A selection that is launched kernel by kernel, as all is that is not captured, takes too long to run."""
+    """Under continuous admission a selection is launched kernel by kernel, which takes too long to run; how weights lie is
+    tried with dense attention alone.
+    """
     return replace(recipe, selector=Selector.DENSE, keep=100, placement=Placement.RECENT)
 
 

@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 
 class Stratum(StrEnum):
-    """What a plan's time is mostly spent on."""
+    """What a plan's decode steps are mostly spent on."""
 
     WEIGHTS = "weights"
     KV_READS = "kv_reads"
