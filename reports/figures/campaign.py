@@ -15,7 +15,7 @@ BOUND_BY = {
     "weights": "weights",
     "kv_reads": "reading KV",
     "link": "the host link",
-    "launch": "kernel launches",
+    "launch": "launches and choices",
     "recompute": "recomputation",
 }
 _PANEL_PX = 170
