@@ -40,7 +40,7 @@ ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
 # and one from memory, or by a captured step's kernel all at once), their softmax, the sum.
 _CHOICE_PASSES, _CAPTURED_CHOICE_PASSES = 9, 5
 # Of a prefix that a captured step forwards: its kernels, none of them made one, seen with four prompts on an H200 (26 us a
-# layer, eagerly hidden by longer launches). A multiprocessors' share that a gather ahead takes, by few small programs.
+# layer, eagerly hidden by longer launches). The share of multiprocessors that a gather ahead takes, by few small programs.
 _PREFIX_LAUNCHES, _AHEAD_SM_SHARE = 6, 0.05
 _MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")

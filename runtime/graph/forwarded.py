@@ -8,6 +8,7 @@ What they stage lies at the end of the slots' block, at a place that follows fro
 import torch
 from torch import Tensor
 
+from runtime.graph.capturing import captured
 from runtime.graph.schedule import Layout
 from runtime.graph.step import DecodeStep
 from runtime.graph.streamed import Staging, StreamedSlots
@@ -89,13 +90,7 @@ class ForwardedStep(DecodeStep):
         for tokens, row in self._first_rows().items():
             self.seek(row)
             self.slots.stage(tokens)
-            graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(pool=pool)
-            try:
-                self._run()
-            finally:  # a stream that goes on capturing would hide why it failed
-                graph.capture_end()
-            graphs[tokens] = graph
+            graphs[tokens] = captured(pool, self._run)
         return graphs
 
     def seek(self, row: int) -> None:

@@ -4,13 +4,13 @@ A lane's rows begin with its first token that is no padding. Causal attention th
 lies at the end, where no other token sees it, and whoever attends to the prefix leaves it out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from runtime.graph.capturing import captured
 from runtime.models import Decoder
 from runtime.prefill import prompt_layer
 from sim.footprint import prefill_rows
@@ -77,8 +77,8 @@ class PrefixGraphs:
         for count, out in wanted:
             self.prefix.begin(count)
             self.prefix.forward(0, out)  # so that kernels are compiled and loaded
-            graphs = [_captured(pool, partial(self.prefix.begin, count))]
-            graphs += [_captured(pool, partial(self.prefix.forward, layer, out)) for layer in range(self.layers)]
+            graphs = [captured(pool, partial(self.prefix.begin, count))]
+            graphs += [captured(pool, partial(self.prefix.forward, layer, out)) for layer in range(self.layers)]
             self.graphs[count, out.data_ptr()] = graphs
 
     def begin(self, count: int, out: Tensor) -> None:
@@ -95,13 +95,3 @@ class PrefixGraphs:
             self.at_hand[layer + 1].replay()
         else:
             self.prefix.forward(layer, out)
-
-
-def _captured(pool: Any, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    graph = torch.cuda.CUDAGraph()
-    graph.capture_begin(pool=pool)
-    try:
-        work()
-    finally:  # a stream that goes on capturing would hide why it failed
-        graph.capture_end()
-    return graph

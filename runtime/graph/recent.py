@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from runtime.cache import hbm_slots, host_slots_by
-from runtime.graph.launch import Weights, power_of_two
+from runtime.graph.launch import power_of_two
 from runtime.graph.taking_in import Prompt, score_bits, weigh
 from runtime.graph.window import Entries, WindowSlots
 from runtime.lanes import Lanes
@@ -77,20 +77,11 @@ class RecentSlots(WindowSlots):
         self._fetch(self.depth)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
-        state, buffer = self.state, layer % (self.depth + 1)
+        buffer = layer % (self.depth + 1)
         self.arrived[layer].wait()
-        self.launcher.attend(
-            q,
-            k,
-            v,
-            self.keys[layer],
-            self.values[layer],
-            attended,
-            counts=state.counts[layer],
-            slots=state.slots[layer],
-            weights=Weights(scores=self.scores[layer], peaks=self.peaks[layer], sums=self.sums[layer]),
-            far=(self.host_keys[layer], self.host_values[layer]),
-            staged=(self.stage_keys[buffer], self.stage_values[buffer]),
+        far, staged = (self.host_keys, self.host_values), (self.stage_keys, self.stage_values)
+        self._attend(
+            layer, q, k, v, attended, far=(far[0][layer], far[1][layer]), staged=(staged[0][buffer], staged[1][buffer])
         )
         self._fetch(layer + self.depth + 1)  # its buffer has just been read
 
@@ -102,9 +93,9 @@ class RecentSlots(WindowSlots):
 
     def settle(self, layer: int) -> None:
         """Choose for the next step, write what leaves HBM; fetch for the next step where this layer's buffer is read no more."""
-        self._settle(layer)
-        near, far = (self.keys[layer], self.values[layer]), (self.host_keys[layer], self.host_values[layer])
-        self.launcher.exchange(self.state.moves[layer], self.state.move_counts[layer], near, far)
+        state = Entries(*(tensor[layer] for tensor in self.state))
+        self._settle(layer, state)
+        self._exchange(layer, state)
         buffer, layers = layer % (self.depth + 1), len(self.arrived)
         if buffer < self.depth and layer + self.depth + 1 >= layers:
             with self.fetching.work():
@@ -113,22 +104,10 @@ class RecentSlots(WindowSlots):
             self.fetching.last.wait()  # the step waits for this stream only
             self.arrived = [Done()] * layers
 
-    def _settle(self, layer: int) -> None:
-        state, expected = Entries(*(tensor[layer] for tensor in self.state)), self._expected(layer)
+    def _settle(self, layer: int, state: Entries) -> None:
+        expected = self._expected(layer)
         kernels().settle[(self.lanes.count,)](
-            self.scores[layer],
-            self.peaks[layer],
-            self.sums[layer],
-            state.rank,
-            state.slots,
-            state.counts,
-            state.position,
-            state.last,
-            state.place,
-            state.ring,
-            self.launcher.padding,
-            self.row,
-            self.table,
+            *self._known(layer, state),
             self.kept,
             state.moves,
             state.move_counts,

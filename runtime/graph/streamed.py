@@ -9,12 +9,14 @@ they look up on the device. Memory in HBM is what the plan says, staging include
 """
 
 from collections.abc import Iterator
+from functools import partial
 from math import gcd
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from runtime.graph.capturing import captured
 from runtime.graph.copy_engine import Block, CopyEngine, Mark, current_stream
 from runtime.graph.launch import power_of_two
 from runtime.graph.pinned import shared
@@ -395,13 +397,7 @@ class StreamedStep(DecodeStep):
         """They pass tensors on to each other, so their memory is one pool's."""
         pool, pieces = torch.cuda.graph_pool_handle(), self._pieces()
         for _ in range(self.pieces):
-            graph = torch.cuda.CUDAGraph()
-            graph.capture_begin(pool=pool)
-            try:
-                next(pieces, None)
-            finally:  # a stream that goes on capturing would hide why it failed
-                graph.capture_end()
-            yield graph
+            yield captured(pool, partial(next, pieces, None))
 
     def seek(self, row: int) -> None:
         super().seek(row)

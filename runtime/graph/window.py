@@ -87,6 +87,12 @@ class WindowSlots:
         """Every layer's list is there already."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
+        self._attend(layer, q, k, v, attended)
+
+    def _attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor, **elsewhere: tuple[Tensor, Tensor]
+    ) -> None:
+        """``elsewhere``: where a list's tokens lie that have no slot in HBM, as ``Launcher.attend`` takes it."""
         state = self.state
         weights = Weights(scores=self.scores[layer], peaks=self.peaks[layer], sums=self.sums[layer])
         self.launcher.attend(
@@ -99,25 +105,14 @@ class WindowSlots:
             counts=state.counts[layer],
             slots=state.slots[layer],
             weights=weights,
+            **elsewhere,
         )
 
     def settle(self, layer: int) -> None:
         """Choose for the next step, and move what it needs."""
         state = Entries(*(tensor[layer] for tensor in self.state))
         self.launcher.kernels.settle[(self.lanes.count,)](
-            self.scores[layer],
-            self.peaks[layer],
-            self.sums[layer],
-            state.rank,
-            state.slots,
-            state.counts,
-            state.position,
-            state.last,
-            state.place,
-            state.ring,
-            self.launcher.padding,
-            self.row,
-            self.table,
+            *self._known(layer, state),
             state.moves,
             state.move_counts,
             self.launcher.queries,
@@ -132,6 +127,12 @@ class WindowSlots:
         )
         if self.far:
             self._exchange(layer, state)
+
+    def _known(self, layer: int, state: Entries) -> tuple[Tensor, ...]:
+        """What a choice goes by, and fills: ``kernels.settle``'s first arguments."""
+        chosen = (state.rank, state.slots, state.counts, state.position, state.last, state.place, state.ring)
+        paid = (self.scores[layer], self.peaks[layer], self.sums[layer])
+        return (*paid, *chosen, self.launcher.padding, self.row, self.table)
 
     def record(self, row: int, tally: Tally, lanes: int) -> None:
         """Count, of the first ``lanes``, what ``row`` wrote, and what the next one fetches and, if asked, picks."""
