@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional as fn
 from torch.nn.attention.bias import causal_lower_right
 
@@ -107,16 +108,22 @@ def attend_prompt(q: Tensor, k: Tensor, v: Tensor, padding: Tensor | None, scale
 
 
 def _attend_whole(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Each query of a group in turn: keys and values of long prompts are not copied for them."""
+    """A group's queries by one kernel where it takes them all, else each in turn: keys and values are not copied for them."""
     group = q.shape[2] // k.shape[2]
-    keys, values = k.transpose(1, 2), v.transpose(1, 2)
+    queries, keys, values = (x.transpose(1, 2) for x in (q, k, v))
     last = causal_lower_right(q.shape[1], k.shape[1]) if q.shape[1] < k.shape[1] else None
+    attend_to = partial(fn.scaled_dot_product_attention, attn_mask=last, is_causal=last is None, scale=scale)
+    if group == 1 or _takes_groups(queries, keys, values):
+        return attend_to(queries, keys, values, enable_gqa=group > 1).transpose(1, 2)
     mixed = torch.empty_like(q)
     for member in range(group):
-        rows = q[:, :, member::group].transpose(1, 2)
-        part = fn.scaled_dot_product_attention(rows, keys, values, attn_mask=last, is_causal=last is None, scale=scale)
-        mixed[:, :, member::group] = part.transpose(1, 2)
+        mixed[:, :, member::group] = attend_to(queries[:, member::group], keys, values).transpose(1, 2)
     return mixed
+
+
+def _takes_groups(queries: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether flash attention takes them: what torch has besides holds the scores of a group's queries, tokens by tokens."""
+    return queries.is_cuda and can_use_flash_attention(SDPAParams(queries, keys, values, None, 0.0, False, True))
 
 
 def prompt_mask(tokens: int, padding: Tensor) -> Tensor:

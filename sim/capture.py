@@ -14,6 +14,7 @@ FUSED_ROWS = 64  # of a captured step: up to those its products add biases, acti
 FORWARDED_TOGETHER = (
     8  # tokens of a dropped prefix: a captured step forwards a multiple of it, and has a graph for each
 )
+_FEW_ROWS, _ROWS_TOGETHER = 256, 128  # of a prompt's products: few run as they are, more in multiples
 _PROGRAMS = 512  # that fill a large GPU, a few on each multiprocessor
 _MOST_PARTS = 16
 _SHARES = GROUP_TOKENS // PAGE_TOKENS  # pages over which a group's ranges, one for each channel, are spread
@@ -37,6 +38,13 @@ def forwarded_tokens(dropped: int, prompt_tokens: int) -> int:
     if dropped < FORWARDED_TOGETHER:
         return dropped
     return min(prompt_tokens, -(-dropped // FORWARDED_TOGETHER) * FORWARDED_TOGETHER)
+
+
+def product_rows(rows: int) -> int:
+    """Over how many rows a captured plan's prompts go through a product that has so many: a few as they are, more of them made up
+    to a multiple, at which cuBLAS is quicker (on an H200 Llama-3-8B's gate and up take 271 us at 448 rows, 165 at 512).
+    """
+    return rows if rows <= _FEW_ROWS else -(-rows // _ROWS_TOGETHER) * _ROWS_TOGETHER
 
 
 @lru_cache(maxsize=64)

@@ -6,14 +6,15 @@ The numbers are counts of the runtime's operations in fp16, views left out; a te
 from typing import NamedTuple
 
 from sim.attention import Selector
-from sim.capture import forwards, is_captured, streams
+from sim.capture import forwards, is_captured, product_rows, streams
+from sim.footprint import prefill_rows
 from sim.kv import GROUP_TOKENS
 from sim.plan import Admission, Placement, Recompute, Setting
 from sim.spec import ModelSpec, WeightFormat
 
-_PLAIN_LAYER = (
-    7  # besides products: LayerNorm, one head for each key head, positions in the embedding, a plain feed-forward
-)
+_PLAIN_LAYER = 5  # besides products: LayerNorm, positions in the embedding, a plain feed-forward
+_FUSED_LAYER = 3  # besides products and kernels of the runtime's: each norm, or room for it, and the last sum
+_DECODED = 2  # a decode step's attention besides
 _PRODUCTS = 5  # of a layer, attention among them
 _MATRICES = 4  # of a layer: queries, keys and values; out; up, with its gate; down
 _STREAMED = 6  # a piece that is replayed, what comes, what goes; marks in streams for three
@@ -86,7 +87,8 @@ def decode_operations(setting: Setting, *, away: bool, linked: bool = False) -> 
     books = _DECODE_BOOKS + _DECODE_CHOICE.get(setting.attention.selector, 0) + _stored_weights(setting, 1)
     books += 63 * setting.kv_format.gpu.is_grouped
     passes, more = _away_operations(setting) if away else (1, 0)
-    return _layer_operations(setting.model).times(passes)._replace(books=books + more)
+    layer = _layer_operations(setting.model).times(passes)
+    return layer._replace(layer=layer.layer + _DECODED, books=books + more)
 
 
 def _away_operations(setting: Setting) -> tuple[int, int]:
@@ -103,13 +105,12 @@ def prefill_operations(setting: Setting, passes: float, *, away: bool) -> Operat
     """Of one layer of a prefill in ``passes``. Captured steps take in each pass for itself; an eager prefill keeps its
     books once a layer, and puts several passes together.
     """
-    layer, grouped = prompt_operations(setting.model).times(passes), setting.kv_format.gpu.is_grouped
+    layer, grouped = prompt_operations(setting).times(passes), setting.kv_format.gpu.is_grouped
     selector, groups = setting.attention.selector, setting.workload.prompt_tokens // GROUP_TOKENS
     if is_captured(setting):
         taken_in, coming = _taken_in(setting), _BLOCKS if setting.weights_on_host else 0
-        kernels = taken_in.kernels + _widening_kernels(setting)
-        turned = _turned_anew(setting, passes) if setting.weights_on_host else 0
-        return layer._replace(books=passes * taken_in.books + coming + turned, kernels=passes * kernels)
+        kernels = layer.kernels + passes * (taken_in.kernels + _widening_kernels(setting))
+        return layer._replace(books=passes * taken_in.books + coming, kernels=kernels)
     books = _PREFILL_BOOKS + _PREFILL_CHOICE.get(selector, 0) + _stored_weights(setting, passes)
     written = 72 if setting.recompute is not Recompute.NONE else 158 + 94 * grouped
     together = 4 + 4 * passes + _turned_anew(setting, passes) if passes > 1 else 0
@@ -123,9 +124,9 @@ def _turned_anew(setting: Setting, passes: float) -> float:
 
 def end_operations(setting: Setting, *, prefill: bool) -> Operations:
     """Of a step besides its layers."""
-    turned = 0 if setting.model.positions else _TURNED_ENDS
     if is_captured(setting):
-        return Operations(products=1, layer=_ENDS + turned).times(prefill)
+        return Operations(products=1, layer=_ENDS).times(prefill)
+    turned = 0 if setting.model.positions else _TURNED_ENDS
     return Operations(products=1, layer=_EAGER_ENDS[prefill] + turned)
 
 
@@ -152,14 +153,31 @@ def _taken_in(setting: Setting) -> Operations:
     return Operations(books=53) if setting.admission is Admission.CONTINUOUS else Operations(books=6, kernels=1)
 
 
-def prompt_operations(model: ModelSpec) -> Operations:
-    """Of one prefill pass through a layer, attention by the queries of a group in turn."""
-    layer, turns = _layer_operations(model), model.heads // model.kv_heads - 1
-    return layer._replace(products=layer.products + turns, layer=layer.layer + turns)
+def prompt_operations(setting: Setting) -> Operations:
+    """Of one prefill pass through a layer; on a CPU attention is by the queries of a group in turn, put together at the end."""
+    model = setting.model
+    if is_captured(setting):
+        return _fused_operations(setting)
+    layer, group = _layer_operations(model), model.heads // model.kv_heads
+    if group == 1 or not setting.machine.is_cpu:
+        return layer
+    return layer._replace(products=layer.products + group - 1, layer=layer.layer + group + 1)
+
+
+def _fused_operations(setting: Setting) -> Operations:
+    """One kernel for the sum and norm after attention, one for the norm before it, for rotation, for a gate. Where no rows are
+    made up that norm is torch's if it is LayerNorm; where some are, what attention gave is copied.
+    """
+    model, waves = setting.model, setting.admission is Admission.WAVES
+    rows = prefill_rows(setting.concurrency if waves else 1, setting.workload.prompt_tokens)
+    made_up = product_rows(rows) > rows
+    kernels = 1 + (made_up or not model.norm_bias) + (not model.positions) + model.gated_mlp
+    others = _FUSED_LAYER + (not model.gated_mlp) + 2 * made_up
+    return Operations(products=_PRODUCTS, layer=others, kernels=kernels)
 
 
 def _layer_operations(model: ModelSpec) -> Operations:
-    """Of a layer with one head for each key head: rotation and norms in float32 come on top of a plain one."""
+    """Rotation and norms in float32 come on top of a plain one."""
     rotation = 0 if model.positions else 10
     norms = 0 if model.norm_bias else 6
     others = _PLAIN_LAYER + rotation + norms + 8 * model.qk_norm + model.gated_mlp

@@ -205,7 +205,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         attention_s_per_kept=kept_s,
         attention_s_per_kept_away=kept_away_s,
         reproject=again(gemms.kv, of_inputs(model, fused=is_captured(setting)).seconds(cost, dtype)),
-        forward=_forwarded(cost, setting, again(gemms.layer, of_layer(model).seconds(cost, dtype) + tile_s), square),
+        forward=_forwarded(cost, setting, again(gemms.layer, prefill_row_passes_s(cost, setting) + tile_s), square),
         forward_s_per_token_squared=square,
         host_attention=cost.host_attention(sequences * host_kv, kv_flops),
         fetch=_fetched_by(cost, setting),
@@ -458,7 +458,7 @@ def first_choice_s(cost: CostModel, setting: Setting, sequences: int, passes: in
 
 def prefill_row_passes_s(cost: CostModel, setting: Setting) -> float:
     """A prompt token's passes between the products of one layer."""
-    return of_layer(setting.model).seconds(cost, setting.dtype)
+    return of_layer(setting.model, fused=is_captured(setting)).seconds(cost, setting.dtype)
 
 
 def prefill_passes(sequences: int, prompt_tokens: int) -> int:

@@ -35,6 +35,8 @@ OPERATIONS = {
     "digest": Passes(busy=21),  # a key's, of an H200's least and greatest by page
 }
 _IN_ONE_KERNEL = 2  # read, and written
+_SUM_AND_NORM = 4  # both are read, both are written
+_GATE = 3  # it and its value are read, one is written
 
 
 def norm_of(model: ModelSpec) -> str:
@@ -55,16 +57,24 @@ def of_inputs(model: ModelSpec, *, fused: bool) -> Passes:
     return _sum((norm, model.hidden), (turn, 0 if model.positions else model.kv_dim))
 
 
-def of_layer(model: ModelSpec) -> Passes:
-    """A row's of a whole layer: both norms, two residual sums, rotation, keys and values stored, what attention gave copied,
-    the activation.
+def of_layer(model: ModelSpec, *, fused: bool = False) -> Passes:
+    """A row's of a whole layer: both norms, two residual sums, rotation, keys and values stored, the activation.
+
+    ``fused``: as a captured plan's prompts pass, one kernel a norm, with the sum before it, a rotation and a gate.
     """
+    norm, turn, gate = OPERATIONS[norm_of(model)], OPERATIONS["rotation"], OPERATIONS[activation_of(model)]
+    summed = _sum((OPERATIONS["residual"], 1), (norm, 1))
+    if fused:
+        norm = turn = Passes(busy=_IN_ONE_KERNEL)
+        summed = Passes(busy=_SUM_AND_NORM)
+        gate = Passes(busy=_GATE) if model.gated_mlp else gate
     return _sum(
-        (OPERATIONS[norm_of(model)], 2 * model.hidden),
-        (OPERATIONS["residual"], 2 * model.hidden),
-        (OPERATIONS["rotation"], 0 if model.positions else model.query_dim + model.kv_dim),
-        (OPERATIONS["copy"], 2 * model.kv_dim + model.query_dim),
-        (OPERATIONS[activation_of(model)], model.intermediate),
+        (norm, model.hidden),
+        (turn, 0 if model.positions else model.query_dim + model.kv_dim),
+        (OPERATIONS["copy"], 2 * model.kv_dim),
+        (summed, model.hidden),
+        (gate, model.intermediate),
+        (OPERATIONS["residual"], model.hidden),
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from runtime.admitted import StepLog, admission_rules
 from runtime.graph.copies import pinned, uploaded
+from runtime.graph.fused import FusedDecoder
 from runtime.graph.paged import COUNT, PADDING, SEQUENCE, TABLE, Leaf, PagedSlots, PageSize, Shape
 from runtime.graph.paged_step import PagedStep
 from runtime.graph.stops import StopWatcher
@@ -78,11 +79,13 @@ class PagedWave:
         self.rules = replace(rules, host_bytes=most_swapped_bytes(replace(rules, batch=batch)))
         lanes = lanes or plan.setting.concurrency
         self.decoder = decoder = sharing_room(decoder, lanes)
+        self.fused = FusedDecoder(decoder)
         self.slots = PagedSlots(plan, decoder, lanes, shape)
         self.host = HostPages(self.slots.planes, int(self.rules.host_bytes) // self.slots.size.page_bytes)
         self.step = PagedStep(decoder, self.slots, plan, batch)
         with torch.inference_mode():
             self.step.capture()
+            self.fused.warm_up()
 
     @torch.inference_mode()
     def run(
@@ -123,7 +126,7 @@ class _Run:
     """One run's bookkeeping: free pages and lanes, what each sequence holds, and what each machine step gave."""
 
     def __init__(self, wave: PagedWave, prompts: Prompts, stop_tokens: Sequence[int]) -> None:
-        self.slots, self.captured, self.decoder, self.prompts = wave.slots, wave.step, wave.decoder, prompts
+        self.slots, self.captured, self.decoder, self.prompts = wave.slots, wave.step, wave.fused, prompts
         self.host, self.host_pages = wave.host, list(range(wave.host.pages))
         self.work = wave.plan.setting.workload
         self.padding = prompts.padding.tolist()

@@ -104,29 +104,38 @@ def place(
     frequencies,  # [DIMS / 2]
     query_norm,  # [channel], where NORMED
     key_norm,
+    heads,
     queries,
     stride,
     eps,
     magnitude,
+    HEADS: tl.constexpr,
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     DIMS: tl.constexpr,
     NORMED: tl.constexpr,
 ):
-    """Rotate the first DIMS channels of a head by its lane's position, half against half; the norm of its channels before."""
-    lane, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    channel = tl.arange(0, PADDED)
-    inside, turns = channel < CHANNELS, channel < DIMS
+    """Rotate the first DIMS channels of a head by its lane's position, half against half; the norm of its channels before.
+
+    A program takes HEADS of a lane, which turn by the same angles.
+    """
+    lane, head = tl.program_id(0).to(tl.int64), (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
+    channel = tl.arange(0, PADDED)[None, :]
+    held, turns = channel < CHANNELS, channel < DIMS
+    inside = held & (head < heads)
     low = channel < DIMS // 2
     other = tl.where(turns, tl.where(low, channel + DIMS // 2, channel - DIMS // 2), channel)
     at = rows + lane * stride + head * CHANNELS
     x = tl.load(at + channel, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(at + other, mask=inside, other=0.0).to(tl.float32)
     if NORMED:
-        shrink = tl.rsqrt(tl.sum(x * x, 0) / CHANNELS + eps)
-        scale = tl.where(head < queries, query_norm, key_norm)
-        x = x * shrink * tl.load(scale + channel, mask=inside, other=0.0).to(tl.float32)
-        y = y * shrink * tl.load(scale + other, mask=inside, other=0.0).to(tl.float32)
+        shrink = tl.rsqrt(tl.sum(x * x, 1) / CHANNELS + eps)[:, None]
+        query_scale = tl.load(query_norm + channel, mask=held, other=0.0)
+        key_scale = tl.load(key_norm + channel, mask=held, other=0.0)
+        x = x * shrink * tl.where(head < queries, query_scale, key_scale).to(tl.float32)
+        query_scale = tl.load(query_norm + other, mask=held, other=0.0)
+        key_scale = tl.load(key_norm + other, mask=held, other=0.0)
+        y = y * shrink * tl.where(head < queries, query_scale, key_scale).to(tl.float32)
     turn = tl.load(frequencies + tl.where(low, channel, channel - DIMS // 2), mask=turns, other=0.0)
     angle = tl.load(positions + lane).to(tl.float32) * turn
     turned = x * (tl.cos(angle) * magnitude) + tl.where(low, -y, y) * (tl.sin(angle) * magnitude)
@@ -137,8 +146,9 @@ def place(
 @triton.jit
 def gate(
     up,  # [row, 2 * width]: gate, then value
-    out,  # [row, width]
+    out,  # [row, width], rows ``stride`` apart; may be the first half of ``up``
     width,
+    stride,
     BLOCK: tl.constexpr,
 ):
     """The value times SiLU of its gate."""
@@ -147,4 +157,4 @@ def gate(
     at = up + row * 2 * width + column
     g = tl.load(at, mask=inside, other=0.0).to(tl.float32)
     value = tl.load(at + width, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + row * width + column, (g / (1.0 + tl.exp(-g)) * value).to(out.dtype.element_ty), mask=inside)
+    tl.store(out + row * stride + column, (g / (1.0 + tl.exp(-g)) * value).to(out.dtype.element_ty), mask=inside)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as fn
 
 from runtime.graph.launch import chains, power_of_two
-from runtime.models.decoder import Affine, Decoder
+from runtime.models.decoder import Affine, Decoder, LayerWeights
 
 MOST_ROWS = 64
 _SHARED_BYTES = 227 * 1024  # of a multiprocessor, from Hopper on
@@ -78,9 +78,14 @@ def partial_linear(x: Tensor, affine: Affine, tiling: Tiling) -> Sum:
     return Sum(parts=out, bias=affine.bias)
 
 
-def add_norm(x: Tensor, added: Sum | None, norm: Affine, eps: float, normed: Tensor, *, centred: bool) -> None:
-    """``x`` [row, hidden] += ``added``, and its norm in ``normed``: by layer where ``centred``, else by root mean square."""
-    width, chained = x.shape[1], chains(x.device, x.shape[0])
+def add_norm(
+    x: Tensor, added: Sum | None, norm: Affine, eps: float, normed: Tensor, *, centred: bool, apart: bool = False
+) -> None:
+    """``x`` [row, hidden] += ``added``, and its norm in ``normed``: by layer where ``centred``, else by root mean square.
+
+    ``apart``: among kernels that are not chained.
+    """
+    width, chained = x.shape[1], not apart and chains(x.device, x.shape[0])
     added_bias = None if added is None else added.bias
     _kernels().add_norm[(x.shape[0],)](
         x,
@@ -118,33 +123,50 @@ class Turning:
         return cls(frequencies=decoder.frequencies, magnitude=decoder.magnitude, eps=decoder.config.norm_eps)
 
 
-def place(rows: Tensor, queries: int, positions: Tensor, turning: Turning, norms: tuple[Tensor, Tensor] | None) -> None:
-    """Position and norm of ``rows`` [lane, query and key head, channel], in place; ``positions`` [lane]."""
+Norms = tuple[Tensor, Tensor]  # of a query's and of a key's channels
+
+
+def head_norms(layer: LayerWeights) -> Norms | None:
+    """None where a model has none."""
+    if layer.query_norm is None or layer.key_norm is None:
+        return None
+    return layer.query_norm, layer.key_norm
+
+
+def place(
+    rows: Tensor, queries: int, positions: Tensor, turning: Turning, norms: Norms | None, *, at_once: int = 1
+) -> None:
+    """Position and norm of ``rows`` [lane, query and key head, channel], in place; ``positions`` [lane].
+
+    ``at_once``: heads of a program, a power of two.
+    """
     lanes, heads, channels = rows.shape
     query_norm, key_norm = norms or (rows, rows)
-    _kernels().place[lanes, heads](
+    _kernels().place[lanes, -(-heads // at_once)](
         rows,
         positions,
         turning.frequencies,
         query_norm,
         key_norm,
+        heads,
         queries,
         rows.stride(0),
         turning.eps,
         turning.magnitude,
+        HEADS=at_once,
         CHANNELS=channels,
         PADDED=power_of_two(channels),
         DIMS=2 * turning.frequencies.shape[0],
         NORMED=norms is not None,
-        num_warps=1,
+        num_warps=min(4, at_once),
     )
 
 
-def gate(up: Tensor) -> Tensor:
-    """[row, 2 * width] to [row, width]: the second half times SiLU of the first."""
+def gate(up: Tensor, out: Tensor | None = None) -> Tensor:
+    """``up`` [row, 2 * width] to [row, width]: the second half times SiLU of the first, which ``out`` may be."""
     rows, width = up.shape[0], up.shape[1] // 2
-    out = up.new_empty((rows, width))
-    _kernels().gate[rows, -(-width // 1024)](up, out, width, BLOCK=1024, num_warps=4)
+    out = up.new_empty((rows, width)) if out is None else out
+    _kernels().gate[rows, -(-width // 1024)](up, out, width, out.stride(0), BLOCK=1024, num_warps=4)
     return out
 
 

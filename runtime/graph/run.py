@@ -10,6 +10,7 @@ from runtime.clock import Clock
 from runtime.graph.copy_engine import CopyEngine
 from runtime.graph.dense import DenseSlots
 from runtime.graph.forwarded import ForwardedSlots, ForwardedStep
+from runtime.graph.fused import FusedDecoder
 from runtime.graph.quantised_dense import QuantisedSlots
 from runtime.graph.quantised_window import QuantisedWindowSlots
 from runtime.graph.recall import RecallSlots
@@ -55,6 +56,7 @@ class GraphWave:
         layers = decoder.weights.layers
         streamed = layers if isinstance(layers, StreamedLayers) else None
         self.decoder = decoder = sharing_room(in_place(decoder), len(padding))
+        self.fused = FusedDecoder(decoder)
         self.lanes = Lanes.of(decoder.spec, len(padding), per_head=False)
         self.padding, self.padded = torch.tensor(padding, dtype=torch.int32, device=decoder.device), any(padding)
         self.row = torch.ones(1, dtype=torch.int64, device=decoder.device)
@@ -81,6 +83,7 @@ class GraphWave:
         if self.weights is not None:
             self.weights.fill()
         self.step.capture()
+        self.fused.warm_up()
         if isinstance(self.slots, WindowSlots):
             self._warm_up()
 
@@ -130,7 +133,7 @@ class GraphWave:
         """The layer's output; what it was made from goes before the next layer comes."""
         if isinstance(self.slots, StreamedSlots):
             self.slots.keep_prompt(layer, first, x)
-        q, k, v, after = prompt_layer(self.decoder, layer, x, positions, padding if self.padded else None)
+        q, k, v, after = prompt_layer(self.fused, layer, x, positions, padding if self.padded else None)
         self.slots.start(layer, first, q, k, v)
         return after
 

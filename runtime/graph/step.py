@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as fn
 
 from runtime.graph.launch import chains
-from runtime.graph.products import Sum, Tiling, Turning, add_norm, gate, linear, partial_linear, place
+from runtime.graph.products import Sum, Tiling, Turning, add_norm, gate, head_norms, linear, partial_linear, place
 from runtime.graph.weights import ComingWeights
 from runtime.models import Decoder
 from runtime.models.decoder import Affine
@@ -168,9 +168,7 @@ class CapturedStep:
         heads = rows.view(rows.shape[0], -1, spec.head_dim)
         turning = Turning.of(decoder)
         if turning is not None:
-            weights = decoder.weights.layers[layer]
-            both = (weights.query_norm, weights.key_norm)
-            norms = None if both[0] is None or both[1] is None else (both[0], both[1])
+            norms = head_norms(decoder.weights.layers[layer])
             place(heads[:, : spec.heads + spec.kv_heads], spec.heads, positions, turning, norms)
         q, k, v = torch.split(heads, [spec.heads, spec.kv_heads, spec.kv_heads], dim=1)
         return q, k, v

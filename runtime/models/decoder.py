@@ -98,7 +98,7 @@ class Decoder:
     def project_normed(self, layer: int, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same from what they are projected from, ``attention_input``."""
         weights, spec = self.weights.layers[layer], self.spec
-        rows = _linear(inputs, weights.qkv)
+        rows = linear(inputs, weights.qkv)
         q, k, v = torch.split(rows, [spec.query_dim, spec.kv_dim, spec.kv_dim], dim=-1)
         q = self._place(self._heads(q), weights.query_norm, positions)
         k = self._place(self._heads(k), weights.key_norm, positions)
@@ -107,14 +107,14 @@ class Decoder:
     def reproject(self, layer: int, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Key and value alone, from saved layer inputs: position encoding and key norm are applied again."""
         weights, spec = self.weights.layers[layer], self.spec
-        rows = _linear(self.attention_input(layer, x), weights.qkv.below(spec.query_dim))
+        rows = linear(self.attention_input(layer, x), weights.qkv.below(spec.query_dim))
         k, v = (self._heads(part) for part in torch.split(rows, [spec.kv_dim, spec.kv_dim], dim=-1))
         return self._place(k, weights.key_norm, positions), v
 
     def finish(self, layer: int, x: Tensor, attended: Tensor) -> Tensor:
         """The layer's output, given its input and what attention gave, [batch, token, head, head_dim]."""
         weights, config = self.weights.layers[layer], self.config
-        mixed = _linear(attended.flatten(-2), weights.out)
+        mixed = linear(attended.flatten(-2), weights.out)
         if config.parallel:
             return mixed.add_(self._mlp(weights, self._norm(x, weights.mlp_norm))).add_(x)
         x = mixed.add_(x)
@@ -161,11 +161,11 @@ class Decoder:
         return rms_norm(x, norm.weight, self.config.norm_eps)
 
     def _mlp(self, weights: LayerWeights, x: Tensor) -> Tensor:
-        up = _linear(x, weights.up)
+        up = linear(x, weights.up)
         if not self.spec.gated_mlp:
-            return _linear(self.activate(up), weights.down)
+            return linear(self.activate(up), weights.down)
         gate, value = up.chunk(2, dim=-1)
-        return _linear(self.activate(gate).mul_(value), weights.down)
+        return linear(self.activate(gate).mul_(value), weights.down)
 
     def _prepare_rope(self) -> tuple[Tensor | None, float]:
         if self.config.rope is None:
@@ -174,7 +174,8 @@ class Decoder:
         return frequencies.to(self.device), magnitude
 
 
-def _linear(x: Tensor, affine: Affine) -> Tensor:
+def linear(x: Tensor, affine: Affine) -> Tensor:
+    """``x`` [..., input] to [..., output]."""
     return fn.linear(x, affine.widened(), affine.bias)
 
 

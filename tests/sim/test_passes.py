@@ -15,17 +15,31 @@ GROUPED = {"heads": 4, "kv_heads": 2, "head_dim": 4}  # queries 16 wide, keys an
 @pytest.mark.parametrize(
     ("changes", "plain", "busy"),
     [
-        # Sums read two rows of 16 and write one; 2 * 16 of keys and values, 16 of attention, 8 activated: read, written.
+        # Sums read two rows of 16 and write one; 2 * 16 of keys and values, 8 activated: read, written.
         # Root mean squares 12 times over 2 * 16, rotations 14 times over 16 + 16.
-        ({}, 2 * 3 * 16 + 2 * (32 + 16) + 2 * 8, 12 * 32 + 14 * 32),
-        ({"gated_mlp": True}, 2 * 3 * 16 + 2 * (32 + 16), 12 * 32 + 14 * 32 + 6.5 * 8),
-        (GROUPED, 2 * 3 * 16 + 2 * (16 + 16) + 2 * 8, 12 * 32 + 14 * (16 + 8)),
+        ({}, 2 * 3 * 16 + 2 * 32 + 2 * 8, 12 * 32 + 14 * 32),
+        ({"gated_mlp": True}, 2 * 3 * 16 + 2 * 32, 12 * 32 + 14 * 32 + 6.5 * 8),
+        (GROUPED, 2 * 3 * 16 + 2 * 16 + 2 * 8, 12 * 32 + 14 * (16 + 8)),
         # Norms read and write once; positions are in the embedding.
-        (OPT, 2 * 3 * 16 + 2 * (32 + 16) + 2 * 8, 2 * 32),
+        (OPT, 2 * 3 * 16 + 2 * 32 + 2 * 8, 2 * 32),
     ],
 )
 def test_a_layer_passes_over_its_rows_between_products(changes: dict[str, Any], plain: float, busy: float) -> None:
     assert of_layer(make_model(**changes)) == Passes(plain=plain, busy=busy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "plain", "busy"),
+    [
+        # The last sum, 3 * 16; keys and values; ReLU. Either norm is one kernel, 2 * 16, the second with the sum before it, 4 * 16.
+        ({}, 3 * 16 + 2 * 32 + 2 * 8, 6 * 16 + 2 * 32),
+        ({"gated_mlp": True}, 3 * 16 + 2 * 32, 6 * 16 + 2 * 32 + 3 * 8),
+        (GROUPED, 3 * 16 + 2 * 16 + 2 * 8, 6 * 16 + 2 * (16 + 8)),
+        (OPT, 3 * 16 + 2 * 32 + 2 * 8, 6 * 16),
+    ],
+)
+def test_a_fused_layer_reads_and_writes_once_in_each_kernel(changes: dict[str, Any], plain: float, busy: float) -> None:
+    assert of_layer(make_model(**changes), fused=True) == Passes(plain=plain, busy=busy)
 
 
 @pytest.mark.parametrize(

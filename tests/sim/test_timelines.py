@@ -2,10 +2,10 @@
 
 The machine of ``builders`` takes 3 s for a layer's qkv (1536 bytes of weights at 512 B/s), 1 s each for its output and
 feed-forward matrices, 1/8 s to attend to a token (64 bytes) and 1 s for the head. The link moves 64 B/s, a token a
-second, unless a test says otherwise. A prompt token's passes between a layer's products read or write 1040 entries: 30 of
-16 by the norms and residual sums, 14 of 32 by the rotation, 96 by what is stored and copied, 16 by the activation; that is
-4.0625 s. Arithmetic, launches and set-ups take no time. All times are sums of eighths (or
-smaller halves), which floats hold exactly, so the lists are compared with ==.
+second, unless a test says otherwise. A prompt token's passes between a layer's products read or write 288 entries where steps
+are captured: 9 of 16 by the norms and residual sums, 2 of 32 by the rotation, 64 by what is stored, 16 by the activation; that
+is 1.125 s. Launched kernel by kernel they are 1008, with 30 and 14; 3.9375 s. Arithmetic, launches and set-ups take no time.
+All times are sums of eighths (or smaller halves), which floats hold exactly, so the lists are compared with ==.
 """
 
 from typing import Any
@@ -42,40 +42,40 @@ def setting_of(selector: Selector = Selector.DENSE, link_bytes_per_s: float = 64
 
 
 def test_all_in_hbm() -> None:
-    """7, 8 and 9 tokens cached: a layer takes 5 + 7 * 4.0625 s in the prefill, then 3 + 1 + 2 and 3 + 9/8 + 2."""
+    """7, 8 and 9 tokens cached: a layer takes 5 + 7 * 1.125 s in the prefill, then 3 + 1 + 2 and 3 + 9/8 + 2."""
     wave = timeline(in_hbm(setting_of(prompt=7)))
 
     assert list(wave.spans) == [
         Span(Resource.GPU, "query", 0, 0, 0, 3),
         Span(Resource.GPU, "attend", 0, 0, 3, 3),
-        Span(Resource.GPU, "rest", 0, 0, 3, 33.4375),
-        Span(Resource.GPU, "query", 0, 1, 33.4375, 36.4375),
-        Span(Resource.GPU, "attend", 0, 1, 36.4375, 36.4375),
-        Span(Resource.GPU, "rest", 0, 1, 36.4375, 66.875),
-        Span(Resource.GPU, "head", 0, None, 66.875, 67.875),
-        Span(Resource.GPU, "query", 1, 0, 67.875, 70.875),
-        Span(Resource.GPU, "attend", 1, 0, 70.875, 71.875),
-        Span(Resource.GPU, "rest", 1, 0, 71.875, 73.875),
-        Span(Resource.GPU, "query", 1, 1, 73.875, 76.875),
-        Span(Resource.GPU, "attend", 1, 1, 76.875, 77.875),
-        Span(Resource.GPU, "rest", 1, 1, 77.875, 79.875),
-        Span(Resource.GPU, "head", 1, None, 79.875, 80.875),
-        Span(Resource.GPU, "query", 2, 0, 80.875, 83.875),
-        Span(Resource.GPU, "attend", 2, 0, 83.875, 85),
-        Span(Resource.GPU, "rest", 2, 0, 85, 87),
-        Span(Resource.GPU, "query", 2, 1, 87, 90),
-        Span(Resource.GPU, "attend", 2, 1, 90, 91.125),
-        Span(Resource.GPU, "rest", 2, 1, 91.125, 93.125),
-        Span(Resource.GPU, "head", 2, None, 93.125, 94.125),
+        Span(Resource.GPU, "rest", 0, 0, 3, 12.875),
+        Span(Resource.GPU, "query", 0, 1, 12.875, 15.875),
+        Span(Resource.GPU, "attend", 0, 1, 15.875, 15.875),
+        Span(Resource.GPU, "rest", 0, 1, 15.875, 25.75),
+        Span(Resource.GPU, "head", 0, None, 25.75, 26.75),
+        Span(Resource.GPU, "query", 1, 0, 26.75, 29.75),
+        Span(Resource.GPU, "attend", 1, 0, 29.75, 30.75),
+        Span(Resource.GPU, "rest", 1, 0, 30.75, 32.75),
+        Span(Resource.GPU, "query", 1, 1, 32.75, 35.75),
+        Span(Resource.GPU, "attend", 1, 1, 35.75, 36.75),
+        Span(Resource.GPU, "rest", 1, 1, 36.75, 38.75),
+        Span(Resource.GPU, "head", 1, None, 38.75, 39.75),
+        Span(Resource.GPU, "query", 2, 0, 39.75, 42.75),
+        Span(Resource.GPU, "attend", 2, 0, 42.75, 43.875),
+        Span(Resource.GPU, "rest", 2, 0, 43.875, 45.875),
+        Span(Resource.GPU, "query", 2, 1, 45.875, 48.875),
+        Span(Resource.GPU, "attend", 2, 1, 48.875, 50),
+        Span(Resource.GPU, "rest", 2, 1, 50, 52),
+        Span(Resource.GPU, "head", 2, None, 52, 53),
     ]
-    assert wave.step_end_s == (67.875, 80.875, 94.125)
+    assert wave.step_end_s == (26.75, 39.75, 53)
     assert list(wave.levels) == [
         Level(Tier.HBM, 0, 0, 2 * 7 * 64),
         Level(Tier.HOST, 0, 0, 0),
-        Level(Tier.HBM, 1, 67.875, 2 * 8 * 64),
-        Level(Tier.HOST, 1, 67.875, 0),
-        Level(Tier.HBM, 2, 80.875, 2 * 9 * 64),
-        Level(Tier.HOST, 2, 80.875, 0),
+        Level(Tier.HBM, 1, 26.75, 2 * 8 * 64),
+        Level(Tier.HOST, 1, 26.75, 0),
+        Level(Tier.HBM, 2, 39.75, 2 * 9 * 64),
+        Level(Tier.HOST, 2, 39.75, 0),
     ]
 
 
@@ -83,15 +83,15 @@ def test_the_same_by_operation() -> None:
     wave = timeline(in_hbm(setting_of(prompt=7)), ops=True)
 
     assert rows_of(wave, Resource.GPU)[6:15] == [
-        ("attention", 0, 1, 36.4375, 36.4375),
-        ("out", 0, 1, 36.4375, 37.4375),
-        ("mlp", 0, 1, 37.4375, 38.4375),
-        ("norms", 0, 1, 38.4375, 66.875),
-        ("head", 0, None, 66.875, 67.875),
-        ("qkv", 1, 0, 67.875, 70.875),
-        ("attention", 1, 0, 70.875, 71.875),
-        ("out", 1, 0, 71.875, 72.875),
-        ("mlp", 1, 0, 72.875, 73.875),
+        ("attention", 0, 1, 15.875, 15.875),
+        ("out", 0, 1, 15.875, 16.875),
+        ("mlp", 0, 1, 16.875, 17.875),
+        ("norms", 0, 1, 17.875, 25.75),
+        ("head", 0, None, 25.75, 26.75),
+        ("qkv", 1, 0, 26.75, 29.75),
+        ("attention", 1, 0, 29.75, 30.75),
+        ("out", 1, 0, 30.75, 31.75),
+        ("mlp", 1, 0, 31.75, 32.75),
     ]
 
 
@@ -107,49 +107,49 @@ def test_fetches_known_ahead() -> None:
     assert rows_of(wave, Resource.GPU) == [
         ("query", 0, 0, 0, 3),
         ("attend", 0, 0, 3, 3),
-        ("rest", 0, 0, 3, 33.4375),
-        ("query", 0, 1, 47.4375, 50.4375),
-        ("attend", 0, 1, 50.4375, 50.4375),
-        ("rest", 0, 1, 50.4375, 80.875),
-        ("head", 0, None, 94.875, 95.875),
-        ("query", 1, 0, 95.875, 98.875),
-        ("attend", 1, 0, 98.875, 99.875),
-        ("rest", 1, 0, 99.875, 101.875),
-        ("query", 1, 1, 101.875, 104.875),
-        ("attend", 1, 1, 109.875, 110.875),  # 5 s after its query
-        ("rest", 1, 1, 110.875, 112.875),
-        ("head", 1, None, 112.875, 113.875),
-        ("query", 2, 0, 125.875, 128.875),  # behind the fetch for its own layer
-        ("attend", 2, 0, 128.875, 130),
-        ("rest", 2, 0, 130, 132),
-        ("query", 2, 1, 132, 135),
-        ("attend", 2, 1, 141.875, 143),
-        ("rest", 2, 1, 143, 145),
-        ("head", 2, None, 145, 146),
+        ("rest", 0, 0, 3, 12.875),
+        ("query", 0, 1, 26.875, 29.875),
+        ("attend", 0, 1, 29.875, 29.875),
+        ("rest", 0, 1, 29.875, 39.75),
+        ("head", 0, None, 53.75, 54.75),
+        ("query", 1, 0, 54.75, 57.75),
+        ("attend", 1, 0, 57.75, 58.75),
+        ("rest", 1, 0, 58.75, 60.75),
+        ("query", 1, 1, 60.75, 63.75),
+        ("attend", 1, 1, 68.75, 69.75),  # 5 s after its query
+        ("rest", 1, 1, 69.75, 71.75),
+        ("head", 1, None, 71.75, 72.75),
+        ("query", 2, 0, 84.75, 87.75),  # behind the fetch for its own layer
+        ("attend", 2, 0, 87.75, 88.875),
+        ("rest", 2, 0, 88.875, 90.875),
+        ("query", 2, 1, 90.875, 93.875),
+        ("attend", 2, 1, 100.75, 101.875),
+        ("rest", 2, 1, 101.875, 103.875),
+        ("head", 2, None, 103.875, 104.875),
     ]
     assert rows_of(wave, Resource.H2D) == [
-        ("fetch", 1, 0, 47.4375, 61.4375),  # once the prefill's first layer has left its buffer
-        ("fetch", 1, 1, 95.875, 109.875),
-        ("fetch", 2, 0, 109.875, 125.875),
-        ("fetch", 2, 1, 125.875, 141.875),
+        ("fetch", 1, 0, 26.875, 40.875),  # once the prefill's first layer has left its buffer
+        ("fetch", 1, 1, 54.75, 68.75),
+        ("fetch", 2, 0, 68.75, 84.75),
+        ("fetch", 2, 1, 84.75, 100.75),
     ]
     assert rows_of(wave, Resource.D2H) == [
-        ("write", 0, 0, 33.4375, 47.4375),
-        ("write", 0, 1, 80.875, 94.875),
-        ("write", 1, 0, 101.875, 103.875),
-        ("write", 1, 1, 112.875, 114.875),
+        ("write", 0, 0, 12.875, 26.875),
+        ("write", 0, 1, 39.75, 53.75),
+        ("write", 1, 0, 60.75, 62.75),
+        ("write", 1, 1, 71.75, 73.75),
     ]
     assert bytes_of(wave, Resource.H2D) == [7 * 64, 7 * 64, 8 * 64, 8 * 64]
     assert bytes_of(wave, Resource.D2H) == [7 * 64, 7 * 64, 64, 64]
-    assert wave.step_end_s == (95.875, 125.875, 146)
+    assert wave.step_end_s == (54.75, 84.75, 104.875)
     # One slot in two layers, and two layers of the prompt on their way out, or two buffers of fetched tokens.
     assert levels_of(wave, Tier.HBM) == [
         (0, 0, 2 * 64 + 2 * 6 * 64),
-        (1, 95.875, 2 * 64 + 2 * 7 * 64),
-        (2, 125.875, 2 * 64 + 2 * 8 * 64),
+        (1, 54.75, 2 * 64 + 2 * 7 * 64),
+        (2, 84.75, 2 * 64 + 2 * 8 * 64),
     ]
     # What is written during a step has its place on the host from the step's start.
-    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 7 * 64), (1, 95.875, 2 * 8 * 64), (2, 125.875, 2 * 8 * 64)]
+    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 7 * 64), (1, 54.75, 2 * 8 * 64), (2, 84.75, 2 * 8 * 64)]
 
 
 def test_recall_guessed_half_right() -> None:
@@ -167,47 +167,47 @@ def test_recall_guessed_half_right() -> None:
     assert rows_of(wave, Resource.GPU) == [
         ("query", 0, 0, 0, 3),
         ("attend", 0, 0, 3, 3),
-        ("rest", 0, 0, 3, 33.4375),
-        ("query", 0, 1, 39.4375, 42.4375),
-        ("attend", 0, 1, 42.4375, 42.4375),
-        ("rest", 0, 1, 42.4375, 72.875),
-        ("head", 0, None, 78.875, 79.875),
-        ("query", 1, 0, 79.875, 83.625),
-        ("attend", 1, 0, 84.625, 85.625),
-        ("rest", 1, 0, 85.625, 87.625),
-        ("query", 1, 1, 87.625, 91.375),
-        ("attend", 1, 1, 92.375, 93.375),
-        ("rest", 1, 1, 93.375, 95.375),
-        ("head", 1, None, 95.375, 96.375),
-        ("query", 2, 0, 96.375, 100.21875),  # 3 + 9 * 3/32
-        ("attend", 2, 0, 101.21875, 102.21875),
-        ("rest", 2, 0, 102.21875, 104.21875),
-        ("query", 2, 1, 104.21875, 108.0625),
-        ("attend", 2, 1, 109.0625, 110.0625),
-        ("rest", 2, 1, 110.0625, 112.0625),
-        ("head", 2, None, 112.0625, 113.0625),
+        ("rest", 0, 0, 3, 32.5625),
+        ("query", 0, 1, 38.5625, 41.5625),
+        ("attend", 0, 1, 41.5625, 41.5625),
+        ("rest", 0, 1, 41.5625, 71.125),
+        ("head", 0, None, 77.125, 78.125),
+        ("query", 1, 0, 78.125, 81.875),
+        ("attend", 1, 0, 82.875, 83.875),
+        ("rest", 1, 0, 83.875, 85.875),
+        ("query", 1, 1, 85.875, 89.625),
+        ("attend", 1, 1, 90.625, 91.625),
+        ("rest", 1, 1, 91.625, 93.625),
+        ("head", 1, None, 93.625, 94.625),
+        ("query", 2, 0, 94.625, 98.46875),  # 3 + 9 * 3/32
+        ("attend", 2, 0, 99.46875, 100.46875),
+        ("rest", 2, 0, 100.46875, 102.46875),
+        ("query", 2, 1, 102.46875, 106.3125),
+        ("attend", 2, 1, 107.3125, 108.3125),
+        ("rest", 2, 1, 108.3125, 110.3125),
+        ("head", 2, None, 110.3125, 111.3125),
     ]
     assert rows_of(wave, Resource.H2D) == [
-        ("fetch", 1, 0, 42.4375, 44.4375),
-        ("correct", 1, 0, 83.625, 84.625),
-        ("fetch", 1, 1, 84.625, 86.625),
-        ("correct", 1, 1, 91.375, 92.375),
-        ("fetch", 2, 0, 92.375, 94.375),
-        ("correct", 2, 0, 100.21875, 101.21875),
-        ("fetch", 2, 1, 101.21875, 103.21875),
-        ("correct", 2, 1, 108.0625, 109.0625),
+        ("fetch", 1, 0, 41.5625, 43.5625),
+        ("correct", 1, 0, 81.875, 82.875),
+        ("fetch", 1, 1, 82.875, 84.875),
+        ("correct", 1, 1, 89.625, 90.625),
+        ("fetch", 2, 0, 90.625, 92.625),
+        ("correct", 2, 0, 98.46875, 99.46875),
+        ("fetch", 2, 1, 99.46875, 101.46875),
+        ("correct", 2, 1, 106.3125, 107.3125),
     ]
     assert rows_of(wave, Resource.D2H) == [
-        ("write", 0, 0, 33.4375, 39.4375),
-        ("write", 0, 1, 72.875, 78.875),
-        ("write", 1, 0, 87.625, 88.625),
-        ("write", 1, 1, 95.375, 96.375),
+        ("write", 0, 0, 32.5625, 38.5625),
+        ("write", 0, 1, 71.125, 77.125),
+        ("write", 1, 0, 85.875, 86.875),
+        ("write", 1, 1, 93.625, 94.625),
     ]
     # Two slots, two buffers of two fetched tokens, and the keys (32 bytes) of all that are on the host.
     assert levels_of(wave, Tier.HBM) == [
         (0, 0, 2 * (2 * 64 + 5 * 32) + 2 * 5 * 64),
-        (1, 79.875, 2 * (2 * 64 + 6 * 32) + 2 * 2 * 64),
-        (2, 96.375, 2 * (2 * 64 + 7 * 32) + 2 * 2 * 64),
+        (1, 78.125, 2 * (2 * 64 + 6 * 32) + 2 * 2 * 64),
+        (2, 94.625, 2 * (2 * 64 + 7 * 32) + 2 * 2 * 64),
     ]
 
 
@@ -222,34 +222,34 @@ def test_write_backs_at_birth() -> None:
     assert rows_of(wave, Resource.GPU) == [
         ("query", 0, 0, 0, 3),
         ("attend", 0, 0, 3, 3),
-        ("rest", 0, 0, 3, 17.1875),
-        ("query", 0, 1, 29.1875, 32.1875),
-        ("attend", 0, 1, 32.1875, 32.1875),
-        ("rest", 0, 1, 32.1875, 46.375),
-        ("head", 0, None, 58.375, 59.375),
-        ("query", 1, 0, 59.375, 62.375),
-        ("attend", 1, 0, 62.375, 62.875),
-        ("rest", 1, 0, 62.875, 64.875),
-        ("query", 1, 1, 64.875, 67.875),
-        ("attend", 1, 1, 67.875, 68.375),
-        ("rest", 1, 1, 68.375, 70.375),
-        ("head", 1, None, 70.375, 71.375),
-        ("query", 2, 0, 74.375, 77.375),
-        ("attend", 2, 0, 77.375, 78),
-        ("rest", 2, 0, 78, 80),
-        ("query", 2, 1, 80, 83),
-        ("attend", 2, 1, 83, 83.625),
-        ("rest", 2, 1, 83.625, 85.625),
-        ("head", 2, None, 85.625, 86.625),
+        ("rest", 0, 0, 3, 8.375),
+        ("query", 0, 1, 20.375, 23.375),
+        ("attend", 0, 1, 23.375, 23.375),
+        ("rest", 0, 1, 23.375, 28.75),
+        ("head", 0, None, 40.75, 41.75),
+        ("query", 1, 0, 41.75, 44.75),
+        ("attend", 1, 0, 44.75, 45.25),
+        ("rest", 1, 0, 45.25, 47.25),
+        ("query", 1, 1, 47.25, 50.25),
+        ("attend", 1, 1, 50.25, 50.75),
+        ("rest", 1, 1, 50.75, 52.75),
+        ("head", 1, None, 52.75, 53.75),
+        ("query", 2, 0, 56.75, 59.75),
+        ("attend", 2, 0, 59.75, 60.375),
+        ("rest", 2, 0, 60.375, 62.375),
+        ("query", 2, 1, 62.375, 65.375),
+        ("attend", 2, 1, 65.375, 66),
+        ("rest", 2, 1, 66, 68),
+        ("head", 2, None, 68, 69),
     ]
     assert rows_of(wave, Resource.D2H) == [
-        ("write", 0, 0, 17.1875, 29.1875),
-        ("write", 0, 1, 46.375, 58.375),
-        ("write", 1, 0, 64.875, 68.875),
-        ("write", 1, 1, 70.375, 74.375),
-        ("write", 2, 0, 80, 84),
-        ("write", 2, 1, 85.625, 89.625),
+        ("write", 0, 0, 8.375, 20.375),
+        ("write", 0, 1, 28.75, 40.75),
+        ("write", 1, 0, 47.25, 51.25),
+        ("write", 1, 1, 52.75, 56.75),
+        ("write", 2, 0, 62.375, 66.375),
+        ("write", 2, 1, 68, 72),
     ]
     assert rows_of(wave, Resource.H2D) == []
-    assert wave.step_end_s == (59.375, 74.375, 89.625)
-    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 3 * 64), (1, 59.375, 2 * 4 * 64), (2, 74.375, 2 * 5 * 64)]
+    assert wave.step_end_s == (41.75, 56.75, 72)
+    assert levels_of(wave, Tier.HOST) == [(0, 0, 2 * 3 * 64), (1, 41.75, 2 * 4 * 64), (2, 56.75, 2 * 5 * 64)]
