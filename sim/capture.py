@@ -6,6 +6,7 @@
 from functools import lru_cache
 
 from sim.attention import PAGE_TOKENS, Selector
+from sim.footprint import prefills_at_once
 from sim.kv import GROUP_TOKENS, KvFormat
 from sim.plan import Admission, Mechanism, Placement, Recompute, Setting, WriteBack
 from sim.profile import Profile
@@ -67,6 +68,16 @@ def is_captured(setting: Setting) -> bool:
     """
     on_gpu = not (setting.machine.is_cpu or setting.host_attention)
     return on_gpu and _brings(setting) and _keeps(setting) and _attends(setting)
+
+
+def captures_prefill(setting: Setting) -> bool:
+    """Whether a wave takes its prompts in by a graph as well: in one pass over weights that are all there, a step to follow.
+
+    Prompts without padding, that is, as all are that a plan is priced for.
+    """
+    work = setting.workload
+    at_once = setting.admission is Admission.WAVES and prefills_at_once(setting.concurrency, work.prompt_tokens)
+    return at_once and work.output_tokens > 1 and not setting.weights_on_host and is_captured(setting)
 
 
 def evicts_least_wanted(setting: Setting) -> bool:

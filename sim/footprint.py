@@ -12,6 +12,11 @@ def prefill_rows(sequences: int, prompt_tokens: int) -> int:
     return prompt_tokens * min(sequences, max(1, PREFILL_CHUNK_TOKENS // prompt_tokens))
 
 
+def prefills_at_once(sequences: int, prompt_tokens: int) -> bool:
+    """Whether one pass takes all prompts through a layer, and none of them in parts."""
+    return sequences * prompt_tokens <= PREFILL_CHUNK_TOKENS
+
+
 def workspace_bytes(
     model: ModelSpec, dtype: DType, sequences: int, prompt_tokens: int, weights_on_host: float = 0.0
 ) -> int:

@@ -6,7 +6,7 @@ The numbers are counts of the runtime's operations in fp16, views left out; a te
 from typing import NamedTuple
 
 from sim.attention import Selector
-from sim.capture import forwards, is_captured, product_rows, streams
+from sim.capture import captures_prefill, forwards, is_captured, product_rows, streams
 from sim.footprint import prefill_rows
 from sim.kv import GROUP_TOKENS
 from sim.plan import Admission, Placement, Recompute, Setting
@@ -102,12 +102,14 @@ def _away_operations(setting: Setting) -> tuple[int, int]:
 
 
 def prefill_operations(setting: Setting, passes: float, *, away: bool) -> Operations:
-    """Of one layer of a prefill in ``passes``. Captured steps take in each pass for itself; an eager prefill keeps its
-    books once a layer, and puts several passes together.
+    """Of one layer of a prefill in ``passes``; none of one that is captured. Captured steps take in each pass for itself; an
+    eager prefill keeps its books once a layer, and puts several passes together.
     """
     layer, grouped = prompt_operations(setting).times(passes), setting.kv_format.gpu.is_grouped
     selector, groups = setting.attention.selector, setting.workload.prompt_tokens // GROUP_TOKENS
     if is_captured(setting):
+        if captures_prefill(setting):
+            return Operations()
         taken_in, coming = _taken_in(setting), _BLOCKS if setting.weights_on_host else 0
         kernels = layer.kernels + passes * (taken_in.kernels + _widening_kernels(setting))
         return layer._replace(books=passes * taken_in.books + coming, kernels=kernels)
@@ -125,7 +127,7 @@ def _turned_anew(setting: Setting, passes: float) -> float:
 def end_operations(setting: Setting, *, prefill: bool) -> Operations:
     """Of a step besides its layers."""
     if is_captured(setting):
-        return Operations(products=1, layer=_ENDS).times(prefill)
+        return Operations(products=1, layer=_ENDS).times(prefill and not captures_prefill(setting))
     turned = 0 if setting.model.positions else _TURNED_ENDS
     return Operations(products=1, layer=_EAGER_ENDS[prefill] + turned)
 

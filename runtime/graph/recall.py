@@ -97,7 +97,7 @@ class RecallSlots:
         places = torch.arange(tokens - off, device=k.device, dtype=torch.int32)
         slot_of.fill_(-1)
         holds.fill_(-1)
-        self.state.taken[layer, lanes] = 0
+        self.state.taken[layer, lanes].zero_()
         slot_of[:, off:tokens], holds[:, : tokens - off] = places, places + off
 
     def begin_step(self) -> None:

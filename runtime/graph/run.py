@@ -11,6 +11,7 @@ from runtime.graph.copy_engine import CopyEngine
 from runtime.graph.dense import DenseSlots
 from runtime.graph.forwarded import ForwardedSlots, ForwardedStep
 from runtime.graph.fused import FusedDecoder
+from runtime.graph.prefilling import PromptGraph
 from runtime.graph.quantised_dense import QuantisedSlots
 from runtime.graph.quantised_window import QuantisedWindowSlots
 from runtime.graph.recall import RecallSlots
@@ -27,7 +28,7 @@ from runtime.models.streamed import StreamedLayers
 from runtime.prefill import prompt_layer
 from runtime.wave import Prompts
 from sim.attention import Selector
-from sim.footprint import prefill_rows
+from sim.footprint import prefill_rows, prefills_at_once
 from sim.plan import Placement, Plan
 
 
@@ -46,6 +47,9 @@ class GraphRun:
 
 class GraphWave:
     """Memory and a captured step for waves of ``plan``'s concurrency; ``run`` may be called again and again.
+
+    A prefill in one pass over weights that are all there is captured as well. Prompts with padding, whose attention takes more
+    memory for its mask, are launched kernel by kernel, and so are those that come after them.
 
     Raises ValueError for a plan or a decoder that cannot be captured.
     """
@@ -75,16 +79,22 @@ class GraphWave:
             self.slots = slots_kind(plan)(plan, decoder, self.lanes, self.padding, self.row)
             self.weights = ComingWeights(streamed, CopyEngine(decoder.device)) if streamed else None
             self.step = DecodeStep(decoder, self.slots, self.padding, cached, self.row, self.weights)
+        prompt = plan.setting.workload.prompt_tokens
+        at_once = self.weights is None and prefills_at_once(self.lanes.count, prompt) and plan.homes.steps > 1
+        self.whole_prompts = PromptGraph(decoder, self.lanes.count, prompt) if at_once else None
         self.capture()
 
     @torch.inference_mode()
     def capture(self) -> None:
-        """Capture the step; again after what it does has been changed."""
+        """Capture the step, and the prefill where that can be; again after what they do has been changed."""
         if self.weights is not None:
             self.weights.fill()
         self.step.capture()
         self.fused.warm_up()
-        if isinstance(self.slots, WindowSlots):
+        if self.whole_prompts is not None:
+            self.padded = False
+            self.whole_prompts.capture(self._take_in)
+        elif isinstance(self.slots, WindowSlots):
             self._warm_up()
 
     def run(self, prompts: Prompts, on_step: Callable[[int], None] | None = None) -> GraphRun:
@@ -100,18 +110,27 @@ class GraphWave:
         self.padded = not prompts.whole and bool(prompts.padding.any())
         if isinstance(self.slots, StreamedSlots):
             self.slots.take(prompts.tokens)
-        size = prefill_rows(*prompts.tokens.shape) // prompts.tokens.shape[1]
-        passes = [slice(first, first + size) for first in range(0, self.lanes.count, size)]
+        if self.whole_prompts is not None and self.padded:
+            self.whole_prompts.release()
         with _Stopwatch(self.decoder.device) as watch:
-            if self.weights is None:
-                for lanes in passes:
-                    self._prefill([lanes], prompts.tokens)
-            else:  # which cross the link once
-                self.weights.begin_prefill()
-                self._prefill(passes, prompts.tokens)
-                self.weights.end_prefill()
-            self.step.generated[:, 0] = self.step.tokens
+            if self.whole_prompts is None or self.padded:
+                self._take_in(prompts.tokens)
+            else:
+                self.whole_prompts.take_in(prompts.tokens, self._take_in)
         return watch.seconds
+
+    def _take_in(self, tokens: Tensor) -> None:
+        """The prompts [lane, token], pass by pass. May be captured: all else that changes from wave to wave is on the device."""
+        size = prefill_rows(*tokens.shape) // tokens.shape[1]
+        passes = [slice(first, first + size) for first in range(0, self.lanes.count, size)]
+        if self.weights is None:
+            for lanes in passes:
+                self._prefill([lanes], tokens)
+        else:  # which cross the link once
+            self.weights.begin_prefill()
+            self._prefill(passes, tokens)
+            self.weights.end_prefill()
+        self.step.generated[:, 0] = self.step.tokens
 
     def _prefill(self, passes: list[slice], tokens: Tensor) -> None:
         """All layers of some passes, each over lanes of its own: their activations are held from one layer to the next."""

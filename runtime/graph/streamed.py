@@ -81,7 +81,11 @@ class StreamedSlots:
         return self.block.numel() * self.block.element_size()
 
     def take(self, tokens: Tensor) -> None:
-        """The prompts' tokens [lane, token], those of short prompts at the end: some may have to be forwarded again."""
+        """The prompts' tokens [lane, token], those of short prompts at the end: some may have to be forwarded again.
+
+        A wave begins here: prefill itself, which may be captured, waits for no other stream.
+        """
+        self._forget()
         if self.prefix is not None:
             self.prefix.take(tokens)
 
@@ -95,7 +99,6 @@ class StreamedSlots:
         self.host_inputs.device[layer, : kept.shape[0], first : first + x.shape[0]] = kept
 
     def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:  # noqa: ARG002
-        self._forget()
         lanes, tokens = slice(first, first + k.shape[0]), k.shape[1]
         off = tokens - self.plan.homes.hbm[0]
         written = self._written_prompt(tokens)

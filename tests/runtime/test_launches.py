@@ -261,8 +261,10 @@ def test_on_a_cpu_a_prompts_layer_is_as_many_operations_as_are_priced(family: st
 def test_a_captured_step_takes_a_prompt_in_with_as_many_operations_as_are_priced(
     family: str, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In each of several passes: a single one is captured."""
     from triton.runtime.jit import KernelInterface
 
+    monkeypatch.setattr("sim.launches.captures_prefill", lambda _: False)
     recipe, made = replace(BASE, **changes), decoder(family, 2)
     plan = plan_for(made.spec, recipe, CARD)
     assert is_captured(plan.setting)

@@ -11,7 +11,7 @@ import pytest
 
 from builders import hypotenuse, in_hbm, make_cost, make_homes, make_machine, make_model, make_setting, newest_in_hbm
 from sim.attention import Selector
-from sim.capture import evicts_least_wanted, gathers_ahead, is_captured
+from sim.capture import captures_prefill, evicts_least_wanted, gathers_ahead, is_captured
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
 from sim.forecast import forecast
@@ -444,6 +444,19 @@ def launches(setting: Setting, *, away: bool) -> list[float]:
     first = prefill_operations(setting, 1, away=away).worth, ends
     later = decode_operations(setting, away=away).worth, end_operations(setting, prefill=False).worth
     return [layer + ends / setting.model.layers for layer, ends in (first, later, later, later)]
+
+
+@pytest.mark.parametrize(("batch", "captured"), [(4, True), (5, False)])
+def test_the_host_launches_nothing_of_a_captured_prefill_but_begins_its_wave(batch: int, captured: bool) -> None:
+    """A pass takes 8,192 tokens: four prompts of 2,000, not five."""
+    setting = make_setting(batch=batch, prompt=2000)
+    prices = layer_prices(make_cost(host_operation_s=2.0), setting, batch)
+    layer, ends = prefill_operations(setting, 2, away=False), end_operations(setting, prefill=True)
+
+    assert captures_prefill(setting) == captured
+    assert (layer == ends == Operations()) == captured
+    assert (prices.prefill_launched_s == prices.begun_s) == captured
+    assert prices.begun_s == 2 * begin_operations(setting) / 2 > 0
 
 
 @pytest.mark.parametrize("selector", [Selector.DENSE, Selector.TOPK])
