@@ -1,7 +1,6 @@
 """The tiered KV cache: both tiers' slots, saved layer inputs, and the ledger of every layer, kept to the plan's homes."""
 
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import TypeAlias
 
 import torch
@@ -19,6 +18,7 @@ from runtime.tier import KeyFreezer, KvShape, OpenKeys, Tier
 from sim.attention import PAGE_TOKENS
 from sim.kv import GROUP_TOKENS
 from sim.plan import Placement, Plan, Recompute, WriteBack
+from sim.slots import host_slots_by, slots_by
 
 _Moved: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]  # keys and values, positions, and which of them count
 
@@ -262,26 +262,3 @@ class _Allocator:
 
 def _whole_pages(slots: int) -> int:
     return -(-slots // PAGE_TOKENS) * PAGE_TOKENS
-
-
-def slots_by(plan: Plan) -> tuple[int, ...]:
-    """Slots of a lane in HBM that any row up to each has needed: free slots are taken from the first on."""
-    return tuple(accumulate((hbm + copies for hbm, copies in zip(plan.homes.hbm, plan.homes.copies, strict=True)), max))
-
-
-def hbm_slots(plan: Plan) -> int:
-    """Slots of a lane in HBM: the most that any row needs."""
-    return slots_by(plan)[-1]
-
-
-def host_slots_by(plan: Plan) -> tuple[int, ...]:
-    """Slots of a lane on the host up to each row. Where tokens die it is not known where: room for all that live."""
-    homes, counts = plan.homes, plan.setting.token_counts
-    at_birth = plan.setting.write_back is WriteBack.AT_BIRTH
-    if not at_birth and not any(homes.host_kv):
-        return (0,) * homes.steps
-    rows = zip(counts.cached, homes.hbm, homes.activations, homes.dropped, strict=True)
-    anywhere = at_birth or counts.dead[-1]
-    return tuple(
-        accumulate((cached - kept - gone - (0 if anywhere else near) for cached, near, kept, gone in rows), max)
-    )

@@ -1,16 +1,14 @@
 """What an allocator will have given out at most, for comparison with a device's own count: plans reckon more carefully."""
 
-from dataclasses import replace
 from math import ceil
 
-import numpy as np
-
-from sim.capture import is_captured, keeps_open_group
+from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.footprint import largest_matrix_entries, prefill_rows
 from sim.forecast import static_hbm_bytes
 from sim.plan import Admission, Plan, Setting
+from sim.slot_bytes import slots_bytes
 from sim.spec import DType, WeightFormat
 
 
@@ -28,10 +26,10 @@ def _pool_bytes(plan: Plan) -> float:
     setting, homes = plan.setting, home_columns(plan.homes)
     if setting.admission is Admission.CONTINUOUS:
         return setting.kv_budget_bytes
-    flows = flows_of(plan, homes)
-    if keeps_open_group(setting):  # attention reads host memory where it lies
-        homes = replace(homes, host_kv=np.zeros_like(homes.host_kv))
-    held = occupancy_of(plan, homes, flows).hbm
+    laid_out = slots_bytes(plan)
+    if laid_out is not None:
+        return setting.concurrency * laid_out
+    held = occupancy_of(plan, homes, flows_of(plan, homes)).hbm
     return setting.concurrency * float(held[1:].max(initial=0.0) or held[0])
 
 

@@ -5,6 +5,7 @@ from functools import lru_cache
 from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat, weight_bytes_per_parameter
 
 PREFILL_CHUNK_TOKENS = 8192  # rows that one pass of the prefill takes through a layer; more gain nothing on any card
+_FEW_BYTES = 2**25  # of HBM
 
 
 def prefill_rows(sequences: int, prompt_tokens: int) -> int:
@@ -28,11 +29,29 @@ def workspace_bytes(
     """
     rows = max(sequences, prefill_rows(sequences, prompt_tokens))
     rotated = 0 if model.positions and not model.qk_norm else model.query_dim + model.kv_dim
-    attention_row = 4 * model.hidden + 2 * model.query_dim + 2 * model.kv_dim + rotated
-    mlp_row = model.intermediate * (2 if model.gated_mlp else 1)
-    activations = rows * attention_row + min(rows, PREFILL_CHUNK_TOKENS) * mlp_row
+    attention_row = 2 * model.hidden + model.query_dim + 2 * model.kv_dim + rotated
+    activations = rows * attention_row + _gone_entries(model, rows)
     waiting = (sequences * prompt_tokens - prefill_rows(sequences, prompt_tokens)) if weights_on_host else 0
     return (activations + waiting * model.hidden) * dtype.size_bytes + sequences * model.vocab * 4
+
+
+def _gone_entries(model: ModelSpec, rows: int) -> int:
+    """Of a pass's feed-forward, what has gone when the layer ends: what attention gave, the norm, what is added, and what lies
+    between the matrices, of long prompts in chunks.
+    """
+    mlp_row = model.intermediate * (2 if model.gated_mlp else 1)
+    return rows * (2 * model.hidden + model.query_dim) + min(rows, PREFILL_CHUNK_TOKENS) * mlp_row
+
+
+def weighed_at_once(model: ModelSpec, dtype: DType, lanes: int, tokens: int, queries: int) -> tuple[int, int]:
+    """Lanes, and queries of each, whose weights over a pass's ``tokens`` are worked out together for a first choice of what
+    to attend to: as many as find room where the feed-forward was, or in a little that is worth no more launches.
+
+    A query pays a token, head by head, twice in float32: what softmax reads, and what it gives.
+    """
+    room = max(_FEW_BYTES, _gone_entries(model, lanes * tokens) * dtype.size_bytes)
+    most = max(1, room // (2 * 4 * model.heads * tokens))  # queries, of all lanes
+    return (min(lanes, most // queries), queries) if queries <= most else (1, most)
 
 
 @lru_cache(maxsize=256)

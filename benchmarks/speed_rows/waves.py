@@ -9,7 +9,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from runtime.graph.quantised_dense import QuantisedSlots, fetched_bytes, most_slots
+from runtime.graph.quantised_dense import QuantisedSlots, fetched_bytes
 from runtime.graph.recall import RecallSlots
 from runtime.graph.run import GraphWave
 from runtime.models import Decoder
@@ -19,6 +19,7 @@ from sim.homes import TokenHomes
 from sim.kv import KvFormat, KvFormats, inputs_layer_bytes, kv_layer_bytes
 from sim.plan import Mechanism, Placement, Plan
 from sim.profile import Profile
+from sim.slots import rounded_dense_slots
 from sim.units import GIB
 from speed_rows.common import (
     BATCH,
@@ -99,7 +100,7 @@ def lossless_plan() -> Plan:
 
 def lossless_int8_plan() -> Plan:
     chosen = dense_setting(BUDGET_BYTES, kv_format=KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8))
-    return dense_plan(chosen, most_slots(chosen))
+    return dense_plan(chosen, rounded_dense_slots(chosen))
 
 
 def copied_plan() -> Plan:

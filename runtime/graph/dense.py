@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from runtime.cache import hbm_slots
 from runtime.graph.launch import Launcher
 from runtime.graph.pinned import registered
 from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.tally import Tally
 from sim.plan import Plan
+from sim.slots import dense_slots
 
 
 class DenseSlots:
@@ -25,7 +25,7 @@ class DenseSlots:
         spec, device = decoder.spec, decoder.device
         counts = plan.setting.token_counts
         self.row, self.launcher = row, Launcher(spec, padding)
-        self.near = min(counts.cached[-1], hbm_slots(plan))
+        self.near = dense_slots(plan)
         self.far = counts.cached[-1] - self.near
         shape = (spec.layers, lanes.count, spec.kv_heads, self.near, spec.head_dim)
         self.keys = torch.zeros(shape, dtype=decoder.dtype, device=device)

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from runtime.cache import hbm_slots
 from runtime.graph.launch import Parts, chains, merge, power_of_two
 from runtime.graph.pinned import registered
 from runtime.graph.rounding import Rounded, round_prompt
@@ -21,6 +20,7 @@ from runtime.tally import Tally
 from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
 from sim.open_group import fetched_layer_bytes
 from sim.plan import Plan, Setting
+from sim.slots import dense_slots, key_groups
 
 BLOCK, WARPS = 32, 1  # tokens that a loop takes at once, warps of a program
 GROUPED_WARPS = 2  # the fewest whose registers hold a block and its products: more repeat what they do with queries
@@ -34,7 +34,7 @@ class QuantisedSlots:
         counts = plan.setting.token_counts
         self.setting, self.numbers = plan.setting, counts.cached
         self.row, self.padding, self.chained = row, padding.to(torch.int32), chains(device, lanes.count)
-        self.near = min(counts.cached[-1], hbm_slots(plan), most_slots(plan.setting))
+        self.near = dense_slots(plan)
         self.far = counts.cached[-1] - self.near
         first = (spec.layers, lanes.count, spec.kv_heads)
         self.here = tuple(
@@ -44,8 +44,8 @@ class QuantisedSlots:
         self.there = tuple(
             registered(device, (*first, *shape), dtype) for shape, dtype in _planes(max(1, self.far), spec.head_dim)
         )
-        groups, half = counts.cached[-1] // GROUP_TOKENS, torch.float16
-        self.key_ranges = torch.zeros((*first, max(1, groups), 2, spec.head_dim), dtype=half, device=device)
+        groups, half = key_groups(plan.setting), torch.float16
+        self.key_ranges = torch.zeros((*first, groups, 2, spec.head_dim), dtype=half, device=device)
         self.waiting = torch.zeros((*first, GROUP_TOKENS, spec.head_dim), dtype=decoder.dtype, device=device)
         self.cached = torch.tensor(counts.cached, dtype=torch.int32, device=device)
         self.count = torch.ones(1, dtype=torch.int32, device=device)
@@ -192,14 +192,6 @@ class QuantisedSlots:
         rows = self.waiting.view(torch.uint8)[layer, lanes, :, waiting:]
         levels, values = rounded.keys[:, last], rounded.values[:, last]
         rows[..., :width], rows[..., width : 2 * width] = levels.transpose(1, 2), values.transpose(1, 2)
-
-
-def most_slots(setting: Setting) -> int:
-    """Slots of a lane in HBM that the budget has room for beside all that does not depend on them."""
-    model, cached = setting.model, setting.workload.cached_tokens
-    ranges, keys = max(1, cached // GROUP_TOKENS) * 4, GROUP_TOKENS * setting.dtype.size_bytes  # of a channel
-    head_bytes = setting.kv_budget_bytes // (model.layers * setting.concurrency * model.kv_heads)
-    return max(0, head_bytes - (ranges + keys) * model.head_dim) // (2 * model.head_dim + 4)
 
 
 def fetched_bytes(setting: Setting, near: int, cached: int) -> int:

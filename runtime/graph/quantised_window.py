@@ -10,15 +10,15 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from runtime.cache import hbm_slots
 from runtime.graph.launch import Weights, merge, power_of_two
 from runtime.graph.pinned import registered
 from runtime.graph.rounding import round_prompt
 from runtime.graph.taking_in import Prompt, keep
 from runtime.graph.window import Entries, WindowSlots
 from runtime.tally import Tally
-from sim.kv import GROUP_TOKENS, SCALE_BYTES
-from sim.plan import Plan, Setting
+from sim.kv import GROUP_TOKENS
+from sim.plan import Plan
+from sim.slots import head_bytes, key_groups, most_attended, rounded_window_slots
 
 BLOCK, WARPS = 32, 1  # tokens that attention takes at once, warps of its programs
 
@@ -150,12 +150,8 @@ class QuantisedWindowSlots(WindowSlots):
         super().record(row, tally, lanes)
         if row and self.far and self.counts.cached[row] % GROUP_TOKENS == 0:
             channels = self.decoder.spec.head_dim
-            share = channels / _head_bytes(channels)
+            share = channels / head_bytes(channels)
             tally.add_all(row, written=self.followed[:, :lanes, None] * share)
-
-    def _tiers(self) -> tuple[int, int]:
-        near = min(self.entries, hbm_slots(self.plan), most_slots(self.plan))
-        return near, self.entries - near
 
     def _hold(self) -> None:
         spec, device, dtype = self.decoder.spec, self.decoder.device, self.decoder.dtype
@@ -168,7 +164,7 @@ class QuantisedWindowSlots(WindowSlots):
         self.far_planes = tuple(
             registered(device, (*first, far, spec.kv_heads, *shape), kind) for shape, kind in planes
         )
-        groups = (*first, spec.kv_heads, _groups(self.plan.setting), 2, channels)
+        groups = (*first, spec.kv_heads, key_groups(self.plan.setting), 2, channels)
         self.key_ranges = torch.zeros(groups, dtype=torch.float16, device=device)
         waiting = (*first, spec.kv_heads, GROUP_TOKENS, channels)
         self.waiting = torch.zeros(waiting, dtype=dtype, device=device)
@@ -237,28 +233,7 @@ class QuantisedWindowSlots(WindowSlots):
 
 def has_room_for_ranges(plan: Plan) -> bool:
     """Whether the budget has slots for all that a step attends to, beside what does not depend on them."""
-    counts = plan.setting.token_counts
-    return most_slots(plan) >= max(near + far for near, far in zip(counts.local, counts.selected, strict=True))
-
-
-def most_slots(plan: Plan) -> int:
-    """Slots of a lane in HBM that the budget has room for beside ranges, the open group's keys and past queries' weights."""
-    setting = plan.setting
-    model, counts, size = setting.model, setting.token_counts, setting.dtype.size_bytes
-    queries = max(1, *(setting.attention.history_steps(cached) for cached in counts.cached))
-    entries = 1 + max(cached - gone for cached, gone in zip(counts.cached, counts.dead, strict=True))
-    keys = (_groups(setting) * SCALE_BYTES + GROUP_TOKENS * size) * model.kv_dim
-    lane_bytes = setting.kv_budget_bytes // (model.layers * setting.concurrency) - keys - queries * entries * size
-    return max(0, lane_bytes // (model.kv_heads * _head_bytes(model.head_dim)))
-
-
-def _head_bytes(channels: int) -> int:
-    """A token's levels, and the range of its values."""
-    return 2 * channels + SCALE_BYTES
-
-
-def _groups(setting: Setting) -> int:
-    return max(1, setting.workload.cached_tokens // GROUP_TOKENS)
+    return rounded_window_slots(plan.setting) >= most_attended(plan.setting)
 
 
 def _kernels() -> ModuleType:

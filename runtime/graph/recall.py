@@ -9,7 +9,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from runtime.cache import hbm_slots
 from runtime.graph.fetching import fetch, kernels
 from runtime.graph.launch import Launcher, power_of_two
 from runtime.graph.pinned import registered
@@ -20,6 +19,7 @@ from runtime.selectors.pages import Pages
 from runtime.tally import Tally
 from sim.attention import PAGE_TOKENS
 from sim.plan import Plan, WriteBack
+from sim.slots import hbm_slots, most_attended
 
 _FEW_PAGES = 128  # of a lane: its kernels take few warps
 
@@ -58,7 +58,7 @@ class RecallSlots:
         self.plan, self.decoder, self.lanes, self.padding, self.row = plan, decoder, lanes, padding, row
         self.counts = plan.setting.token_counts
         self.launcher = Launcher(spec, padding)
-        self.width = max(near + far for near, far in zip(self.counts.local, self.counts.selected, strict=True))
+        self.width = most_attended(plan.setting)
         self.near, self.far = hbm_slots(plan), _host_rows(plan)
         shape = (spec.layers, lanes.count, spec.kv_heads, self.near, spec.head_dim)
         self.keys = torch.zeros(shape, dtype=decoder.dtype, device=device)

@@ -5,14 +5,12 @@ chosen by the one before it, so all is known in time. The contract is that of ``
 end: the last of a step fetch for the first layers of the next one, which a wave's first step has from its prefill.
 """
 
-from math import ceil, sqrt
 from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from runtime.cache import hbm_slots, host_slots_by
 from runtime.graph.launch import power_of_two
 from runtime.graph.taking_in import Prompt, score_bits, weigh
 from runtime.graph.window import Entries, WindowSlots
@@ -20,9 +18,8 @@ from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.streams import Done, SideStream
 from runtime.tally import Tally
-from sim.flows import flows_of, held_state_bytes, home_columns
-from sim.kv import KvFormat, kv_layer_bytes
 from sim.plan import Plan
+from sim.slots import Room, buffers, host_slots_by
 
 _GATHERING = 16  # programs, each with 16 KB under way in 16 bit: some times what fills a link of 55 GB/s and 1.5 us
 _UNDER_WAY = 4096  # entries of keys, and as many of values, that one of them reads at once
@@ -199,41 +196,6 @@ class RecentSlots(WindowSlots):
             written = (state.position[:, :lanes] >= 0) & (state.place[:, :lanes] >= self.near)
         tally.add_all(row, written=written)
         tally.add_all(row + 1, fetched=self.expected.fetched[:, :lanes, None])
-
-
-class Room(NamedTuple):
-    """Of a lane: slots of HBM in each layer, and rows in each buffer of the stage."""
-
-    slots: int
-    rows: int
-
-    @classmethod
-    def of(cls, plan: Plan) -> "Room":
-        """A row for each token of the host's that any step may select, as far as the budget has room beside the slots.
-
-        The plan's steps with most tokens in HBM have nothing staged, but slots and stage are laid out once and for all: some
-        slots give way to the rows that lanes will hardly ever want more of.
-        """
-        setting, model, homes = plan.setting, plan.setting.model, home_columns(plan.homes)
-        token_bytes = kv_layer_bytes(model, setting.dtype, KvFormat.NATIVE)
-        state_bytes = model.layers * float(held_state_bytes(setting).max())
-        free = (setting.kv_budget_bytes / setting.concurrency - state_bytes) / token_bytes  # tokens of one layer
-        most = min(host_slots_by(plan)[-1], max(setting.token_counts.selected))
-        likely = most_likely(float(flows_of(plan, homes).fetched_kv.max()))
-        beside = int((free - buffers(plan) * min(most, likely)) // model.layers)
-        slots = min(hbm_slots(plan), max(beside, *setting.slots_needed))
-        return cls(slots=slots, rows=max(0, min(most, int((free - model.layers * slots) // buffers(plan)))))
-
-
-def most_likely(expected: float) -> int:
-    """Of so many tokens that are ``expected`` to be fetched, picked one by one: three standard deviations more."""
-    return ceil(expected + 3 * sqrt(expected))
-
-
-def buffers(plan: Plan) -> int:
-    """Of the stage. A model of one layer has nothing to fetch ahead of."""
-    ahead, layers = plan.setting.prefetch_layers, plan.setting.model.layers
-    return 1 if layers <= ahead else ahead + 1
 
 
 def kernels() -> ModuleType:

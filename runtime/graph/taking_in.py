@@ -62,10 +62,35 @@ class Prompt:
         return self.k.shape[0]
 
 
-def prompt_weights(window: Window, q: Tensor, prompt: Prompt, padding: Tensor) -> Tensor:
-    """Of the last queries over all tokens, heads summed, [lane, query, token], as they are stored; NaN where padding asks."""
-    last = q[:, window.tokens - window.queries :]  # [lane, query, head, group, channel]
-    scores = torch.einsum("lqhgc,lthc->lhgqt", last, prompt.k).contiguous()
+def prompt_weights(window: Window, q: Tensor, prompt: Prompt, padding: Tensor, at_once: tuple[int, int]) -> Tensor:
+    """Of the last queries over all tokens, heads summed, [lane, query, token], as they are stored; NaN where padding asks.
+
+    ``at_once``: of how many lanes, and queries of each (``sim.footprint.weighed_at_once``).
+    """
+    lanes, queries = at_once
+    first = window.tokens - window.queries
+    if lanes >= prompt.lanes and queries >= window.queries:
+        return _paid(q[:, first:], prompt.k, padding, prompt.first_lane, first).to(q.dtype)
+    weights = q.new_empty((prompt.lanes, window.queries, window.tokens))
+    for lane in range(0, prompt.lanes, lanes):
+        some = slice(lane, lane + lanes)
+        for query in range(first, window.tokens, queries):
+            asking = q[some, query : query + queries]
+            told = weights[some, query - first : query - first + queries]
+            told.copy_(_paid(asking, prompt.k[some], padding, prompt.first_lane + lane, query))
+    return weights
+
+
+def _paid(q: Tensor, k: Tensor, padding: Tensor, first_lane: int, first_query: int) -> Tensor:
+    """By queries from ``first_query`` on, of lanes from ``first_lane`` on, heads summed in float32. No more is held than what
+    softmax reads and gives: nothing else has a name here.
+    """
+    return _masked(q, k, padding, first_lane, first_query).softmax(-1).sum((1, 2))
+
+
+def _masked(q: Tensor, k: Tensor, padding: Tensor, first_lane: int, first_query: int) -> Tensor:
+    """Scores [lane, head, group, query, token] in float32, minus infinity where a query sees no token."""
+    scores = torch.einsum("lqhgc,lthc->lhgqt", q, k).contiguous()
     masked = scores if scores.dtype is torch.float32 else torch.empty_like(scores, dtype=torch.float32)
     lanes, heads, group, queries, tokens = scores.shape
     grid = lanes * heads * group, -(-queries // _QUERIES), -(-tokens // _TOKENS)
@@ -73,8 +98,9 @@ def prompt_weights(window: Window, q: Tensor, prompt: Prompt, padding: Tensor) -
         scores,
         masked,
         padding,
-        prompt.first_lane,
-        last.shape[-1] ** -0.5,
+        first_lane,
+        first_query,
+        q.shape[-1] ** -0.5,
         heads * group,
         queries,
         tokens,
@@ -82,7 +108,7 @@ def prompt_weights(window: Window, q: Tensor, prompt: Prompt, padding: Tensor) -
         TOKENS=_TOKENS,
         num_warps=4,
     )
-    return masked.softmax(-1).sum((1, 2)).to(q.dtype)
+    return masked
 
 
 def weigh(window: Window, weights: Tensor, prompt: Prompt, padding: Tensor) -> Tensor:

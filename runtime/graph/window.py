@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from runtime.cache import hbm_slots
 from runtime.graph.launch import Launcher, Weights, power_of_two
 from runtime.graph.pinned import registered
 from runtime.graph.taking_in import Prompt, Window, choose, keep, prompt_weights, remember
@@ -18,7 +17,9 @@ from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.tally import Tally
 from sim.attention import TokenCounts
+from sim.footprint import weighed_at_once
 from sim.plan import Plan
+from sim.slots import WindowSize, window_slots
 
 
 class Entries(NamedTuple):
@@ -45,8 +46,7 @@ class WindowSlots:
         self.launcher = Launcher(spec, padding)
         self.history = [plan.setting.attention.history_steps(cached) for cached in self.counts.cached]
         self.window = Window(counts=self.counts, history=(self.history[0], self.history[min(1, len(self.history) - 1)]))
-        self.width = max(near + far for near, far in zip(self.counts.local, self.counts.selected, strict=True))
-        self.entries = 1 + max(n - gone for n, gone in zip(self.counts.cached, self.counts.dead, strict=True))
+        self.entries, self.queries, self.width = WindowSize.of(plan.setting)
         self.near, self.far = self._tiers()
         self._hold()
         self.state = self._empty(spec.layers, lanes.count)
@@ -60,7 +60,7 @@ class WindowSlots:
 
     def _tiers(self) -> tuple[int, int]:
         """Slots of a lane in HBM and on the host."""
-        near = min(self.entries, hbm_slots(self.plan))
+        near = window_slots(self.plan)
         return near, self.entries - near
 
     @property
@@ -75,7 +75,9 @@ class WindowSlots:
             return
         state, padding = self.state, self.launcher.padding
         prompt = Prompt(k=k, v=v, first_lane=first, first_row=layer * self.lanes.count + first)
-        weights = prompt_weights(self.window, self.lanes.queries(q), prompt, padding)
+        sizes = (prompt.lanes, self.window.tokens, self.window.queries)
+        at_once = weighed_at_once(self.decoder.spec, self.plan.setting.dtype, *sizes)
+        weights = prompt_weights(self.window, self.lanes.queries(q), prompt, padding, at_once)
         self._choose(weights, prompt)
         remember(self.window, weights, prompt, padding, state)
         self._keep(layer, prompt)
@@ -191,13 +193,12 @@ class WindowSlots:
         device, dtype = self.decoder.device, self.decoder.dtype
         entry = torch.full((layers, lanes, self.entries), -1, dtype=torch.int32, device=device)
         place = torch.arange(self.entries, dtype=torch.int32, device=device).expand_as(entry)
-        queries = max(1, *self.history)
         return Entries(
             rank=entry,
             position=entry.clone(),
             last=entry.clone(),
             place=place.clone(),
-            ring=torch.zeros((layers, lanes, queries, self.entries), dtype=dtype, device=device),
+            ring=torch.zeros((layers, lanes, self.queries, self.entries), dtype=dtype, device=device),
             slots=torch.zeros((layers, lanes, self.width), dtype=torch.int32, device=device),
             counts=torch.ones((layers, lanes), dtype=torch.int32, device=device),
             moves=torch.zeros((layers, lanes, self.entries, 4), dtype=torch.int32, device=device),

@@ -9,12 +9,13 @@ import triton
 import triton.language as tl
 
 
-@triton.jit(do_not_specialize=["first_lane"])
+@triton.jit(do_not_specialize=["first_lane", "first_query", "queries"])
 def mask(
-    scores,  # [lane, query head, query, token], the prompt's last queries
+    scores,  # [lane, query head, query, token]
     masked,  # the same in float32; may be ``scores``
     padding,
     first_lane,
+    first_query,  # its position
     scale,
     heads,
     queries,
@@ -30,7 +31,7 @@ def mask(
     at = (lane_head * queries + query) * tokens + token
     real = token >= tl.load(padding + first_lane + lane_head // heads)
     score = tl.load(scores + at, mask=there, other=0.0).to(tl.float32) * scale
-    visible = (tokens - queries + query >= token) & real
+    visible = (first_query + query >= token) & real
     tl.store(masked + at, tl.where(visible, score, float("-inf")), mask=there)
 
 

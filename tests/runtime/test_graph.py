@@ -9,12 +9,13 @@ from math import ceil, sqrt
 import pytest
 
 from runtime.execute import Options, execute
-from runtime.graph.recent import RecentSlots, Room
+from runtime.graph.recent import RecentSlots
 from runtime.graph.run import GraphWave
 from sim.attention import Selector
 from sim.flows import flows_of, held_state_bytes, home_columns
 from sim.kv import KvFormat, kv_layer_bytes
 from sim.plan import Mechanism
+from sim.slots import Room
 from sim.spec import DType
 from tests.runtime.graphs import (
     DTYPES_TRIED,

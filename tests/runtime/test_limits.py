@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.cache import TieredCache, hbm_slots
+from runtime.cache import TieredCache
 from runtime.execute import execute
 from runtime.options import Options
 from runtime.pool import SlotPool
@@ -20,6 +20,7 @@ from runtime.wave import BudgetExceeded
 from sim.attention import Selector
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.plan import Placement, Setting
+from sim.slots import hbm_slots
 from sim.trace import Resource
 from tests.runtime.plans import Choice, all_in_hbm, draw_choice, draw_plan, with_budget
 from tests.runtime.test_dense import checkpoint, random_prompts

@@ -1,12 +1,15 @@
 """What a captured step's window keeps of a prompt is what ledger and selector keep, to the bit, ties and padding included."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from runtime.execute import DTYPES
+from runtime.graph import taking_in
+from runtime.graph.taking_in import Prompt, Window, prompt_weights
 from runtime.graph.window import WindowSlots
 from runtime.lanes import Lanes
 from runtime.ledger import Ledger
@@ -88,6 +91,64 @@ def test_a_window_takes_a_prompt_in_as_ledger_and_selector_do(
         assert torch.equal(rows(taken, lane)[0][at], k[lane, tokens])
         assert torch.equal(rows(taken, lane)[1][at], v[lane, tokens])
     assert not taken.state.position[0].ge(0).any()  # another layer's
+
+
+@kernels
+@pytest.mark.parametrize("dtype", [DType.FP32, DType.FP16])
+@pytest.mark.parametrize("at_once", [(1, 37), (2, 37), (1, 16), (1, 1)])
+def test_some_lanes_or_queries_at_a_time_pay_what_all_do_at_once(dtype: DType, at_once: tuple[int, int]) -> None:
+    """Whole numbers, so that products are exact, however a library cuts them."""
+    torch.manual_seed(1)
+    made, prompt = decoder("grouped llama", dtype, seed=1), 41
+    choice = Choice(selector=Selector.SWA, sparsity=0.1, local_fraction=1.0, batch=LANES, prompt=prompt, output=4)
+    setting, lanes = (
+        all_in_hbm(made.spec, replace(choice, dtype=dtype)).setting,
+        Lanes.of(made.spec, LANES, per_head=False),
+    )
+    history = [setting.attention.history_steps(cached) for cached in setting.token_counts.cached[:2]]
+    window = Window(counts=setting.token_counts, history=(history[0], history[1]))
+    assert window.queries > 37
+    q, k = (draw(prompt, heads, made.spec.head_dim, dtype, spread=1) for heads in (made.spec.heads, made.spec.kv_heads))
+    padding = torch.tensor([9, 0, prompt // 3, prompt - 1], dtype=torch.int32, device=DEVICE)
+    taken = Prompt(k=k, v=k, first_lane=1, first_row=1)
+
+    whole, parts = (
+        prompt_weights(window, lanes.queries(q), taken, padding, sizes) for sizes in ((LANES, window.queries), at_once)
+    )
+
+    assert whole.isnan().any(-1).sum() == prompt // 3 - (prompt - window.queries) + window.queries - 1
+    assert torch.equal(whole.nan_to_num(-1), parts.nan_to_num(-1))
+
+
+@kernels
+def test_a_long_prompts_window_is_taken_in_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two lanes one after the other, and 15 queries at a time."""
+    made, sizes = decoder("opt", DType.FP32, seed=1), list[tuple[int, ...]]()
+    choice = Choice(selector=Selector.SWA, sparsity=0.2, batch=2, concurrency=2, prompt=100, output=3, dtype=DType.FP32)
+    slots = WindowSlots(
+        all_in_hbm(made.spec, choice),
+        made,
+        Lanes.of(made.spec, 2, per_head=False),
+        torch.zeros(2, dtype=torch.int32, device=DEVICE),
+        torch.ones(1, dtype=torch.int64, device=DEVICE),
+    )
+    q, k, v = (draw(100, 4, 16, DType.FP32, spread=1)[:2] for _ in range(3))
+    masked = taking_in._masked
+
+    def spy(*args: Any) -> Tensor:
+        sizes.append(tuple(args[0].shape[:2]))
+        return masked(*args)
+
+    monkeypatch.setattr(taking_in, "_masked", spy)
+    with torch.inference_mode():
+        slots.start(0, 0, q, k, v)
+        monkeypatch.setattr("sim.footprint._FEW_BYTES", 15 * 2 * 4 * 4 * 100)
+        monkeypatch.setattr("sim.footprint._gone_entries", lambda *_: 0)
+        slots.start(1, 0, q, k, v)
+
+    assert sizes == [(2, 40), (1, 15), (1, 15), (1, 10), (1, 15), (1, 15), (1, 10)]
+    for held in (*slots.state, slots.keys, slots.values):
+        assert torch.equal(held[0], held[1])
 
 
 def others(ledger: Ledger, attended: Tensor, lane: int) -> Tensor:

@@ -9,7 +9,7 @@ from sim.allocated import peak_allocated_bytes
 from sim.attention import Selector
 from sim.capture import is_captured
 from sim.kv import KvFormat, KvFormats
-from sim.plan import Admission, Plan, Recompute
+from sim.plan import Admission, Placement, Plan, Recompute
 from sim.spec import DType, WeightFormat
 
 WEIGHTS = 2 * (2 * 1280 + 256)  # of two layers and the embedding, fp16
@@ -80,12 +80,29 @@ def test_captured_passes_go_through_all_layers_one_by_one() -> None:
 
 
 def test_captured_steps_read_rounded_tokens_where_they_lie() -> None:
-    """37 bytes a token in int8 and no ring; the keys of an open group of up to 64 wait in 32 bytes each."""
+    """36 bytes a token in int8 and no ring; the ranges of a group's keys, 4 bytes a channel, are there in any case, and room
+    for 64 keys of an open group, 32 bytes each.
+    """
     both = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
     plan = newest_in_hbm(make_setting(kv_format=both, model=make_model()), slots=2)
     assert is_captured(plan.setting)
 
-    assert peak(plan) == WEIGHTS + workspace(4, 4, 1) + 1000 + 2 * (2 * 37 + 64 * 32)
+    assert peak(plan) == WEIGHTS + workspace(4, 4, 1) + 1000 + 2 * (2 * 36 + 16 * 4 + 64 * 32)
+
+
+def test_a_captured_window_holds_what_its_choices_are_made_from() -> None:
+    """Of 8 to 10 tokens half are attended to, half of those the newest; 7 live at most. So there are 8 entries, weights that 3
+    queries paid each, and 6 scores of the one head.
+    """
+    setting = make_setting(Selector.SWA, sparsity=0.5, placement=Placement.RESIDENT, batch=3, prompt=8, output=3)
+    counts = setting.token_counts
+    assert [n - gone for n, gone in zip(counts.cached, counts.dead, strict=True)] == [6, 6, 7]
+    assert (counts.local[-1], counts.selected[-1]) == (3, 3)
+
+    kv, past_weights = 7 * 64, 3 * 8 * 2
+    numbers = 8 * (4 + 4) + 6 + (6 + 2) + 2  # of entries and moves, of the list, of its scores, and how many
+    layer_bytes = kv + past_weights + 4 * numbers
+    assert peak(in_hbm(setting)) == WEIGHTS + workspace(24, 24, 3) + 1000 + 3 * 2 * layer_bytes
 
 
 @pytest.mark.parametrize(

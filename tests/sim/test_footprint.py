@@ -1,13 +1,17 @@
 """What HBM holds besides the KV cache, added up by hand."""
 
+from functools import partial
+
 import pytest
 
 from builders import make_machine, make_model
+from sim import catalogue
 from sim.footprint import (
     kv_budget_bytes,
     layer_weight_bytes,
     prefill_rows,
     resident_weight_bytes,
+    weighed_at_once,
     workspace_bytes,
 )
 from sim.spec import DType, WeightFormat
@@ -105,3 +109,36 @@ def test_the_kv_budget_is_what_is_left_or_what_is_missing() -> None:
 
     assert budget(1000) == 100_000 - 1000 - weights - workspace
     assert budget(100_000) == -weights - workspace
+
+
+def test_a_first_choice_weighs_as_many_lanes_as_find_room_where_the_feed_forward_was() -> None:
+    """OPT-1.3B in fp16: 8192 + 3 x 2048 entries of a row have gone, 28,672 bytes; a query pays a token 32 x 8 bytes. That is
+    112 queries for each lane: of 16 lanes 9 with 180 each, of fewer tokens no fewer.
+    """
+    model = catalogue.model("OPT-1.3B")
+    at_once = partial(weighed_at_once, model, FP16)
+
+    assert at_once(16, 512, 180) == (16 * 112 // 180, 180) == (9, 180)
+    assert at_once(32, 256, 112) == (32, 112)
+    assert at_once(32, 256, 113) == (31, 113)
+
+
+def test_of_a_long_prompt_some_queries_are_weighed_at_a_time_and_few_bytes_are_not_worth_it() -> None:
+    model = catalogue.model("OPT-1.3B")
+
+    assert weighed_at_once(model, FP16, 4, 2048, 700) == (1, 4 * 112)
+    assert weighed_at_once(model, FP16, 1, 512, 180) == (1, 180)  # 24 MB for 15
+    assert weighed_at_once(model, FP16, 1, 512, 400) == (1, 2**25 // (512 * 256))
+
+
+@pytest.mark.parametrize("name", ["OPT-13B", "Llama 3 8B"])
+def test_what_is_weighed_at_once_fits_the_workspace(name: str) -> None:
+    """Beside the layer's input and output, queries, keys and values."""
+    model, (lanes, tokens) = catalogue.model(name), (16, 512)
+    rows = lanes * tokens
+    rotated = 0 if model.positions else model.query_dim + model.kv_dim
+
+    some, queries = weighed_at_once(model, FP16, lanes, tokens, 480)
+
+    beside = rows * (2 * model.hidden + model.query_dim + 2 * model.kv_dim + rotated) * 2 + lanes * model.vocab * 4
+    assert beside + some * queries * tokens * model.heads * 8 <= workspace_bytes(model, FP16, lanes, tokens)
