@@ -60,14 +60,14 @@ def access_recipes(scope: Scope) -> Iterator[tuple[Recipe, Sequence[Selector], S
     """Whose picks to look at, by which selectors, at which percentages kept.
 
     Of all selectors a small model over enough tokens that they have a choice, on a GPU of its own width. Pages by their
-    digests also on whole models: how many are new at a step depends on how deep the layer is.
+    digests and a window also on whole models: how many picks are new at a step, and how old, depends on how deep the layer is.
     """
     model, keeps = "opt-1.3b/4" if scope.on_gpu else scope.models[-1], (5, 10, 20, 40, 70)
     base = Recipe(model=model, batch=2, prompt=192, output=32, dtype=scope.dtype)
     yield base, SELECTORS, keeps if scope.thorough else (10, 20, 40)
     if scope.thorough and scope.on_gpu:
         for name in scope.models:
-            yield replace(base, model=name, output=12), (Selector.PAGES,), keeps[:-1]
+            yield replace(base, model=name, prompt=256, output=12), (Selector.PAGES, Selector.SWA), keeps[:-1]
 
 
 def cases(scope: Scope, runner: Runner) -> Iterator[Case]:

@@ -27,6 +27,7 @@ _TYPICAL = {
     "streamed_token_s": 1e-6,
     "host_operation_s": 2e-5,
     "selection_token_s": 1e-7,
+    "branch_s": 2e-5,
 }
 _LEAST, _MOST = 1e-4, 1e4  # of the typical value: as good as nothing, and a bound that only keeps the numbers finite
 _NOT_FITTED = (
@@ -40,6 +41,8 @@ _ON_CPU = {
     "prefill_sustained_share": 1.0,
     "gather_sm_share": 1.0,
     "selection_exposed_share": 1.0,
+    "prompt_tile_s": 0.0,
+    "branch_s": 0.0,
 }
 # Steps would give these whatever value makes up for something else.
 _TOLD_BY = {

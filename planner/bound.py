@@ -7,6 +7,7 @@ of the paths through a step only the two that weigh most are kept, so no plan of
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +19,12 @@ from planner.spill import SLACK, Line, SavedRange, Spill, any_saved, spill_of
 from sim.attention_prices import attention_s_per_token
 from sim.cost import CostModel
 from sim.flows import Column, counts_of
-from sim.footprint import layer_weight_bytes
+from sim.footprint import PREFILL_CHUNK_TOKENS, layer_weight_bytes
 from sim.gemms import LayerGemms, least_as_measured
 from sim.layer import layer_times
 from sim.pipeline import step_seconds
-from sim.plan import WriteBack
+from sim.plan import Setting, WriteBack
+from sim.prompt_prices import prompt_launch_s
 
 SAVED_CASES = 4  # of how many tokens have their inputs saved, to begin with
 NARROW_SHARE = 0.0125  # a case this narrow, relative to its upper end, or narrower than a token, is not halved
@@ -273,7 +275,7 @@ def family_bound(family: Family, request: Request, cost: CostModel) -> float:
     layer_bytes = layer_weight_bytes(model, request.dtype, request.weight_format)
     streamed_s = model.layers * family.weights_on_host * layer_bytes / cost.link_bytes_per_s
     read_s = model.layers * layer_bytes / (cost.hbm_bytes_per_s * cost.profile.gemm_hbm_efficiency)
-    read_s *= least_as_measured(cost, model, request.dtype, family.concurrency)
+    read_s *= least_as_measured(cost, model, request.dtype)
     step_s = max(streamed_s, read_s)
     if request.objective is Objective.THROUGHPUT:
         return waves * request.workload.output_tokens * step_s
@@ -292,14 +294,23 @@ def paged_bound(problem: Coefficients, request: Request, cost: CostModel) -> flo
     steps = max(tokens, batch * tokens / max(places, 1.0))
     rows = batch * tokens / steps
     gemms, layers = LayerGemms.of(cost, setting), setting.model.layers
-    measured = least_as_measured(cost, setting.model, setting.dtype, setting.concurrency)
+    measured = least_as_measured(cost, setting.model, setting.dtype)
     gemm_s = measured * sum(product.at_one(rows) for product in gemms.of_layer.values())
-    launch_s = cost.launch_s(cost.profile.kernels_per_layer)  # of a step that only prefills, no more
+    launch_s = cost.launch_s(cost.profile.kernels_per_layer)  # of any step, one that only prefills too
     step_s = layers * (gemm_s + launch_s) + gemms.head.at_one(rows) + cost.profile.step_overhead_s
+    at_least_s = float(prompt_launch_s(cost, setting, np.zeros(1))[0])  # beside no passes, of which none are counted here
+    prompts_s = _fewest_prefills(setting) * layers * (at_least_s - launch_s)
     if request.objective is Objective.TTFT:
         return 0.0
     if request.objective is Objective.TPOT:
         return layers * measured * sum(product.at_one(1.0) for product in gemms.of_layer.values())
     attended = float((counts_of(setting).local + counts_of(setting).selected)[1:].sum())
     attention_s = layers * attention_s_per_token(cost, setting) * batch * attended
-    return steps * step_s + attention_s
+    return steps * step_s + prompts_s + attention_s
+
+
+def _fewest_prefills(setting: Setting) -> int:
+    """Passes of prompts through a layer: each of no more sequences than run at once, and of no more tokens than a pass takes."""
+    work = setting.workload
+    by_tokens = work.batch * work.prompt_tokens / max(PREFILL_CHUNK_TOKENS, work.prompt_tokens)
+    return ceil(max(work.batch / setting.concurrency, by_tokens))

@@ -79,7 +79,8 @@ def _second_nearby(problem: Coefficients, centre: Centre) -> Column:
     """About as many recomputed tokens as at the centre, hardly any, and all that must leave HBM; [step, choice], no two alike."""
     near = [centre.second + more for more in range(-BAND, BAND + 1)]
     steps = np.arange(problem.steps)
-    near += [centre.second[np.minimum(steps + later, problem.steps - 1)] for later in LOOK_AHEAD]
+    apart = (*LOOK_AHEAD, *(-later for later in LOOK_AHEAD))  # what is recomputed later may be now, or as few as before
+    near += [centre.second[np.clip(steps + other, 0, problem.steps - 1)] for other in apart]
     whole = all_second(problem)
     choices = np.sort(np.stack([*near, 0 * whole, 0 * whole + 1, whole - 1, whole, whole + 1], axis=1), axis=1)
     repeated = np.diff(choices, axis=1, prepend=-1.0) == 0

@@ -5,8 +5,6 @@ from planner.program import Program, Term
 from sim.flows import counts_of
 from sim.plan import Recompute, WriteBack
 
-FORWARD_TANGENTS = 8  # straight pieces for the square of a recomputed prefix: at most 0.4 % of its attention off
-
 
 def define_fetch_time_constraints(program: Program) -> None:
     """Fetch >= constant + seconds a byte x bytes (of the tokens fetched, less those spared), for each piece of the transfer's
@@ -156,17 +154,11 @@ def _duplex_s(timing: Timing, knot: int) -> float:
 
 
 def _recompute_pieces(program: Program, timing: Timing, knot: int) -> list[tuple[float, float]]:
-    """Seconds of a layer's recomputation by tokens of one sequence; the square of a forward pass by tangents."""
+    """Seconds of a layer's recomputation by tokens of one sequence."""
     problem = program.problem
     if knot == 0 or not (problem.uses_inputs or problem.uses_forward):
         return [(0.0, 0.0)]
-    if problem.uses_inputs:
-        rows = float(timing.rows_by_inputs[knot])
-        return [(constant_s, per_row_s * rows) for constant_s, per_row_s in timing.prices.reproject.pieces]
-    square, prefix = timing.prices.forward_s_per_token_squared, problem.setting.workload.prompt_tokens
-    touches = sorted({round(prefix * share / FORWARD_TANGENTS) for share in range(FORWARD_TANGENTS + 1)})
-    return [
-        (constant_s - square * at**2, per_row_s + 2 * square * at)
-        for constant_s, per_row_s in timing.prices.forward.pieces
-        for at in touches
-    ]
+    if problem.uses_forward:
+        return list(timing.prices.forward.pieces)
+    rows = float(timing.rows_by_inputs[knot])
+    return [(constant_s, per_row_s * rows) for constant_s, per_row_s in timing.prices.reproject.pieces]

@@ -115,5 +115,5 @@ def _interpolate(xs: tuple[float, ...], ys: tuple[float, ...], x: float) -> floa
         return ys[0]
     for x0, x1, y0, y1 in zip(xs, xs[1:], ys, ys[1:], strict=False):
         if x <= x1:
-            return y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+            return y0 + (y1 - y0) * ((x - x0) / (x1 - x0))  # never beyond either, rounded as it is
     return ys[-1]

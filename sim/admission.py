@@ -57,14 +57,13 @@ class Run(NamedTuple):
 class Schedule:
     """What each step of the machine does, [machine step] columns; ``runs`` say who decodes at which age.
 
-    ``prefilled_squares`` sums the squared lengths of what is prefilled, in ``prefill_passes``: newcomers of one length together.
+    What is prefilled takes ``prefill_passes``: newcomers of one length together.
     """
 
     steps: int
     runs: tuple[Run, ...]
     prefilled: Column
     prefilled_tokens: Column
-    prefilled_squares: Column
     prefill_passes: Column
     swapped_in: Column
     swapped_out: Column
@@ -273,7 +272,7 @@ class Scheduler:
         return tuple(Served(sequences=many, first_step=a, last_step=b) for (a, b), many in sorted(ends.items()))
 
     def _collected(self) -> Schedule:
-        names = ("prefilled", "prefilled_tokens", "prefilled_squares", "prefill_passes")
+        names = ("prefilled", "prefilled_tokens", "prefill_passes")
         column = {name: np.zeros(self.steps) for name in names}
         swaps = {name: np.zeros(self.steps) for name in ("swapped_in", "swapped_out")}
         held = np.array(self.rules.held_bytes)
@@ -281,7 +280,6 @@ class Scheduler:
         for step, event in self.events.items():
             column["prefilled"][step] = len(event.prefilled)
             column["prefilled_tokens"][step] = sum(event.prefilled)
-            column["prefilled_squares"][step] = sum(tokens * tokens for tokens in event.prefilled)
             column["prefill_passes"][step] = len(set(event.prefilled))
             swaps["swapped_in"][step], swaps["swapped_out"][step] = event.swapped_in, event.swapped_out
             entered[step] = sum(held[tokens - self.rules.prompt_tokens] for tokens in event.prefilled)

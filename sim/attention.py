@@ -23,6 +23,11 @@ class Selector(StrEnum):
     TOPK = "topk"
 
     @property
+    def chooses_ahead(self) -> bool:
+        """Whether attention weights say what the next step attends to."""
+        return self in (Selector.SWA, Selector.H2O)
+
+    @property
     def recalls(self) -> bool:
         """Any token may return, and which is known only after this layer's query projection."""
         return self in (Selector.PAGES, Selector.TOPK)

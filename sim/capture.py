@@ -3,8 +3,6 @@
 ``runtime.graph.support`` decides, once it has a decoder; this says it beforehand, for prices. A test holds them together.
 """
 
-from functools import lru_cache
-
 from sim.attention import PAGE_TOKENS, Selector
 from sim.footprint import prefills_at_once
 from sim.kv import GROUP_TOKENS, KvFormat
@@ -15,7 +13,6 @@ FUSED_ROWS = 64  # of a captured step: up to those its products add biases, acti
 FORWARDED_TOGETHER = (
     8  # tokens of a dropped prefix: a captured step forwards a multiple of it, and has a graph for each
 )
-_FEW_ROWS, _ROWS_TOGETHER = 256, 128  # of a prompt's products: few run as they are, more in multiples
 _PROGRAMS = 512  # that fill a large GPU, a few on each multiprocessor
 _MOST_PARTS = 16
 _SHARES = GROUP_TOKENS // PAGE_TOKENS  # pages over which a group's ranges, one for each channel, are spread
@@ -39,20 +36,6 @@ def forwarded_tokens(dropped: int, prompt_tokens: int) -> int:
     if dropped < FORWARDED_TOGETHER:
         return dropped
     return min(prompt_tokens, -(-dropped // FORWARDED_TOGETHER) * FORWARDED_TOGETHER)
-
-
-def product_rows(rows: int) -> int:
-    """Over how many rows a captured plan's prompts go through a product that has so many: a few as they are, more of them made up
-    to a multiple, at which cuBLAS is quicker (on an H200 Llama-3-8B's gate and up take 271 us at 448 rows, 165 at 512).
-    """
-    return rows if rows <= _FEW_ROWS else -(-rows // _ROWS_TOGETHER) * _ROWS_TOGETHER
-
-
-@lru_cache(maxsize=64)
-def mean_made_up(prompt_tokens: int) -> float:
-    """How many more than count a captured step forwards, on average over the prefixes of a prompt."""
-    lengths = range(1, prompt_tokens + 1)
-    return sum(forwarded_tokens(length, prompt_tokens) - length for length in lengths) / prompt_tokens
 
 
 def gains_by_capture(profile: Profile) -> bool:

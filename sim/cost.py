@@ -1,8 +1,8 @@
 """Bytes and FLOPs to seconds, operation by operation. Pure; durations come from here, ``sim.gemms`` and ``sim.layer`` alone."""
 
 from dataclasses import dataclass, replace
-from math import cos, hypot, log, pi, sin
-from typing import Any, TypeVar
+from math import cos, log, pi, sin
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -16,7 +16,8 @@ Amount = TypeVar("Amount", float, Column)
 # Cosines and sines of five angles: a hypotenuse is the largest of such sums, to 2 %. Streaming alone comes first, arithmetic last.
 _TANGENTS = ((1.0, 0.0), *((cos(turn * pi / 8), sin(turn * pi / 8)) for turn in (1, 2, 3)), (0.0, 1.0))
 _SETTLING_S = 0.08  # an H200's clocks: prefills of 0.06, 0.26 and 0.4 s; an H100's of 0.1, 0.4 and 1.5 s
-DIAGONAL_TILE = 128  # tokens: a GPU's causal attention computes the tiles on the diagonal whole
+_KNOWN_BEYOND = 4  # times the most rows that were measured, from which on a product is taken for what its curve says
+QUERY_TILE = 64  # of a head's queries, which a program of a GPU's causal attention takes together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,20 +94,25 @@ class CostModel:
         half_s = row_s * self.profile.gemm_half_rows
         return Pieces(pieces=tuple((setup_s + near * stream_s + far * half_s, far * row_s) for near, far in _TANGENTS))
 
-    def as_measured(self, inputs: int, outputs: int, rows: int, dtype: DType) -> float:
+    def as_measured(self, inputs: int, outputs: int, rows: Amount, dtype: DType) -> Amount:
         """How many times as long as ``gemm`` says that product takes: 1 where none of the matrix was measured.
 
-        Between measured rows by their logarithms; beyond them as at the last.
+        Between measured rows by their logarithms; before the first as there, beyond the last as it says soon enough.
         """
-        key = (inputs, outputs, dtype)
+        at, ratios = self._measured_ratios(inputs, outputs, dtype)
+        times: Any = np.interp(np.log(np.maximum(rows, 1)), at, ratios)
+        return cast(Amount, times)
+
+    def _measured_ratios(self, inputs: int, outputs: int, dtype: DType) -> tuple[list[float], list[float]]:
+        """Logarithms of rows, and how many times as long as by its curve a product of so many takes."""
+        key, curve = (inputs, outputs, dtype), self.gemm(inputs, outputs, dtype, WeightFormat.NATIVE)
         for one in self.profile.products:
             if (one.inputs, one.outputs, one.dtype) == key:
-                curve = self.gemm(inputs, outputs, dtype, WeightFormat.NATIVE)
                 ratios = [seconds / curve.at_one(n) for n, seconds in zip(one.rows, one.seconds, strict=True)]
-                return float(np.interp(log(rows), [log(n) for n in one.rows], ratios))
-        return 1.0
+                return [log(n) for n in (*one.rows, _KNOWN_BEYOND * one.rows[-1])], [*ratios, 1.0]
+        return [0.0], [1.0]
 
-    def power_capped_s(self, arithmetic_s: float, beside_s: float) -> float:
+    def power_capped_s(self, arithmetic_s: Amount, beside_s: Amount) -> Amount:
         """What products take that go on for seconds, in steps where other work takes ``beside_s``; prefills: see ``settling``.
 
         ``arithmetic_s`` is what they take at first. Back to back they draw the card's whole power at
@@ -116,13 +122,18 @@ class CostModel:
         """
         alone_s = arithmetic_s / self.profile.gemm_sustained_share
         spared_s = beside_s * (1 - self.profile.other_power_share)
-        return max(arithmetic_s, (hypot(spared_s, 2 * alone_s) - spared_s) / 2)
+        capped: Any = np.maximum(arithmetic_s, (np.hypot(spared_s, 2 * alone_s) - spared_s) / 2)
+        seconds: Amount = capped
+        return seconds
 
-    def settling(self, whole_s: Amount) -> Amount:
-        """How many times as long products take in a prefill of ``whole_s``: the power limit lowers clocks by and by, as
-        exp(-t / settling), to ``prefill_sustained_share``.
+    def settling(self, whole_s: Amount, before_s: Any = 0.0) -> Amount:
+        """How many times as long as products take in a prefill of ``whole_s``, after ``before_s`` of the same: the power limit
+        lowers clocks by and by, as exp(-t / settling), to ``prefill_sustained_share``.
         """
-        slower: Amount = 1 + fallen_share(whole_s, _SETTLING_S) * (1 / self.profile.prefill_sustained_share - 1)
+        until: Any = before_s + whole_s
+        fallen: Any = until * fallen_share(until, _SETTLING_S) - before_s * fallen_share(before_s, _SETTLING_S)
+        share: Any = np.where(whole_s > 0, fallen / np.maximum(whole_s, np.finfo(np.float64).tiny), 0.0)[()]
+        slower: Amount = 1 + share * (1 / self.profile.prefill_sustained_share - 1)
         return slower
 
     def elementwise_s(self, size_bytes: float) -> float:
@@ -171,10 +182,18 @@ class CostModel:
         token_s += paged * profile.paged_token_s + streamed * profile.streamed_token_s
         return token_s * (64 + head_dim) / 192
 
-    def prompt_attention_s(self, query_dim: int, tokens: Amount, squares: Amount, dtype: DType) -> Amount:
-        """A layer's causal attention over prompts of ``tokens`` together, and of ``squares`` of their lengths."""
-        tile = 0 if self.machine.is_cpu else DIAGONAL_TILE
-        return 2.0 * query_dim * (squares + tile * tokens) / self.attention_flop_per_s(dtype)
+    def prompt_attention_s(self, heads: int, head_dim: int, sequences: Amount, tokens: Amount, dtype: DType) -> Amount:
+        """A layer's causal attention over ``sequences`` prompts of ``tokens`` each.
+
+        Arithmetic, or what a multiprocessor takes at least for a head's tile of queries, however few its tokens: half as many
+        channels take three quarters of that (an H200's kernels over 16-bit tokens).
+        """
+        tile_s = self.profile.prompt_tile_s * (128 + head_dim) / 256 / self.machine.gpu.sm_count
+        least_s = sequences * heads * np.ceil(tokens / QUERY_TILE) * tile_s
+        arithmetic_s = 2.0 * heads * head_dim * sequences * tokens**2 / self.attention_flop_per_s(dtype)
+        longer: Any = np.maximum(least_s, arithmetic_s)
+        seconds: Amount = longer
+        return seconds
 
     def attention_flop_per_s(self, dtype: DType) -> float:
         return self.machine.gpu.flop_per_s(dtype) * self.profile.prefill_attention_efficiency

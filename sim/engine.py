@@ -14,6 +14,7 @@ from sim.flows import Column
 from sim.forecast import static_hbm_bytes, static_host_bytes
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes
 from sim.machine import CapacityExceeded, Pool, Process, Progress, Stream
+from sim.pipeline import ring_depth
 from sim.plan import Plan
 from sim.recording import RecordedSelection
 from sim.trace import Level, Resource, Span, Tier, Trace, WaveTrace
@@ -48,7 +49,7 @@ class _WaveRun:
     def __init__(self, plan: Plan, times: LayerTimes, ops: bool) -> None:
         self.setting = plan.setting
         self.layers = plan.setting.model.layers
-        self.depth = plan.setting.prefetch_layers
+        self.depth = ring_depth(times, plan.setting.prefetch_layers)
         self.times = {name: value.tolist() for name, value in _columns(times).items()}
         self.ops = {name: seconds.tolist() for name, seconds in times.ops.items()} if ops else {}
         self.by_op = ops

@@ -6,8 +6,9 @@ The numbers are counts of the runtime's operations in fp16, views left out; a te
 from typing import NamedTuple
 
 from sim.attention import Selector
-from sim.capture import captures_prefill, forwards, is_captured, product_rows, streams
+from sim.capture import captures_prefill, forwards, is_captured, streams
 from sim.footprint import prefill_rows
+from sim.gemms import product_rows
 from sim.kv import GROUP_TOKENS
 from sim.plan import Admission, Placement, Recompute, Setting
 from sim.spec import ModelSpec, WeightFormat
@@ -26,8 +27,12 @@ _BLOCKS = 2  # of a layer's streamed weights
 # among many kernels, kernels of the runtime's, whose launcher is Python, and what is queued between pieces, little but launches.
 # Seen on an H200's host: short prompts take OPT 320 to 500 us a layer, Llama 680, at the same pace.
 _LAYER_WORTH, _PRODUCT_WORTH, _KERNEL_WORTH, _QUEUED_WORTH = 0.55, 2.5, 3.6, 0.28
+# Those of an eager decode step that keep books: more of them are indices and masks than of a prefill's. Four models take nine
+# tenths of their prefills' time for it, whatever the pace, where there are two thirds as many.
+_STEP_WORTH = 1.45
 _ENDS, _EAGER_ENDS, _TURNED_ENDS = 13, {True: 33, False: 15}, 9  # of a step, before its first layer and after its last
-_BEGUN = 90  # what a wave's begin takes the host besides: 1.6 ms of an H200's, whatever the layers
+# What a wave's begin takes the host besides, whatever the layers: 1.6 ms of an H200's, 0.3 where the prefill is a graph.
+_BEGUN, _BEGUN_BY_GRAPH = 90, 16
 # Of an eager step besides the layer itself, its own query's attention among them; then what a selector adds.
 _DECODE_BOOKS, _PREFILL_BOOKS = 71, 103
 _DECODE_CHOICE = {
@@ -43,7 +48,7 @@ _PREFILL_CHOICE = {Selector.SWA: 96, Selector.H2O: 84, Selector.STRIDED: 87, Sel
 
 class Operations(NamedTuple):
     """Some numbers of them: products and attention, a layer's others, those that keep the runtime's books, launches of its own
-    kernels, and those that are queued between pieces of a captured step.
+    kernels, those that are queued between pieces of a captured step, and those that keep books in a step launched eagerly.
     """
 
     products: float = 0.0
@@ -51,6 +56,7 @@ class Operations(NamedTuple):
     books: float = 0.0
     kernels: float = 0.0
     queued: float = 0.0
+    stepped: float = 0.0
 
     @property
     def total(self) -> float:
@@ -60,7 +66,7 @@ class Operations(NamedTuple):
     def worth(self) -> float:
         """In operations that keep books."""
         own = _PRODUCT_WORTH * self.products + _LAYER_WORTH * self.layer + _KERNEL_WORTH * self.kernels
-        return own + self.books + _QUEUED_WORTH * self.queued
+        return own + self.books + _QUEUED_WORTH * self.queued + _STEP_WORTH * self.stepped
 
     def times(self, passes: float) -> "Operations":
         """All of them so often."""
@@ -88,7 +94,7 @@ def decode_operations(setting: Setting, *, away: bool, linked: bool = False) -> 
     books += 63 * setting.kv_format.gpu.is_grouped
     passes, more = _away_operations(setting) if away else (1, 0)
     layer = _layer_operations(setting.model).times(passes)
-    return layer._replace(layer=layer.layer + _DECODED, books=books + more)
+    return layer._replace(layer=layer.layer + _DECODED, stepped=books + more)
 
 
 def _away_operations(setting: Setting) -> tuple[int, int]:
@@ -134,7 +140,9 @@ def end_operations(setting: Setting, *, prefill: bool) -> Operations:
 
 def begin_operations(setting: Setting) -> int:
     """Before a wave's first layer, those that keep books: memory for its prompts, and what its record needs. On a GPU."""
-    return _BEGUN if setting.admission is Admission.WAVES and not setting.machine.is_cpu else 0
+    if setting.admission is not Admission.WAVES or setting.machine.is_cpu:
+        return 0
+    return _BEGUN_BY_GRAPH if captures_prefill(setting) else _BEGUN
 
 
 def choice_operations(setting: Setting) -> float:

@@ -1,8 +1,7 @@
 """What one decoder layer costs in each step: a setting's prices, and the times that its flows take at those prices."""
 
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from math import ceil
+from functools import lru_cache
 
 import numpy as np
 
@@ -19,29 +18,24 @@ from sim.capture import (
     forwards,
     gathers_ahead,
     is_captured,
-    mean_made_up,
     reads_in_place,
     streams,
 )
 from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, keeps_away, link_token_bytes
-from sim.footprint import layer_weight_bytes, prefill_rows
+from sim.footprint import layer_weight_bytes
 from sim.gemms import LayerGemms, decoded_products_s
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
-from sim.launches import begin_operations, choice_operations, decode_operations, end_operations, prefill_operations
-from sim.passes import OPERATIONS, of_inputs, of_layer
-from sim.plan import Admission, Mechanism, Placement, Setting
+from sim.launches import begin_operations, decode_operations, end_operations, prefill_operations
+from sim.passes import OPERATIONS, of_inputs
+from sim.plan import Mechanism, Placement, Setting
 from sim.power import recomputed
+from sim.prompt_prices import forwarded, prefill_passes, prefill_s
 
 # A layer's GPU operations in order: until its queries are known, attention and what must precede it, the rest.
 QUERY_OPS = ("qkv", "score")
 ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
-# Of float32 weights until heads are summed: scores written and read in 16 bit, widened, scaled and masked (each a pass to
-# and one from memory, or by a captured step's kernel all at once), their softmax, the sum.
-_CHOICE_PASSES, _CAPTURED_CHOICE_PASSES = 9, 5
-# Of a prefix that a captured step forwards: its kernels, none of them made one, seen with four prompts on an H200 (26 us a
-# layer, eagerly hidden by longer launches). The share of multiprocessors that a gather ahead takes, by few small programs.
-_PREFIX_LAUNCHES, _AHEAD_SM_SHARE = 6, 0.05
+_AHEAD_SM_SHARE = 0.05  # of multiprocessors that a gather ahead takes, by few small programs
 _MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
 
@@ -76,7 +70,6 @@ class LayerPrices:
     attention_s_per_kept_away: float
     reproject: Pieces
     forward: Pieces
-    forward_s_per_token_squared: float
     host_attention: Pieces
     fetch: Pieces
     stream: Pieces
@@ -177,16 +170,8 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
     most_tokens = setting.workload.cached_tokens
     weight_bytes = setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format)
     decoded_s = decoded_products_s(cost, setting, sequences)
-    again = partial(
-        recomputed,
-        cost,
-        sequences=sequences,
-        beside_s=sum(decoded_s.values()) + kept_away_s * setting.attention.kept_tokens(most_tokens),
-        most_tokens=most_tokens,
-        layer_steps=None if settled else model.layers * setting.workload.decode_steps,
-    )
-    tile_s, square_s = (cost.prompt_attention_s(model.query_dim, *one, dtype) for one in ((1.0, 0.0), (0.0, 1.0)))
-    square = sequences * square_s
+    beside_s = sum(decoded_s.values()) + kept_away_s * setting.attention.kept_tokens(most_tokens)
+    layer_steps = None if settled else model.layers * setting.workload.decode_steps
     return LayerPrices(
         sequences=sequences,
         qkv_s=decoded_s["qkv"],
@@ -204,9 +189,16 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         attention_s_away=attention_setup_s(cost, setting, sequences, away=True),
         attention_s_per_kept=kept_s,
         attention_s_per_kept_away=kept_away_s,
-        reproject=again(gemms.kv, of_inputs(model, fused=is_captured(setting)).seconds(cost, dtype)),
-        forward=_forwarded(cost, setting, again(gemms.layer, prefill_row_passes_s(cost, setting) + tile_s), square),
-        forward_s_per_token_squared=square,
+        reproject=recomputed(
+            cost,
+            gemms.kv,
+            of_inputs(model, fused=is_captured(setting)).seconds(cost, dtype),
+            sequences=sequences,
+            beside_s=beside_s,
+            most_tokens=most_tokens,
+            layer_steps=layer_steps,
+        ),
+        forward=forwarded(cost, setting, sequences, beside_s=beside_s, layer_steps=layer_steps),
         host_attention=cost.host_attention(sequences * host_kv, kv_flops),
         fetch=_fetched_by(cost, setting),
         stream=cost.transfer(Mechanism.COPY_ENGINE),
@@ -220,8 +212,8 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         exposed_share=(1.0 if guess is None else 1.0 - guess) if late else 0.0,
         ahead_share=(0.0 if guess is None else 1.0) if late else 1.0,
         recalls=late,
-        head_s=gemms.head.at_one(sequences) + profile.step_overhead_s,
-        prefill=_prefill(cost, setting, sequences, gemms),
+        head_s=gemms.head.at_one(sequences) + profile.step_overhead_s + profile.branch_s * _branches(setting),
+        prefill=prefill_s(cost, setting, sequences),
         launches_felt=cost.machine.is_cpu,
         **_launch_prices(cost, setting, prefill_passes(sequences, setting.workload.prompt_tokens)),
     )
@@ -241,17 +233,6 @@ def _launch_prices(cost: CostModel, setting: Setting, passes: int) -> dict[str, 
         "prefill_launched_s": operation_s * (prefill + prefill_operations(setting, passes, away=False).worth),
         "prefill_launched_away_s": operation_s * (prefill + prefill_operations(setting, passes, away=True).worth),
     }
-
-
-def _rounded_prompt_s(cost: CostModel, setting: Setting, tokens: int) -> float:
-    """A captured wave takes a prompt in by a kernel that reads keys and values once, and copies of what that wrote."""
-    if not is_captured(setting) or setting.admission is Admission.CONTINUOUS:
-        return rounding_s(cost, setting, tokens)
-    native, stored = (
-        tokens * kv_layer_bytes(setting.model, setting.dtype, kv_format)
-        for kv_format in (KvFormat.NATIVE, setting.kv_format.gpu)
-    )
-    return cost.elementwise_s(native + 3 * stored)
 
 
 def decode_launch_s(cost: CostModel, setting: Setting, rows: int) -> float:
@@ -363,7 +344,7 @@ def _decode_ops(
         "gather": _affine(0.0, prices.gather_s_per_selected, flows.selected),
         "convert": _affine(prices.convert_s, prices.convert_s_per_moved, flows.fetched_kv + flows.written_kv),
         "reproject": prices.reproject.at(flows.reprojected),
-        "forward": _forward(prices, flows.forwarded),
+        "forward": prices.forward.at(flows.forwarded),
         "attention": _affine(setup_s, attention_s, flows.kept - flows.host_attended),
         "select": _affine(prices.select_s, prices.select_s_per_kept, flows.kept),
         "out": prices.out_s,
@@ -372,27 +353,6 @@ def _decode_ops(
         "gather_sms": gather_sms_s,
         "launch": prices.launch_s + prices.linked_s * (flows.fetched_kv > 0) if prices.linked_s else prices.launch_s,
     }
-
-
-def _forwarded(cost: CostModel, setting: Setting, passed: Pieces, square_s: float) -> Pieces:
-    """Seconds of a prefix through one layer but for the square of its own tokens, by those that count.
-
-    Its kernels begin one after the other. A captured step forwards some more to make the number up: how many no straight line
-    says, so in each step as many as on average. The error is half a multiple at most, of a prefix of 100 tokens 3.5 %.
-    """
-    more = mean_made_up(setting.workload.prompt_tokens) if is_captured(setting) else 0.0
-    begun = cost.profile.kernels_per_layer + _PREFIX_LAUNCHES * is_captured(setting)
-    begun_s = cost.launch_s(begun) + square_s * more**2
-    pieces = tuple(
-        (constant_s + begun_s + per_token_s * more, per_token_s + 2 * more * square_s)
-        for constant_s, per_token_s in passed.pieces
-    )
-    return replace(passed, pieces=pieces)
-
-
-def _forward(prices: LayerPrices, tokens: Column) -> Column | float:
-    """A dropped prefix through one layer: its matrices by rows, its causal attention by the square."""
-    return prices.forward.at(tokens) + prices.forward_s_per_token_squared * tokens**2 if tokens.any() else 0.0
 
 
 def _affine(constant_s: float, per_token_s: float, tokens: Column) -> Column | float:
@@ -420,7 +380,7 @@ def _score(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, fl
 def choice_prices(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
     """Constant and per kept token: choosing the next step's tokens from this step's attention weights, with nothing beside."""
     selector = setting.attention.selector
-    if not _chooses_ahead(setting):
+    if not selector.chooses_ahead:
         return 0.0, 0.0
     weights = 2 * setting.model.heads * setting.dtype.size_bytes  # written by attention, read to be summed over heads
     history = (
@@ -431,56 +391,12 @@ def choice_prices(cost: CostModel, setting: Setting, sequences: int) -> tuple[fl
     return cost.launch_s(cost.profile.kernels_per_selection), per_kept_s
 
 
+def _branches(setting: Setting) -> bool:
+    """Whether a captured step's choices run beside it."""
+    return setting.attention.selector.chooses_ahead and is_captured(setting)
+
+
 def _exposed_share(cost: CostModel, sequences: int) -> float:
     """Of a captured step's choice. A sequence's program holds a multiprocessor; on the others the products go on beside it."""
     share, held = cost.profile.selection_exposed_share, min(1.0, sequences / cost.machine.gpu.sm_count)
     return share + (1 - share) * held
-
-
-def _chooses_ahead(setting: Setting) -> bool:
-    """Whether attention weights say what the next step attends to."""
-    return setting.attention.selector in (Selector.SWA, Selector.H2O)
-
-
-def first_choice_s(cost: CostModel, setting: Setting, sequences: int, passes: int) -> float:
-    """A layer's first choice: from the weights of the prompt's last k queries (SWA) or of all (H2O), each head's; or digests."""
-    if setting.attention.selector is Selector.PAGES:
-        keys = float(sequences * setting.workload.prompt_tokens * setting.model.kv_dim)
-        return OPERATIONS["digest"].seconds(cost, setting.dtype, keys)
-    if not _chooses_ahead(setting):
-        return 0.0
-    prompt, selector = setting.workload.prompt_tokens, setting.attention.selector
-    queries = prompt if selector is Selector.H2O else setting.attention.history_steps(prompt)
-    weights_bytes = 4.0 * sequences * setting.model.heads * queries * prompt
-    over_weights = _CAPTURED_CHOICE_PASSES if is_captured(setting) else _CHOICE_PASSES
-    return passes * cost.launch_s(choice_operations(setting)) + cost.elementwise_s(over_weights * weights_bytes)
-
-
-def prefill_row_passes_s(cost: CostModel, setting: Setting) -> float:
-    """A prompt token's passes between the products of one layer."""
-    return of_layer(setting.model, fused=is_captured(setting)).seconds(cost, setting.dtype)
-
-
-def prefill_passes(sequences: int, prompt_tokens: int) -> int:
-    """In which a prefill takes its prompts through a layer."""
-    return ceil(sequences * prompt_tokens / prefill_rows(sequences, prompt_tokens))
-
-
-def _prefill(cost: CostModel, setting: Setting, sequences: int, gemms: LayerGemms) -> dict[str, float]:
-    """One layer of the prefill, all its passes together; causal attention needs half the square."""
-    model, dtype, prompt = setting.model, setting.dtype, setting.workload.prompt_tokens
-    passes = prefill_passes(sequences, prompt)
-    mean_rows = sequences * prompt / passes
-    tokens = float(sequences * prompt)
-    quantises = not setting.kv_format.are_native
-    beside = {
-        "attention": cost.prompt_attention_s(model.query_dim, tokens, tokens * prompt, dtype),
-        "convert": _rounded_prompt_s(cost, setting, sequences * prompt) if quantises else 0.0,
-        "select": first_choice_s(cost, setting, sequences, passes),
-        "norms": sequences * prompt * prefill_row_passes_s(cost, setting),
-        "launch": passes * cost.launch_s(cost.profile.kernels_per_layer)
-        + cost.profile.host_operation_s * begin_operations(setting) / model.layers,
-    }
-    products = {name: passes * product.at_one(mean_rows) for name, product in gemms.of_layer.items()}
-    slower = float(cost.settling(model.layers * (sum(products.values()) + beside["attention"] + beside["norms"])))
-    return beside | {name: slower * seconds for name, seconds in products.items()}

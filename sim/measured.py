@@ -54,6 +54,6 @@ def measurements_file(profile: Path) -> Path:
 
 
 def _plain(one: Measurement) -> dict[str, Any]:
-    """Seven digits are more than any clock gives."""
-    plain = to_plain(one)
-    return {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in plain.items()}
+    """Seven digits are more than any clock gives; what was not looked at, and is 0, is left out."""
+    told = {name: value for name, value in to_plain(one).items() if value != 0}
+    return {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in told.items()}

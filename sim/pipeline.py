@@ -57,8 +57,13 @@ def _with_recall(times: LayerTimes, layers: int, slower_s: Column, ahead_s: Colu
 
 
 def fill_seconds(times: LayerTimes, depth: int) -> float:
-    """Before a wave's first step: its first ``depth`` layers' fetch (streamed weights), which nothing hides."""
-    return depth * float(times.prefetch_s[0])
+    """Before a wave's first step: its first layers' fetch (streamed weights), which nothing hides."""
+    return ring_depth(times, depth) * float(times.prefetch_s[0])
+
+
+def ring_depth(times: LayerTimes, depth: int) -> int:
+    """How many layers ahead fetches are: one where part of each is known only after its query."""
+    return 1 if times.recalls else depth
 
 
 def _next_step(per_step: Column) -> Column:

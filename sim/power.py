@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from sim.cost import CostModel, Pieces, fallen_share
+from sim.flows import Column
 
 _SETTLING_S = 0.3  # of steps that recompute: in 0.6 s an H200's lose 0.4 of what they will, then all of it
 _LOOKED_AT = 40
@@ -31,19 +32,28 @@ def recomputed(
     per_token_s = sequences * passes_s
     pieces = [(constant_s, slope_s + per_token_s) for constant_s, slope_s in lines]
     setup_s, row_s = lines[-1]
-    whole_s = None if layer_steps is None else layer_steps * (beside_s + (row_s + per_token_s) * most_tokens / 2)
-    settled = 1.0 if whole_s is None else float(fallen_share(whole_s, _SETTLING_S))
+    share = settled_share(beside_s + (row_s + per_token_s) * most_tokens / 2, layer_steps)
 
-    def held_back(tokens: float) -> float:
-        capped_s = cost.power_capped_s(row_s * tokens, beside_s + setup_s + per_token_s * tokens)
-        return settled * (capped_s - row_s * tokens)
+    def delay_s(tokens: Column) -> Column:
+        return held_back_s(cost, row_s * tokens, beside_s + setup_s + per_token_s * tokens, share)
 
-    for share in _TANGENTS:
-        at, step = share * most_tokens, share * most_tokens * 1e-4
-        delay_s, slope_s = held_back(at), (held_back(at + step) - held_back(at - step)) / (2 * step)
-        if delay_s > 0:
-            pieces.append((setup_s + delay_s - slope_s * at, row_s + per_token_s + slope_s))
+    for touched in _TANGENTS:
+        at, step = touched * most_tokens, touched * most_tokens * 1e-4
+        before_s, here_s, after_s = delay_s(np.array([at - step, at, at + step])).tolist()
+        slope_s = (after_s - before_s) / (2 * step)
+        if here_s > 0:
+            pieces.append((setup_s + here_s - slope_s * at, row_s + per_token_s + slope_s))
     return replace(product, pieces=_felt(pieces, most_tokens))
+
+
+def held_back_s(cost: CostModel, arithmetic_s: Column, beside_s: Column, share: float) -> Column:
+    """What products of ``arithmetic_s`` lose beside ``beside_s`` of other work, once clocks have fallen by ``share``."""
+    return share * (cost.power_capped_s(arithmetic_s, beside_s) - arithmetic_s)
+
+
+def settled_share(layer_s: float, layer_steps: int | None) -> float:
+    """Of what clocks will fall by, what they have in the mean over ``layer_steps`` layers; None: all of it."""
+    return 1.0 if layer_steps is None else float(fallen_share(layer_steps * layer_s, _SETTLING_S))
 
 
 def _felt(pieces: list[tuple[float, float]], most_tokens: int) -> tuple[tuple[float, float], ...]:

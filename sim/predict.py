@@ -121,11 +121,12 @@ def _product(took: Measurement, cost: CostModel) -> float:
 
 
 def _prompt_attention(took: Measurement, cost: CostModel) -> float:
-    """With its result copied once."""
-    dtype, width = DType(took.text("dtype")), took.number("heads") * took.number("channels")
-    tokens = float(took.number("sequences") * took.number("tokens"))
-    copied_s = OPERATIONS["copy"].seconds(cost, dtype, tokens * width)
-    return cost.prompt_attention_s(width, tokens, tokens * took.number("tokens"), dtype) + copied_s
+    """On a CPU with its result copied once."""
+    dtype, sequences, tokens = DType(took.text("dtype")), took.number("sequences"), took.number("tokens")
+    heads, channels = took.number("heads"), took.number("channels")
+    copied = OPERATIONS["copy"].seconds(cost, dtype, float(sequences * tokens * heads * channels))
+    attention_s = float(cost.prompt_attention_s(heads, channels, sequences, tokens, dtype))
+    return attention_s + copied * cost.machine.is_cpu
 
 
 def _passes(took: Measurement, cost: CostModel) -> float:

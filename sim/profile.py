@@ -185,6 +185,10 @@ class Profile:
         0.30, "of a page's first reading, what it takes again for each further query head that shares its keys"
     )
     prefill_attention_efficiency: float = _share(0.50, "share of the matrix rate that causal attention reaches")
+    prompt_tile_s: float = _amount(
+        3.3e-6,
+        "least that a multiprocessor takes for 64 queries of a head of 128 channels: 25 ns on an H200's 132, of 16 to 512 tokens",
+    )
     gather_efficiency: float = _share(
         0.60, "rows of 1 KiB and more gathered in HBM, bytes read plus written: 3.1 of 4.8 TB/s on an H200"
     )
@@ -230,6 +234,10 @@ class Profile:
         0.0, "the host's time to launch one operation of a layer by itself; nominally it keeps ahead of the GPU"
     )
     step_overhead_s: float = _amount(60e-6, "graph launch, sampling and the read-back of a step's tokens")
+    branch_s: float = _amount(
+        37e-6,
+        "of a captured step whose choices run on a branch beside it, once: 36 to 40 us on an H200, whatever layers and sequences",
+    )
     host_attention_efficiency: float = _share(0.50, "share of DRAM bandwidth that CPU attention reads KV with")
     host_round_trip_s: float = _amount(30e-6, "queries to the CPU and the result back, each layer")
     library_bytes: float = _amount(

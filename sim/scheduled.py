@@ -11,10 +11,10 @@ from sim.admission import Rules, Schedule, schedule
 from sim.attention import PAGE_TOKENS
 from sim.attention_prices import attention_s_per_token, attention_turn_s, rounding_s
 from sim.capture import is_captured
-from sim.cost import CostModel, Pieces
+from sim.cost import CostModel
 from sim.flows import Column, Flows, Occupancy, held_state_bytes
 from sim.footprint import PREFILL_CHUNK_TOKENS
-from sim.gemms import LayerGemms, decoded_products_s
+from sim.gemms import LayerGemms, decoded_products_s, prompt_products_s
 from sim.kv import KvFormat, kv_layer_bytes
 from sim.layer import (
     ATTEND_OPS,
@@ -22,12 +22,11 @@ from sim.layer import (
     REST_OPS,
     LayerTimes,
     decode_launch_s,
-    first_choice_s,
     layer_prices,
-    prefill_row_passes_s,
 )
 from sim.passes import OPERATIONS
 from sim.plan import Mechanism, Setting
+from sim.prompt_prices import first_choice_s, prompt_launch_s, prompt_row_passes_s
 
 
 def admit(setting: Setting, occupancy: Occupancy) -> Schedule:
@@ -69,10 +68,11 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     kept, cached = planned.decoding(flows.kept), planned.decoding(flows.cached)
     some, none = decoding > 0, np.zeros_like(decoding)
     tokens, passes = planned.prefilled_tokens, planned.prefill_passes
+    model, entered = setting.model, np.maximum(planned.prefilled, 1)
     prompt_attention_s = cost.prompt_attention_s(
-        setting.model.query_dim, tokens, planned.prefilled_squares, setting.dtype
+        model.heads, model.head_dim, planned.prefilled, tokens / entered, setting.dtype
     )
-    passed_s = (prefill_row_passes_s(cost, setting) + _taken_in_s(cost, setting)) * tokens
+    passed_s = (prompt_row_passes_s(cost, setting) + _taken_in_s(cost, setting)) * tokens
     launched_s = one.launched_s * some + one.prefill_launched_s * passes
     felt_s, unfelt_s = (launched_s, none) if one.launches_felt else (none, launched_s)
     rounds, rounded = setting.kv_format.gpu is not KvFormat.NATIVE, tokens
@@ -81,19 +81,16 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     in_turn_s = attention_turn_s(cost, setting, 1) * planned.largest(flows.kept)
     attention_s = one.attention_s * some + np.hypot(attention_s_per_token(cost, setting) * kept, in_turn_s)
 
-    def prefilled_s(product: Pieces) -> Column:
-        return passes * replace(product, free_at_zero=True).at(tokens / np.maximum(passes, 1))
-
-    beside_s = prompt_attention_s + passed_s
-    whole_s = setting.model.layers * (sum(map(prefilled_s, gemms.of_layer.values())) + beside_s)
-    slower = cost.settling(whole_s)
+    by_name = prompt_products_s(cost, setting, tokens / np.maximum(passes, 1))
+    prefilled_s = {name: passes * seconds for name, seconds in by_name.items()}
+    slower = cost.settling(model.layers * (sum(prefilled_s.values()) + prompt_attention_s + passed_s))
 
     rows = lanes.astype(np.intp)
     decoded = {n: decoded_products_s(cost, setting, n) for n in np.unique(rows[rows > 0]).tolist()}
 
     def product_s(name: str) -> Column:
         by_rows = np.array([decoded[n][name] if n in decoded else 0.0 for n in range(setting.concurrency + 1)])
-        seconds: Column = by_rows[rows] + slower * prefilled_s(gemms.of_layer[name])
+        seconds: Column = by_rows[rows] + slower * prefilled_s[name]
         return seconds
 
     ops: dict[str, Column] = {
@@ -112,7 +109,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         "norms": passed_s,
         "gather_sms": none,
         "launch": decode_launch_s(cost, setting, setting.concurrency) * some
-        + cost.launch_s(cost.profile.kernels_per_layer) * passes
+        + prompt_launch_s(cost, setting, prompt_row_passes_s(cost, setting) * tokens / np.maximum(passes, 1)) * passes
         + felt_s,
     }
     query_s, attend_s, rest_s = (

@@ -155,8 +155,8 @@ FAMILIES = (
             dram_decades=(-4.0, -2.0),
             hbm_share=(0.15, 0.6),
         ),
-        seeds=44,
-        feasible=30,
+        seeds=51,
+        feasible=36,
         least={"sparse": 12, "host KV": 6},
     ),
     Family(

@@ -32,7 +32,7 @@ _KEPT_OTHERWISE = (
     992,
 )  # half a group's keys wait, as they do on average: a step that completes a group rounds all of them
 _BATCH_BETWEEN = 64  # sequences: more programs than fit the card at once, fewer than twice as many
-_PROMPTS = ((16, 128), (16, 512), (4, 2048))  # sequences, tokens
+_PROMPTS = ((16, 128), (64, 16), (4, 2048), (16, 512))  # sequences, tokens
 _MOST_LAYERS = 16
 
 

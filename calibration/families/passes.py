@@ -1,19 +1,22 @@
-"""What runs between a prefill's products, in the decoder's own operations: norms, residual sums, activations, rotations."""
+"""What runs between the products of a captured plan's prompts, a kernel each: norms, sums, activations, rotations."""
 
 from collections.abc import Callable, Iterator
+from functools import cache, partial
 
+import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
 from calibration.families.base import Case, Scope, each, timed
 from calibration.timer import Call
-from runtime.models.decoder import rms_norm
-from runtime.models.rope import rotate
-from sim.passes import OPERATIONS, activation_of, norm_of
+from runtime.graph.products import Sum, Turning, add_norm, gate, place
+from runtime.models.decoder import Affine
+from sim.passes import OPERATIONS
 from sim.recipe import model_of
 from sim.spec import ModelSpec
 
-_EPS, _ROWS = 1e-5, 8192  # as a pass of a prefill takes
+_EPS, _HEADS = 1e-5, 8
+_ROWS = (8192, 1024)  # as the longest pass of a prefill takes, and a short one
 Work = Callable[[Tensor], object]
 
 
@@ -22,29 +25,32 @@ def cases(scope: Scope) -> Iterator[Case]:
     seen = set[str]()
     for model in map(model_of, scope.models if scope.on_gpu else ()):
         for name, work, width in _operations(model):
-            case = _case(scope, name, work, width)
-            if case.case not in seen:
-                seen.add(case.case)
-                yield case
+            for rows in _ROWS[:1] if width == model.intermediate else scope.some(_ROWS):
+                case = _case(scope, name, work, rows, width)
+                if case.case not in seen:
+                    seen.add(case.case)
+                    yield case
 
 
 def _operations(model: ModelSpec) -> Iterator[tuple[str, Work, int]]:
     """What is done to rows, and their width."""
-    yield norm_of(model), _layer_norm if model.norm_bias else _rms_norm, model.hidden
+    yield ("layer_norm", _layer_norm, model.hidden) if model.norm_bias else ("norm", _norm, model.hidden)
+    yield "sum_norm", partial(_sum_norm, centred=model.norm_bias), model.hidden
     yield "residual", _residual, model.hidden
-    yield activation_of(model), _gated if model.gated_mlp else _relu, model.intermediate
+    yield ("gate", gate, model.intermediate) if model.gated_mlp else ("relu", _relu, model.intermediate)
     if not model.positions:
-        yield "rotation", lambda rows: _rotated(model, rows), model.query_dim
+        yield "turn", partial(_turn, model.head_dim), model.query_dim
 
 
-def _case(scope: Scope, name: str, work: Work, width: int) -> Case:
-    size_bytes = _ROWS * width * scope.dtype.size_bytes
-    shape = {"silu": (_ROWS, 2 * width), "residual": (2, _ROWS, width)}.get(name, (_ROWS, width))
+def _case(scope: Scope, name: str, work: Work, rows: int, width: int) -> Case:
+    size_bytes = rows * width * scope.dtype.size_bytes
+    both = {"gate": (rows, 2 * width), "residual": (2, rows, width), "sum_norm": (2, rows, width)}
+    shape = both.get(name, (rows, width))
 
     def prepare() -> list[Call]:
         return each(work, [scope.normal(*shape) for _ in range(scope.copies(size_bytes))])
 
-    words = f"op={name} rows={_ROWS} width={width} dtype={scope.dtype}"
+    words = f"op={name} rows={rows} width={width} dtype={scope.dtype}"
     return timed(scope, "passes", words, prepare, size_bytes=sum(OPERATIONS[name]) * size_bytes)
 
 
@@ -53,8 +59,14 @@ def _layer_norm(rows: Tensor) -> Tensor:
     return fn.layer_norm(rows, rows.shape[-1:], scale, scale, _EPS)
 
 
-def _rms_norm(rows: Tensor) -> Tensor:
-    return rms_norm(rows, rows[0], _EPS)
+def _norm(rows: Tensor) -> None:
+    add_norm(rows, None, Affine(weight=rows[0]), _EPS, torch.empty_like(rows), centred=False, apart=True)
+
+
+def _sum_norm(both: Tensor, *, centred: bool) -> None:
+    rows, added = both
+    scale = Affine(weight=rows[0], bias=rows[0] if centred else None)
+    add_norm(rows, Sum(parts=added[None], bias=None), scale, _EPS, torch.empty_like(rows), centred=centred, apart=True)
 
 
 def _residual(both: Tensor) -> Tensor:
@@ -65,12 +77,16 @@ def _relu(rows: Tensor) -> Tensor:
     return fn.relu(rows, inplace=True)
 
 
-def _gated(rows: Tensor) -> Tensor:
-    gate, value = rows.chunk(2, dim=-1)
-    return fn.silu(gate).mul_(value)
+def _turn(channels: int, rows: Tensor) -> None:
+    heads, turning = rows.view(rows.shape[0], -1, channels), _turning(channels, rows.device)
+    place(heads, heads.shape[1], _positions(rows.shape[0], rows.device), turning, None, at_once=_HEADS)
 
 
-def _rotated(model: ModelSpec, rows: Tensor) -> Tensor:
-    heads = rows.view(1, rows.shape[0], model.heads, model.head_dim)
-    angles = heads[:, :, :1]
-    return rotate(heads, angles, angles)
+@cache
+def _turning(channels: int, device: torch.device) -> Turning:
+    return Turning(frequencies=torch.ones(channels // 2, device=device), magnitude=1.0, eps=_EPS)
+
+
+@cache
+def _positions(rows: int, device: torch.device) -> Tensor:
+    return torch.arange(rows, device=device)

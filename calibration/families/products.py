@@ -1,6 +1,7 @@
 """Matrix products as a layer makes them: the runtime's own for few rows, the library's for many."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from calibration.families.base import Case, Scope, each, timed
 from calibration.timer import Call
@@ -11,19 +12,23 @@ from sim.gemms import layer_matrices
 from sim.recipe import model_of
 
 FEW = (1, 32, 16, 128, 64)
-MANY = (256, 1024, 4096)
+MANY = (256, 512, 1024, 2048)
+WIDEST = (256, 1024, 4096)
+_SHORT_S = 0.01
 
 
 def cases(scope: Scope) -> Iterator[Case]:
-    """Every matrix of every model by rows; the largest once more by many rows, as a prefill has them."""
+    """Every matrix of every model by rows of decode steps; by many rows, as prompts have them, on a GPU all of them if there is
+    time, else each model's first one.
+    """
     seen = set[tuple[int, int]]()
     for model in map(model_of, scope.models):
         for role, shape in layer_matrices(model).items():
             if shape in seen:
                 continue
             seen.add(shape)
-            many = scope.some(MANY) if role == "qkv" else ()
-            for rows in (*scope.some(FEW), *many):
+            many = (*(MANY if scope.on_gpu and scope.thorough else ()), *(scope.some(WIDEST) if role == "qkv" else ()))
+            for rows in dict.fromkeys((*scope.some(FEW), *many)):
                 yield _case(scope, rows, role, shape, biased=model.mlp_bias)
 
 
@@ -39,5 +44,7 @@ def _case(scope: Scope, rows: int, role: str, shape: tuple[int, int], *, biased:
         return each(lambda weight: multiply(x, weight, tiling), weights)
 
     words = f"rows={rows} inputs={inputs} outputs={outputs} dtype={scope.dtype} as={role}"
+    if rows >= WIDEST[1]:  # before clocks fall: what a power limit leaves is told by whole prefills
+        scope = replace(scope, budget_s=min(scope.budget_s, _SHORT_S))
     moved = weight_bytes + rows * (inputs + outputs) * scope.dtype.size_bytes
     return timed(scope, "product", words, prepare, size_bytes=moved, flops=2.0 * rows * inputs * outputs)

@@ -6,7 +6,7 @@ from torch import Tensor
 from runtime.graph.products import Sum, Turning, add_norm, gate, head_norms, place
 from runtime.models import Decoder
 from runtime.models.decoder import Affine, LayerWeights, linear
-from sim.capture import product_rows
+from sim.gemms import product_rows
 
 _HEADS = 8  # that a program turns by the same angles
 
@@ -87,7 +87,7 @@ def _rows(x: Tensor) -> Tensor:
 def _made_up(x: Tensor) -> Tensor:
     """[batch, token, ...] as [made-up row, column]; copied only where rows are made up, or do not lie side by side."""
     tokens = x.shape[:2].numel()
-    rows = product_rows(tokens)
+    rows: int = product_rows(tokens)
     if rows == tokens:
         return x.flatten(0, 1).flatten(1)
     made = x.new_empty((rows, *x.shape[2:]))

@@ -6,11 +6,12 @@ program without the family to less than any plan takes.
 
 import re
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Any
 
 import pytest
 
-from builders import in_hbm, make_cost, make_machine, make_model, make_products, make_setting
+from builders import in_hbm, make_cost, make_homes, make_machine, make_model, make_products, make_setting
 from exhaustive import optimum_of_setting, settings_to_search
 from instances import FAMILIES
 from planner import search
@@ -25,11 +26,11 @@ from planner.request import Request
 from planner.solvers import SolverRun, run_solver
 from sim import catalogue
 from sim.attention import Selector
-from sim.capture import keeps_open_group
+from sim.capture import is_captured, keeps_open_group
 from sim.cost import CostModel
 from sim.forecast import forecast
 from sim.kv import KvFormat, KvFormats
-from sim.plan import Admission, Placement, Recompute, Setting, WriteBack
+from sim.plan import Admission, Placement, Plan, Recompute, Setting, WriteBack
 from sim.profile import Profile
 from sim.spec import MachineSpec
 from sim.workload import Workload
@@ -81,17 +82,17 @@ SWA_RECENT = {"selector": Selector.SWA, "placement": Placement.RECENT}
 EARNERS = (
     earner("pool", "waves", 7, recompute=INPUTS_IN_HBM, concurrency=2),
     earner("hbm_capacity", "waves", 20, recompute=INPUTS_IN_HBM, concurrency=3),
-    earner("host_capacity", "small host", 21, recompute=TOKENS, concurrency=1),
+    earner("host_capacity", "small host", 12, recompute=TOKENS, concurrency=2),
     earner("outward_from_host", "8-bit KV", 9, recompute=TOKENS, concurrency=3),
     earner("outward_from_hbm", "all at once", 350, host_attention=True, concurrency=4),
     earner("written_grown", "waves", 235, recompute=INPUTS_ON_HOST, concurrency=2),
-    earner("written_moved", "small host", 69, recompute=TOKENS, concurrency=2),
+    earner("written_moved", "small host", 12, recompute=TOKENS, concurrency=2),
     earner("saved_at_birth", "all at once", 36, recompute=INPUTS_IN_HBM, concurrency=1),
     earner("saved_held", "all at once", 36, recompute=INPUTS_IN_HBM, concurrency=1),
-    earner("linked", "the link fills up", 0, recompute=TOKENS, concurrency=2),
+    earner("linked", "the link fills up", 7, recompute=TOKENS, concurrency=1),
     earner("recomputing", "arithmetic to spare", 203, recompute=INPUTS_IN_HBM, concurrency=1),
-    earner("linked_stays_on", "small host", 3847, recompute=TOKENS, concurrency=2),
-    earner("recomputing_stays_on", "sparse", 1321, recompute=INPUTS_IN_HBM, concurrency=4, **SWA_RECENT),
+    earner("linked_stays_on", "small host", 83, recompute=TOKENS, concurrency=4),
+    earner("recomputing_stays_on", "sparse", 2822, recompute=INPUTS_IN_HBM, concurrency=2, **SWA_RECENT),
     earner("streamed", "the link fills up", 353, host_attention=True, weights_on_host=0.5, concurrency=2),
     earner("fetch", "sparse", 275, recompute=TOKENS, concurrency=3),
     earner("fetch_inputs", "8-bit KV", 5, slower_starts=20, recompute=INPUTS_ON_HOST, concurrency=3),
@@ -102,7 +103,7 @@ EARNERS = (
     earner("path_computed_written", "sparse", 275, recompute=TOKENS, concurrency=3),
     earner("path_computed_ahead", "8-bit KV", 5, recompute=INPUTS_ON_HOST, concurrency=3),
     earner("path_fetched", "latency", 1, weights_on_host=0.25, concurrency=1),
-    earner("path_fetched_written", "waves", 77, recompute=TOKENS, concurrency=2),
+    earner("path_fetched_written", "waves", 20, recompute=TOKENS, concurrency=3),
     earner("path_fetched_ahead", "arithmetic to spare", 199, recompute=TOKENS, concurrency=2),
     earner("path_launched", "waves", 334, recompute=INPUTS_IN_HBM, concurrency=2),
     earner("path_written", "arithmetic to spare", 199, recompute=TOKENS, concurrency=2),
@@ -149,12 +150,45 @@ def test_the_bound_of_a_prefill_counts_the_prompt_that_it_writes_at_birth() -> N
     assert bounds_s[0] == bounds_s[1] + 2 * (2 + 8)
 
 
+@pytest.mark.parametrize("changes", [{}, {"weights_on_host": 0.5}, {"write_back": WriteBack.AT_BIRTH}], ids=str)
+def test_a_forwarded_prefix_takes_the_program_what_it_takes_the_engine(changes: dict[str, Any]) -> None:
+    """Of 16 sequences, from none to all of 40 tokens, by each of the pieces of one price: captured, or kernel by kernel.
+
+    A token off HBM leaves 384 bytes and takes 128 for what is computed of it: beyond 50 tokens in HBM three for each two.
+    """
+    machine, model = make_machine(flop_per_s=512.0, launch_s=2.0), make_model(layers=6)
+    shape = {"batch": 16, "prompt": 40, "output": 37, "kv_budget_bytes": 16 * 50 * 384}
+    setting = make_setting(**shape, machine=machine, model=model, recompute=TOKENS, **changes)
+    cost = make_cost(machine, kernels_per_layer=3.0, prompt_tile_s=40.0)
+    dropped = [ceil(1.5 * max(0, step - 10)) for step in range(37)]
+    plan = Plan(setting=setting, homes=make_homes([40 + n - gone for n, gone in enumerate(dropped)], dropped=dropped))
+    problem, request = coefficients_of(setting, cost), _request(setting, cost)
+    program = build(problem, tuple(range(problem.steps)), request.objective)
+    for kv, forward, count in zip(program.kv, program.forward, dropped, strict=True):
+        program.lp.addConstraint(kv == 0)
+        program.lp.addConstraint(forward == count)
+
+    run = run_solver(program.lp)
+
+    (wave,) = forecast(plan, cost).waves
+    price = problem.timings[0].prices.forward
+    layer_s = [seconds.value() * program.unit_s for seconds in program.layer_s[0]]
+    assert is_captured(setting) == (not setting.weights_on_host)
+    assert dropped[-1] == 39
+    assert len(price.pieces) > 2
+    assert run.is_optimal
+    assert wave.times.ops["forward"].tolist() == [price.at_one(gone) for gone in dropped]
+    assert layer_s == pytest.approx(wave.times.layer_s.tolist(), rel=1e-6)
+
+
 @pytest.mark.parametrize("concurrency", [8, 64, 65, 100])
 @pytest.mark.parametrize("positions", [0, 64])
 def test_the_bound_of_admission_one_by_one_counts_no_launch_that_a_step_may_be_without(
     positions: int, concurrency: int
 ) -> None:
-    """Little but launches, of 1 s: more in steps of over 64 rows, and more of rotation, but none of either for a prompt."""
+    """Little but launches, of 1 s: more in steps of over 64 rows, and more of rotation, but none of either for a prompt;
+    that has six of its own, in each pass of no more than may run at once.
+    """
     machine, model = make_machine(hbm_bytes_per_s=1e9, launch_s=1.0), make_model(positions=positions)
     cost = make_cost(machine, kernels_per_layer=3.0)
     setting = make_setting(

@@ -17,7 +17,7 @@ from runtime.models.decoder import Decoder
 from runtime.models.random_weights import random_decoder
 from runtime.models.streamed import mapped
 from runtime.prefill import prompt_layer
-from sim.capture import product_rows
+from sim.gemms import product_rows
 from tests.runtime.graphs import DEVICE, kernels
 
 _SHAPE = {"vocab_size": 31, "hidden_size": 24, "num_attention_heads": 6, "num_hidden_layers": 1}
@@ -48,8 +48,8 @@ def unwritten_memory_is_nan() -> Iterator[None]:
 @pytest.fixture
 def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """From 9 rows on products run over multiples of 8."""
-    monkeypatch.setattr("sim.capture._FEW_ROWS", 8)
-    monkeypatch.setattr("sim.capture._ROWS_TOGETHER", 8)
+    monkeypatch.setattr("sim.gemms._FEW_ROWS", 8)
+    monkeypatch.setattr("sim.gemms._ROWS_TOGETHER", 8)
 
 
 def decoder(family: str, dtype: torch.dtype = torch.float32) -> Decoder:

@@ -241,7 +241,6 @@ def planned(made: Decoder, choice: Choice) -> Plan:
         (replace(BASE, batch=3, concurrency=3), False),  # in two passes
         (replace(BASE, concurrency=1, prompt=40), True),
         (replace(BASE, concurrency=1, prompt=41), False),  # in parts
-        (replace(BASE, output=1), False),
         (replace(BASE, weight_format=WeightFormat.INT4), True),
         (replace(BASE, weights_on_host=0.5), False),
     ],
@@ -261,7 +260,12 @@ def test_prices_and_runtime_agree_on_which_prefills_are_captured(
 
 
 @pytest.mark.parametrize(
-    "choice", [replace(BASE, admission=Admission.CONTINUOUS), replace(BASE, selector=Selector.TOPK)]
+    "choice",
+    [
+        replace(BASE, admission=Admission.CONTINUOUS),
+        replace(BASE, selector=Selector.TOPK),
+        replace(BASE, output=1),
+    ],
 )
-def test_prefills_of_newcomers_and_eager_ones_are_launched(choice: Choice) -> None:
+def test_prefills_of_newcomers_of_eager_plans_and_of_those_without_a_step_are_launched(choice: Choice) -> None:
     assert not captures_prefill(all_in_hbm(decoder("opt", DType.FP32, seed=1).spec, choice).setting)

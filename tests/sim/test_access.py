@@ -103,6 +103,14 @@ def test_older_shares_never_get_fewer_picks(access: AccessProfile, one: float, o
     assert min(access.turnovers) - 1e-12 <= access.turnover(one) <= max(access.turnovers) + 1e-12
 
 
+def test_where_a_turnover_comes_to_nothing_it_is_none_at_all() -> None:
+    """3/8 at a tenth kept, 0 at a half: not a rounding error less, which would be a fetch of less than no time."""
+    access = AccessProfile(**POINTS | {"keep_shares": (0.1, 0.5), "turnovers": (0.375, 0.0)})
+
+    assert access.turnover(0.5) == 0
+    assert access.turnover(0.5 - 2**-53) >= 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,7 +1,7 @@
 """The cost model's pieces: by hand at round numbers, and monotone and convex everywhere."""
 
 from dataclasses import replace
-from math import exp
+from math import exp, log2
 
 import numpy as np
 import pytest
@@ -130,8 +130,10 @@ def test_smaller_weights_are_widened_at_each_use(weight_format: WeightFormat, we
         (64, 8, 32, FP16, 3.0),
         (64, 8, 4, FP16, 1.5),  # halfway in the number of times that rows double
         (64, 8, 16, FP16, 2.0),
-        (64, 8, 1, FP16, 2.0),  # beyond what was measured
-        (64, 8, 99, FP16, 3.0),
+        (64, 8, 1, FP16, 2.0),  # below what was measured
+        (64, 8, 64, FP16, 2.0),  # on the way to what the curve says, at four times as many
+        (64, 8, 128, FP16, 1.0),
+        (64, 8, 9999, FP16, 1.0),
         (8, 64, 2, FP16, 1.0),  # another matrix
         (64, 8, 2, DType.FP32, 1.0),  # or the same, wider
     ],
@@ -148,15 +150,17 @@ def test_a_product_takes_so_many_times_its_curve_as_when_it_was_measured(
 
 
 @given(machines(), st.floats(0.1, 10), st.integers(1, 300))
-def test_what_was_measured_as_the_curve_says_or_always_so_many_times_that_changes_with_no_rows(
+def test_what_was_measured_as_so_many_times_the_curve_is_that_for_any_rows_and_fades_beyond_them(
     machine: object, times: float, rows: int
 ) -> None:
+    """At 1 to 64 rows; by the number of times that they double, nothing is left of it at 256."""
     cost = CostModel(machine=machine, profile=Profile.nominal(machine))  # type: ignore[arg-type]
     products = make_products(cost, make_model(), {1: times, 16: times, 64: times})
 
     known = replace(cost, profile=replace(cost.profile, products=products))
 
-    assert known.as_measured(16, 48, rows, FP16) == pytest.approx(times)
+    left = min(1.0, max(0.0, log2(256 / rows) / 2))
+    assert known.as_measured(16, 48, rows, FP16) == pytest.approx(1 + (times - 1) * left)
     assert known.gemm(16, 48, FP16, NATIVE) == cost.gemm(16, 48, FP16, NATIVE)
 
 
@@ -175,6 +179,41 @@ def test_attention_reads_its_keys_or_is_bound_by_arithmetic() -> None:
     assert cost.attention_s(1024, 100, FP16, KvFormat.INT8) == 1024 / 128
     assert cost.attention_s(1024, 8000, FP16, KvFormat.NATIVE) == 8
     assert cost.attention_s(1024, 8000, DType.FP32, KvFormat.NATIVE) == 16
+
+
+@pytest.mark.parametrize(
+    ("sequences", "tokens", "seconds"),
+    [
+        (1, 1, 2 * 7.5),  # two heads: a program of 64 queries each, however few there are
+        (1, 64, 2 * 7.5),
+        (1, 65, 2 * 2 * 7.5),
+        (3, 64, 3 * 2 * 7.5),  # no sequence shares a tile with another
+        (3, 65, 3 * 2 * 2 * 7.5),
+        (1, 1024, 2 * 16 * 7.5),
+        (1, 2048, 2 * 2 * 64 * 2048**2 / 2e6),  # from some 1,830 on by arithmetic: half of each square
+        (3, 2048, 3 * 2 * 2 * 64 * 2048**2 / 2e6),
+    ],
+)
+def test_a_prompts_attention_is_bound_by_arithmetic_or_by_tiles_of_queries(
+    sequences: int, tokens: int, seconds: float
+) -> None:
+    """Two heads of 64 channels; 10 multiprocessors that take 100 s for a tile of 128 channels and three quarters of that here."""
+    cost = make_cost(make_machine(flop_per_s=4e6), prefill_attention_efficiency=0.5, prompt_tile_s=100.0)
+
+    assert cost.prompt_attention_s(2, 64, sequences, tokens, FP16) == pytest.approx(seconds, rel=1e-12)
+    column = cost.prompt_attention_s(2, 64, np.array([1.0, sequences]), np.array([1.0, tokens]), FP16)
+    assert column.tolist() == pytest.approx([15.0, seconds], rel=1e-12)
+    wider_s = cost.prompt_attention_s(2, 128, sequences, 64, FP16)  # by tiles
+    assert wider_s == pytest.approx(sequences * 2 * 10.0, rel=1e-12)
+
+
+def test_no_token_of_a_prompt_waits_for_a_tile_where_tiles_take_no_time() -> None:
+    """As on a CPU, of whose attention arithmetic is all."""
+    cost = make_cost(make_machine(flop_per_s=4e6), prefill_attention_efficiency=0.5)
+
+    seconds = cost.prompt_attention_s(2, 64, np.array([3.0, 3.0, 0.0]), np.array([0.0, 5.0, 5.0]), FP16)
+
+    assert seconds.tolist() == [0, 3 * 2 * 2 * 64 * 25 / 2e6, 0]
 
 
 def test_launches() -> None:

@@ -94,6 +94,25 @@ def test_a_layer_is_its_work_and_what_it_reads_from_the_host(depth: int) -> None
     assert simulate(plan, cost).outcome.makespan_s == sum(step_s)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_streamed_weights_of_a_step_that_reads_in_place_come_one_layer_ahead(depth: int) -> None:
+    """1280 bytes of each of six layers at 64 a second, 20 s, in each of two steps; the first layer's wait for nothing.
+
+    A layer asks for the next one's once its query is known; the GPU is done with all but the last one meanwhile.
+    """
+    setting = make_setting(
+        output=2, model=make_model(layers=6), fetch_by=GATHER, weights_on_host=0.5, prefetch_layers=depth
+    )
+    plan = newest_in_hbm(setting, slots=5)
+    assert reads_in_place(setting)
+
+    outcome = simulate(plan, make_cost()).outcome
+
+    assert outcome.h2d_bytes == 2 * 6 * 1280
+    assert outcome.makespan_s == 20 + (3 + 6 * 20) + (3 + 5 * 20 + 5 / 8 + 2 + 1)
+    assert forecast(plan, make_cost()).outcome.makespan_s == outcome.makespan_s
+
+
 def test_the_link_is_busy_between_a_layers_query_and_its_attention() -> None:
     """Two layers, one step: 4 tokens at a second each. A prefill writes the 4 that have no slot in its second step."""
     plan = newest_in_hbm(make_setting(output=2, fetch_by=GATHER), slots=1)

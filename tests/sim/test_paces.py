@@ -8,7 +8,7 @@ import pytest
 
 from builders import make_cost, make_machine, make_profile, make_setting
 from sim.attention import Selector
-from sim.capture import is_captured
+from sim.capture import captures_prefill, is_captured
 from sim.cost import CostModel
 from sim.launches import begin_operations
 from sim.layer import at_pace, layer_prices
@@ -58,13 +58,16 @@ def test_half_the_pace_is_twice_the_time_of_each_operation_that_the_host_launche
     assert at_pace(usual, 1.0) == usual
 
 
-def test_a_wave_begins_with_operations_of_a_gpus_host_captured_or_not() -> None:
-    """Under continuous admission no wave begins; a CPU has nothing to wait for."""
+def test_a_wave_begins_with_operations_of_a_gpus_host_few_where_its_prefill_is_a_graph() -> None:
+    """A captured step whose prefill is not one, in two passes, begins as any other. Under continuous admission no
+    wave begins; a CPU has nothing to wait for.
+    """
     captured, eager = make_setting(**DENSE), make_setting(**EAGER)
-    assert is_captured(captured)
-    assert not is_captured(eager)
+    in_passes = make_setting(**DENSE, batch=5, prompt=2000)
+    assert [is_captured(setting) for setting in (captured, in_passes, eager)] == [True, True, False]
+    assert [captures_prefill(setting) for setting in (captured, in_passes, eager)] == [True, False, False]
 
-    assert begin_operations(captured) == begin_operations(eager) > 0
+    assert [begin_operations(setting) for setting in (captured, in_passes, eager)] == [16, 90, 90]
     assert begin_operations(replace(captured, admission=Admission.CONTINUOUS)) == 0
     assert begin_operations(replace(eager, machine=on_a_cpu())) == 0
 

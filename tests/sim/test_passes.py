@@ -31,22 +31,23 @@ def test_a_layer_passes_over_its_rows_between_products(changes: dict[str, Any], 
 @pytest.mark.parametrize(
     ("changes", "plain", "busy"),
     [
-        # The last sum, 3 * 16; keys and values; ReLU. Either norm is one kernel, 2 * 16, the second with the sum before it, 4 * 16.
-        ({}, 3 * 16 + 2 * 32 + 2 * 8, 6 * 16 + 2 * 32),
-        ({"gated_mlp": True}, 3 * 16 + 2 * 32, 6 * 16 + 2 * 32 + 3 * 8),
-        (GROUPED, 3 * 16 + 2 * 16 + 2 * 8, 6 * 16 + 2 * (16 + 8)),
-        (OPT, 3 * 16 + 2 * 32 + 2 * 8, 6 * 16),
+        # The last sum, 3 * 16; keys and values; ReLU. Either norm is one kernel, 2 * 16, the second with the sum before it, 4 * 16;
+        # a rotation reads and writes, and sines and cosines take a fifth more.
+        ({}, 3 * 16 + 2 * 32 + 2 * 8 + 6 * 16 + 2.4 * 32, 0),
+        ({"gated_mlp": True}, 3 * 16 + 2 * 32 + 6 * 16 + 2.4 * 32 + 3 * 8, 0),
+        (GROUPED, 3 * 16 + 2 * 16 + 2 * 8 + 6 * 16 + 2.4 * (16 + 8), 0),
+        (OPT, 3 * 16 + 2 * 32 + 2 * 8 + 4 * 16, 2 * 16),  # torch's LayerNorm, before attention
     ],
 )
 def test_a_fused_layer_reads_and_writes_once_in_each_kernel(changes: dict[str, Any], plain: float, busy: float) -> None:
-    assert of_layer(make_model(**changes), fused=True) == Passes(plain=plain, busy=busy)
+    assert of_layer(make_model(**changes), fused=True) == pytest.approx(Passes(plain=plain, busy=busy), rel=1e-12)
 
 
 @pytest.mark.parametrize(
     ("changes", "apart", "fused"),
     [
-        ({}, 12 * 16 + 14 * 16, 2 * 16),
-        (GROUPED, 12 * 16 + 14 * 8, 2 * 8),  # only keys are rotated
+        ({}, 12 * 16 + 14 * 16, 2.4 * 16),
+        (GROUPED, 12 * 16 + 14 * 8, 2.4 * 8),  # only keys are rotated
         ({"positions": 4096}, 12 * 16, 0),
         (OPT, 2 * 16, 0),
     ],
@@ -56,7 +57,7 @@ def test_inputs_are_normed_and_their_keys_rotated(changes: dict[str, Any], apart
     model = make_model(**changes)
 
     assert of_inputs(model, fused=False) == Passes(busy=apart)
-    assert of_inputs(model, fused=True) == Passes(busy=fused)
+    assert of_inputs(model, fused=True) == Passes(plain=fused)
 
 
 def test_each_kind_of_pass_has_a_rate_of_its_own() -> None:

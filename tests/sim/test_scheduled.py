@@ -1,5 +1,7 @@
 """What a machine step costs in which some sequences decode and others enter: by hand, on a schedule written by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -20,7 +22,6 @@ STAGGERED = Schedule(
     runs=(Run(machine_step=1, sequence_step=1, length=3), Run(machine_step=2, sequence_step=1, length=3)),
     prefilled=np.array([1.0, 1.0, 0.0, 0.0, 0.0]),
     prefilled_tokens=np.array([4.0, 4.0, 0.0, 0.0, 0.0]),
-    prefilled_squares=np.array([16.0, 16.0, 0.0, 0.0, 0.0]),
     prefill_passes=np.array([1.0, 1.0, 0.0, 0.0, 0.0]),
     swapped_in=NONE,
     swapped_out=NONE,
@@ -30,13 +31,13 @@ STAGGERED = Schedule(
 )
 
 
-def staggered(kv: KvFormat = KvFormat.NATIVE, **constants: float) -> LayerTimes:
+def staggered(kv: KvFormat = KvFormat.NATIVE, *, planned: Schedule = STAGGERED, **constants: float) -> LayerTimes:
     machine = make_machine(flop_per_s=512.0)
     formats = KvFormats(gpu=kv, host=kv)
     setting = make_setting(batch=2, machine=machine, admission=Admission.CONTINUOUS, concurrency=2, kv_format=formats)
     cost: CostModel = make_cost(machine, **constants)
     plan = in_hbm(setting)
-    return scheduled_times(cost, setting, flows_of(plan, home_columns(plan.homes)), STAGGERED)
+    return scheduled_times(cost, setting, flows_of(plan, home_columns(plan.homes)), planned)
 
 
 def test_newcomers_have_products_of_their_own_and_a_captured_step_has_all_lanes() -> None:
@@ -58,6 +59,20 @@ def test_attention_waits_for_the_lane_with_most_tokens() -> None:
     seconds = staggered(attention_token_s=1e6).ops["attention"]
 
     assert (seconds[1:] / per_token_s).tolist() == pytest.approx([5, 6, 7, 7], rel=1e-3)
+
+
+def test_each_who_enters_attends_to_a_prompt_of_its_own() -> None:
+    """4 tokens, 16 channels: half of the square at 512 FLOP/s takes 1 s, a tile of 9 s for one of ten multiprocessors less."""
+    two = replace(STAGGERED, prefilled=STAGGERED.prefilled * 2, prefilled_tokens=STAGGERED.prefilled_tokens * 2)
+
+    (one_s, *_), (two_s, *_) = (
+        staggered(planned=planned, prompt_tile_s=16.0).ops["attention"] for planned in (STAGGERED, two)
+    )
+    by_tiles_s = staggered(planned=two, prompt_tile_s=64.0).ops["attention"]
+
+    assert [one_s, two_s] == [1, 2]
+    assert by_tiles_s[0] == pytest.approx(2 * 3.6)
+    assert staggered().ops["attention"][2] == by_tiles_s[2]
 
 
 def test_what_enters_is_rounded_by_kernels_and_newborn_tokens_by_a_captured_steps_attention() -> None:
