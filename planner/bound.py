@@ -298,7 +298,7 @@ def paged_bound(problem: Coefficients, request: Request, cost: CostModel) -> flo
     gemm_s = measured * sum(product.at_one(rows) for product in gemms.of_layer.values())
     launch_s = cost.launch_s(cost.profile.kernels_per_layer)  # of any step, one that only prefills too
     step_s = layers * (gemm_s + launch_s) + gemms.head.at_one(rows) + cost.profile.step_overhead_s
-    at_least_s = float(prompt_launch_s(cost, setting, np.zeros(1))[0])  # beside no passes, of which none are counted here
+    at_least_s = float(prompt_launch_s(cost, setting, np.zeros(1))[0])  # beside no passes: none are counted here
     prompts_s = _fewest_prefills(setting) * layers * (at_least_s - launch_s)
     if request.objective is Objective.TTFT:
         return 0.0

@@ -3,12 +3,15 @@
 ``runtime.graph.support`` decides, once it has a decoder; this says it beforehand, for prices. A test holds them together.
 """
 
+from typing import Any, TypeVar, cast
+
 from sim.attention import PAGE_TOKENS, Selector
 from sim.footprint import prefills_at_once
 from sim.kv import GROUP_TOKENS, KvFormat
 from sim.plan import Admission, Mechanism, Placement, Recompute, Setting, WriteBack
 from sim.profile import Profile
 
+Tokens = TypeVar("Tokens")  # a number of them, or a column
 FUSED_ROWS = 64  # of a captured step: up to those its products add biases, activations and sums of parts themselves
 FORWARDED_TOGETHER = (
     8  # tokens of a dropped prefix: a captured step forwards a multiple of it, and has a graph for each
@@ -29,13 +32,13 @@ def attention_parts(sequences: int, kv_heads: int, heads: int) -> int:
     return min(_MOST_PARTS, max(2, 1 << (wanted - 1).bit_length()))
 
 
-def forwarded_tokens(dropped: int, prompt_tokens: int) -> int:
+def forwarded_tokens(dropped: Tokens, prompt_tokens: int) -> Tokens:
     """What a captured step forwards where so many ``dropped`` tokens count; a few of them as they are, more of them rounded up,
     never more than the prompt.
     """
-    if dropped < FORWARDED_TOGETHER:
-        return dropped
-    return min(prompt_tokens, -(-dropped // FORWARDED_TOGETHER) * FORWARDED_TOGETHER)
+    tokens: Any = dropped
+    made_up = tokens + (tokens >= FORWARDED_TOGETHER) * (-tokens % FORWARDED_TOGETHER)
+    return cast(Tokens, made_up - (made_up > prompt_tokens) * (made_up - prompt_tokens))
 
 
 def gains_by_capture(profile: Profile) -> bool:

@@ -1,13 +1,14 @@
 """What prompts take to pass through a layer: those of a prefill, and the beginnings that are forwarded anew in a decode step."""
 
-from math import ceil
+from math import ceil, log
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim.attention import Selector
 from sim.attention_prices import rounding_s
 from sim.capture import FORWARDED_TOGETHER, captures_prefill, forwarded_tokens, is_captured
-from sim.cost import CostModel, Pieces
+from sim.cost import QUERY_TILE, CostModel, Pieces
 from sim.flows import Column
 from sim.footprint import prefill_rows
 from sim.gemms import LayerGemms, prompt_products_s
@@ -24,6 +25,7 @@ _CHOICE_PASSES, _CAPTURED_CHOICE_PASSES = 9, 5
 # Of captured prompts: a layer's kernels, none of them made one, that a decode step has not; 24 to 27 us a layer of few rows on
 # an H200.
 _PROMPT_LAUNCHES, _STAGED_LAUNCHES = 6, 2  # the latter of a prefix, whose keys and values are staged
+_EACH_TOLD, _TOLD_APART = 2048, 0.01  # tokens whose price is looked at one by one; more of them by so large a share
 _SMOOTH_ROWS = 128  # of what is multiplied together: over so many the steps of a prefix's price are evened out
 
 
@@ -103,7 +105,7 @@ def forwarded(cost: CostModel, setting: Setting, sequences: int, *, beside_s: fl
         return Pieces(pieces=((0.0, 0.0),), free_at_zero=True)
     model, prompt = setting.model, setting.workload.prompt_tokens
     counts = np.arange(1.0, prompt + 1)
-    tokens = _made_up(counts, prompt) if is_captured(setting) else counts
+    tokens = forwarded_tokens(counts, prompt) if is_captured(setting) else counts
     rows = sequences * tokens
     products_s = np.sum(list(prompt_products_s(cost, setting, rows).values()), axis=0)
     passed_s = rows * prompt_row_passes_s(cost, setting)
@@ -119,11 +121,19 @@ def forwarded(cost: CostModel, setting: Setting, sequences: int, *, beside_s: fl
     seconds = products_s + others_s + held_back_s(cost, row_s * rows, beside_s + others_s, share)
     if is_captured(setting):
         seconds = _evened_out(seconds, max(FORWARDED_TOGETHER, ceil(_SMOOTH_ROWS / sequences)))
-    return Pieces(pieces=lower_hull(counts, seconds), free_at_zero=True)
+    told = _told(prompt)
+    return Pieces(pieces=lower_hull(counts[told], seconds[told]), free_at_zero=True)
 
 
-def _made_up(counts: Column, prompt_tokens: int) -> Column:
-    return np.array([float(forwarded_tokens(int(count), prompt_tokens)) for count in counts])
+def _told(prompt_tokens: int) -> NDArray[np.intp]:
+    """Places of the counts whose prices make the hull: all of some, then whole tiles of queries, each a little more than the
+    one before, and the last.
+    """
+    if prompt_tokens <= _EACH_TOLD:
+        return np.arange(prompt_tokens)
+    more = np.geomspace(_EACH_TOLD, prompt_tokens, ceil(log(prompt_tokens / _EACH_TOLD) / _TOLD_APART) + 1)
+    tiles = np.unique((more // QUERY_TILE).astype(np.intp) * QUERY_TILE)
+    return np.unique([*range(1, _EACH_TOLD + 1), *tiles.tolist(), prompt_tokens]) - 1
 
 
 def _evened_out(seconds: Column, window: int) -> Column:

@@ -29,6 +29,7 @@ TRUTH = {
     "attention_efficiency": 0.72,
     "attention_setup_s": 3e-6,
     "prefill_attention_efficiency": 0.31,
+    "prompt_tile_s": 2.1e-6,
     "link_efficiency": 0.81,
     "link_duplex_efficiency": 0.83,
     "copy_setup_s": 6e-6,
@@ -43,6 +44,7 @@ TRUTH = {
     "selection_token_s": 9e-8,
     "host_operation_s": 7e-6,
     "step_overhead_s": 150e-6,
+    "branch_s": 60e-6,
 }
 
 
@@ -83,8 +85,8 @@ def cases() -> list[tuple[str, str]]:
     attention = [replace(base, batch=batch, prompt=kept, output=2) for batch in (4, 64) for kept in (31, 255, 1023)]
     runs = [(family, recipe.case) for recipe in dense + window + eager for family in ("decode", "prefill")]
     prompts = [
-        ("prompt_attention", f"sequences=16 tokens={tokens} heads=32 key_heads=8 channels=128 dtype=fp16")
-        for tokens in (128, 512)
+        ("prompt_attention", f"sequences={sequences} tokens={tokens} heads=32 key_heads=8 channels=128 dtype=fp16")
+        for sequences, tokens in ((64, 16), (16, 128), (16, 512), (4, 2048))  # by tiles, then by arithmetic
     ]
     return [
         *products,

@@ -12,7 +12,7 @@ import pytest
 
 from builders import hypotenuse, make_cost, make_machine, make_setting
 from sim import catalogue
-from sim.capture import captures_prefill, is_captured
+from sim.capture import captures_prefill, forwarded_tokens, is_captured
 from sim.cost import CostModel, Pieces
 from sim.kv import KvFormat, KvFormats
 from sim.layer import layer_prices
@@ -202,6 +202,33 @@ def test_a_price_is_told_in_few_pieces() -> None:
     cost = CostModel(machine=machine, profile=Profile.nominal(machine))
 
     assert 2 < len(layer_prices(cost, setting, 16).forward.pieces) < 8
+
+
+@pytest.mark.parametrize(("changes", "captured"), [({}, True), (EAGER, False)])
+def test_of_a_long_prompt_some_numbers_tell_the_price_of_all(changes: dict[str, Any], captured: bool) -> None:
+    """Of 4,000 tokens the first 2,048, then whole tiles, a hundredth further each time.
+
+    Convex between where 257 rows are made up to 384 and the end, where means are of fewer, of shorter prefixes.
+    """
+    prompt = 4000
+    made_up = [tokens if tokens < 8 else min(prompt, 8 * ceil(tokens / 8)) for tokens in range(1, prompt + 1)]
+    counts = made_up if captured else range(1, prompt + 1)
+    each_s = [seconds_of(1, tokens, captured=captured, tile_s=9.0) for tokens in counts]
+    setting = forwarding(1, prompt, **changes)
+
+    pieces = price(setting, kernels_per_layer=3.0, prompt_tile_s=160.0)
+
+    shares = pieces.at(np.arange(1.0, prompt + 1)) / np.array(evened_out(each_s, 128) if captured else each_s)
+    assert (shares <= 1.005 + 1e-9).all()
+    assert (shares[255:-128] >= 0.99).all()
+    assert shares[-1] == pytest.approx(1.0)
+
+
+def test_many_numbers_are_made_up_as_each_is() -> None:
+    made_up = [1, 2, 3, 4, 5, 6, 7, *[8], *[16] * 8, *[20] * 4]
+
+    assert [forwarded_tokens(count, 20) for count in range(1, 21)] == made_up
+    assert forwarded_tokens(np.arange(1.0, 21.0), 20).tolist() == made_up
 
 
 @pytest.mark.parametrize(("layer_steps", "share"), [(0, 0.0), (4, None), (None, 1.0)])
