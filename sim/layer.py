@@ -392,8 +392,8 @@ def choice_prices(cost: CostModel, setting: Setting, sequences: int) -> tuple[fl
 
 
 def _branches(setting: Setting) -> bool:
-    """Whether a captured step's choices run beside it."""
-    return setting.attention.selector.chooses_ahead and is_captured(setting)
+    """Whether a step's choices run beside it: captured or not, so that no plan is the better for being launched by the host."""
+    return setting.attention.selector.chooses_ahead and not setting.machine.is_cpu
 
 
 def _exposed_share(cost: CostModel, sequences: int) -> float:

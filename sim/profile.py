@@ -236,7 +236,7 @@ class Profile:
     step_overhead_s: float = _amount(60e-6, "graph launch, sampling and the read-back of a step's tokens")
     branch_s: float = _amount(
         37e-6,
-        "of a captured step whose choices run on a branch beside it, once: 36 to 40 us on an H200, whatever layers and sequences",
+        "of a step whose choices run on a branch beside it, once: 36 to 40 us on an H200, whatever layers and sequences",
     )
     host_attention_efficiency: float = _share(0.50, "share of DRAM bandwidth that CPU attention reads KV with")
     host_round_trip_s: float = _amount(30e-6, "queries to the CPU and the result back, each layer")

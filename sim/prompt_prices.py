@@ -96,7 +96,7 @@ def prefill_s(cost: CostModel, setting: Setting, sequences: int) -> dict[str, fl
 
 
 def forwarded(cost: CostModel, setting: Setting, sequences: int, *, beside_s: float, layer_steps: int | None) -> Pieces:
-    """Seconds of a prefix through one layer by its tokens: below the price of each number, by 1 % at most where that is convex.
+    """Seconds of a prefix through one layer by its tokens: the convex hull below the prices of all numbers, to half a percent.
 
     A captured step forwards some more to make the number up, and multiplies some rows more: evened out over neighbours. For
     ``beside_s`` and ``layer_steps`` see ``sim.power.recomputed``.

@@ -46,7 +46,6 @@ class PromptGraph:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             prefill(self.tokens)
-            self.decoder.forget()
             torch.cuda.synchronize()
             torch.cuda.empty_cache()  # what that run took: the graph takes as much, and none of it
             self.graph = self._captured(prefill)
@@ -58,9 +57,4 @@ class PromptGraph:
         self.graph = None
 
     def _captured(self, prefill: Callable[[Tensor], None]) -> torch.cuda.CUDAGraph:
-        """It reads no cosines and sines from before, and leaves none of its own to others."""
-        self.decoder.forget()
-        try:
-            return captured(torch.cuda.graph_pool_handle(), partial(prefill, self.tokens))
-        finally:
-            self.decoder.forget()
+        return captured(torch.cuda.graph_pool_handle(), partial(prefill, self.tokens))

@@ -82,10 +82,6 @@ class Decoder:
     def dtype(self) -> torch.dtype:
         return self.weights.embedding.dtype
 
-    def forget(self) -> None:
-        """Let go of the last positions' cosines and sines: they may not outlive the memory that they lie in."""
-        self._turned = None
-
     def embed(self, tokens: Tensor, positions: Tensor) -> Tensor:
         weights = self.weights
         x = fn.embedding(tokens, weights.embedding)

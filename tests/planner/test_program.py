@@ -99,7 +99,7 @@ EARNERS = (
     earner("layer", "arithmetic to spare", 7, recompute=INPUTS_IN_HBM, concurrency=2),
     earner("host_attention", "all at once", 259, host_attention=True, concurrency=3),
     earner("write", "sparse", 275, recompute=TOKENS, concurrency=3),
-    earner("path_computed", "waves", 230, host_attention=True, concurrency=1),
+    earner("path_computed", "waves", 1, host_attention=True, concurrency=1),
     earner("path_computed_written", "sparse", 275, recompute=TOKENS, concurrency=3),
     earner("path_computed_ahead", "8-bit KV", 5, recompute=INPUTS_ON_HOST, concurrency=3),
     earner("path_fetched", "latency", 1, weights_on_host=0.25, concurrency=1),
@@ -175,7 +175,7 @@ def test_a_forwarded_prefix_takes_the_program_what_it_takes_the_engine(changes: 
     layer_s = [seconds.value() * program.unit_s for seconds in program.layer_s[0]]
     assert is_captured(setting) == (not setting.weights_on_host)
     assert dropped[-1] == 39
-    assert len(price.pieces) > 2
+    assert len(price.pieces) > 1
     assert run.is_optimal
     assert wave.times.ops["forward"].tolist() == [price.at_one(gone) for gone in dropped]
     assert layer_s == pytest.approx(wave.times.layer_s.tolist(), rel=1e-6)

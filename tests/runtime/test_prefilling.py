@@ -179,20 +179,6 @@ def test_a_prefill_captured_once_is_right_for_every_wave(
 
 
 @kernels
-@pytest.mark.skipif(ON_GPU, reason="a GPU captures")
-def test_a_captured_prefill_shares_no_cosines_with_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = make("dense")
-    decoder = made.wave.decoder
-    made.wave.prefill(made.one)
-    assert decoder._turned is not None
-
-    with recorded_graphs(monkeypatch), torch.inference_mode():
-        made.graph._captured(made.wave._take_in)
-
-    assert decoder._turned is None
-
-
-@kernels
 def test_a_wave_goes_with_its_last_name() -> None:
     """Its memory must be there for the next one: nothing waits for the garbage collector."""
     made = make("dense")

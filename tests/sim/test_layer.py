@@ -575,20 +575,13 @@ WINDOW: dict[str, Any] = {"selector": Selector.SWA, "prompt": 8, "sparsity": 0.5
     [
         (WINDOW, True),
         (WINDOW | {"placement": Placement.RESIDENT}, True),
-        (WINDOW | {"write_back": WriteBack.AT_BIRTH}, False),  # launched kernel by kernel, as the next
-        (WINDOW | {"selector": Selector.H2O}, False),
-        (
-            WINDOW | {"selector": Selector.PAGES, "placement": Placement.RESIDENT},
-            False,
-        ),  # chooses once a query is known
+        (WINDOW | {"selector": Selector.PAGES, "placement": Placement.RESIDENT}, False),  # chooses later
         ({}, False),
         ({"recompute": Recompute.TOKENS}, False),
     ],
 )
 @pytest.mark.parametrize("layers", [2, 6])
-def test_a_captured_step_joins_the_branch_of_its_choices_once(
-    changes: dict[str, Any], branches: bool, layers: int
-) -> None:
+def test_a_step_joins_the_branch_of_its_choices_once(changes: dict[str, Any], branches: bool, layers: int) -> None:
     """7 s of a step, whatever its layers and sequences: as it ends, and in no layer of it."""
     setting = make_setting(**{"batch": 3, "output": 3, "model": make_model(layers=layers)} | changes)
     plan = in_hbm(setting)
@@ -599,6 +592,20 @@ def test_a_captured_step_joins_the_branch_of_its_choices_once(
     assert joined.layer_s.tolist() == free.layer_s.tolist()
     joined_s, free_s = (forecast(plan, make_cost(branch_s=seconds)).outcome.makespan_s for seconds in (7.0, 0.0))
     assert joined_s - free_s == pytest.approx(3 * 7 * branches)
+
+
+@pytest.mark.parametrize("changes", [{"write_back": WriteBack.AT_BIRTH}, {"selector": Selector.H2O}])
+def test_no_plan_is_the_better_for_being_launched_kernel_by_kernel(changes: dict[str, Any]) -> None:
+    """Its choices are priced as if they joined a step too; a CPU has no branch."""
+    setting = make_setting(**WINDOW | {"output": 3} | changes)
+    machine = replace(
+        setting.machine, gpu=replace(setting.machine.gpu, link=replace(setting.machine.gpu.link, name=CPU_LINK))
+    )
+    assert not is_captured(setting)
+
+    for one, branch_s in ((setting, 7), (replace(setting, machine=machine), 0)):
+        joined, free = (times_of(in_hbm(one), make_cost(one.machine, branch_s=seconds)) for seconds in (7.0, 0.0))
+        assert (joined.head_s - free.head_s).tolist() == [branch_s] * 3
 
 
 def test_operations_belong_to_one_segment_each_and_add_up() -> None:
