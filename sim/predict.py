@@ -121,12 +121,9 @@ def _product(took: Measurement, cost: CostModel) -> float:
 
 
 def _prompt_attention(took: Measurement, cost: CostModel) -> float:
-    """On a CPU with its result copied once."""
-    dtype, sequences, tokens = DType(took.text("dtype")), took.number("sequences"), took.number("tokens")
     heads, channels = took.number("heads"), took.number("channels")
-    copied = OPERATIONS["copy"].seconds(cost, dtype, float(sequences * tokens * heads * channels))
-    attention_s = float(cost.prompt_attention_s(heads, channels, sequences, tokens, dtype))
-    return attention_s + copied * cost.machine.is_cpu
+    sequences, tokens = took.number("sequences"), took.number("tokens")
+    return float(cost.prompt_attention_s(heads, channels, sequences, tokens, DType(took.text("dtype"))))
 
 
 def _passes(took: Measurement, cost: CostModel) -> float:

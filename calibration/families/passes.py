@@ -9,14 +9,14 @@ from torch.nn import functional as fn
 
 from calibration.families.base import Case, Scope, each, timed
 from calibration.timer import Call
+from runtime.graph.fused import TURNED_TOGETHER
 from runtime.graph.products import Sum, Turning, add_norm, gate, place
 from runtime.models.decoder import Affine
 from sim.passes import OPERATIONS
 from sim.recipe import model_of
 from sim.spec import ModelSpec
 
-_EPS, _HEADS = 1e-5, 8
-_ROWS = (8192, 1024)  # as the longest pass of a prefill takes, and a short one
+_EPS, _ROWS = 1e-5, 8192  # as the longest pass of a prefill takes
 Work = Callable[[Tensor], object]
 
 
@@ -25,11 +25,10 @@ def cases(scope: Scope) -> Iterator[Case]:
     seen = set[str]()
     for model in map(model_of, scope.models if scope.on_gpu else ()):
         for name, work, width in _operations(model):
-            for rows in _ROWS[:1] if width == model.intermediate else scope.some(_ROWS):
-                case = _case(scope, name, work, rows, width)
-                if case.case not in seen:
-                    seen.add(case.case)
-                    yield case
+            case = _case(scope, name, work, width)
+            if case.case not in seen:
+                seen.add(case.case)
+                yield case
 
 
 def _operations(model: ModelSpec) -> Iterator[tuple[str, Work, int]]:
@@ -42,15 +41,15 @@ def _operations(model: ModelSpec) -> Iterator[tuple[str, Work, int]]:
         yield "turn", partial(_turn, model.head_dim), model.query_dim
 
 
-def _case(scope: Scope, name: str, work: Work, rows: int, width: int) -> Case:
-    size_bytes = rows * width * scope.dtype.size_bytes
-    both = {"gate": (rows, 2 * width), "residual": (2, rows, width), "sum_norm": (2, rows, width)}
-    shape = both.get(name, (rows, width))
+def _case(scope: Scope, name: str, work: Work, width: int) -> Case:
+    size_bytes = _ROWS * width * scope.dtype.size_bytes
+    both = {"gate": (_ROWS, 2 * width), "residual": (2, _ROWS, width), "sum_norm": (2, _ROWS, width)}
+    shape = both.get(name, (_ROWS, width))
 
     def prepare() -> list[Call]:
         return each(work, [scope.normal(*shape) for _ in range(scope.copies(size_bytes))])
 
-    words = f"op={name} rows={rows} width={width} dtype={scope.dtype}"
+    words = f"op={name} rows={_ROWS} width={width} dtype={scope.dtype}"
     return timed(scope, "passes", words, prepare, size_bytes=sum(OPERATIONS[name]) * size_bytes)
 
 
@@ -79,7 +78,7 @@ def _relu(rows: Tensor) -> Tensor:
 
 def _turn(channels: int, rows: Tensor) -> None:
     heads, turning = rows.view(rows.shape[0], -1, channels), _turning(channels, rows.device)
-    place(heads, heads.shape[1], _positions(rows.shape[0], rows.device), turning, None, at_once=_HEADS)
+    place(heads, heads.shape[1], _positions(rows.shape[0], rows.device), turning, None, at_once=TURNED_TOGETHER)
 
 
 @cache

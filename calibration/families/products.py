@@ -27,8 +27,10 @@ def cases(scope: Scope) -> Iterator[Case]:
             if shape in seen:
                 continue
             seen.add(shape)
-            many = (*(MANY if scope.on_gpu and scope.thorough else ()), *(scope.some(WIDEST) if role == "qkv" else ()))
-            for rows in dict.fromkeys((*scope.some(FEW), *many)):
+            every = scope.on_gpu and scope.thorough
+            many = MANY if every else scope.some(WIDEST) if role == "qkv" else ()
+            few = FEW[1:] if every else scope.some(FEW)  # one row takes a GPU as long as 16 do
+            for rows in (*few, *many):
                 yield _case(scope, rows, role, shape, biased=model.mlp_bias)
 
 

@@ -8,7 +8,7 @@ from runtime.models import Decoder
 from runtime.models.decoder import Affine, LayerWeights, linear
 from sim.gemms import product_rows
 
-_HEADS = 8  # that a program turns by the same angles
+TURNED_TOGETHER = 8  # heads, by a program: their angles are the same
 
 
 class FusedDecoder(Decoder):
@@ -36,7 +36,7 @@ class FusedDecoder(Decoder):
         heads = linear(inputs, weights.qkv)[: tokens.numel()].view(tokens.numel(), -1, spec.head_dim)
         if self.turning is not None:
             turned, at = heads[:, : spec.heads + spec.kv_heads], positions.expand(tokens).flatten()
-            place(turned, spec.heads, at, self.turning, head_norms(weights), at_once=_HEADS)
+            place(turned, spec.heads, at, self.turning, head_norms(weights), at_once=TURNED_TOGETHER)
         q, k, v = torch.split(heads.view(*tokens, *heads.shape[1:]), [spec.heads, spec.kv_heads, spec.kv_heads], dim=2)
         return q, k, v
 
