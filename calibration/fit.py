@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
-from sim.allocated import peak_allocated_bytes
+from sim.allocated import multiplying_streams, peak_allocated_bytes
 from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.measured import Measured
@@ -128,7 +128,7 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
     if besides:
         fitted = replace(fitted, library_bytes=max(0.0, median(besides)))
         kept["library_bytes"] = (
-            f"the median of what {len(besides)} allocators' peaks held besides what is accounted for"
+            f"the median of what {len(besides)} allocators' peaks held besides what is accounted for, a stream"
         )
     evidence = Evidence(
         fingerprint=measured.fingerprint,
@@ -163,14 +163,15 @@ def _products(measurements: Sequence[Measurement]) -> tuple[MeasuredProduct, ...
 
 
 def _library_bytes(cost: CostModel, measured: Measured) -> list[float]:
-    """What allocators have given out besides what plans account for, of every run of captured steps whose peak is known."""
+    """What allocators have given out besides what plans account for, a stream, of every captured run whose peak is known."""
     plans = [
         (took.peak_bytes, plan_of(Recipe.of(took.case), measured.machine))
         for took in measured.measurements
         if took.peak_bytes
     ]
+    bare = replace(cost, profile=replace(cost.profile, library_bytes=0.0))
     return [
-        took - peak_allocated_bytes(plan, cost) + cost.profile.library_bytes
+        (took - peak_allocated_bytes(plan, bare)) / multiplying_streams(plan.setting)
         for took, plan in plans
         if is_captured(plan.setting)
     ]

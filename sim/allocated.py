@@ -18,8 +18,15 @@ def peak_allocated_bytes(plan: Plan, cost: CostModel) -> int:
     A prefill pass holds its keys and values among its activations: the room that the plan sets aside for a prefill that
     overflows is not taken besides.
     """
-    static = static_hbm_bytes(plan.setting) + round(cost.profile.library_bytes)
-    return static + ceil(_pool_bytes(plan)) + _whole_wave_bytes(plan.setting) + _widening_bytes(plan.setting)
+    setting = plan.setting
+    libraries = multiplying_streams(setting) * round(cost.profile.library_bytes)
+    static = static_hbm_bytes(setting) - _turned_in_place_bytes(setting) + libraries
+    return static + ceil(_pool_bytes(plan)) + _whole_wave_bytes(setting) + _widening_bytes(setting)
+
+
+def multiplying_streams(setting: Setting) -> int:
+    """What is captured ran once in a stream beside the main one."""
+    return 1 + is_captured(setting)
 
 
 def _pool_bytes(plan: Plan) -> float:
@@ -31,6 +38,15 @@ def _pool_bytes(plan: Plan) -> float:
         return setting.concurrency * laid_out
     held = occupancy_of(plan, homes, flows_of(plan, homes)).hbm
     return setting.concurrency * float(held[1:].max(initial=0.0) or held[0])
+
+
+def _turned_in_place_bytes(setting: Setting) -> int:
+    """Rotated queries and keys, which the workspace has room for: where steps are captured prompts' are turned where they lie."""
+    model = setting.model
+    if model.positions or not is_captured(setting):
+        return 0
+    rows = prefill_rows(setting.concurrency, setting.workload.prompt_tokens)
+    return rows * (model.query_dim + model.kv_dim) * setting.dtype.size_bytes
 
 
 def _whole_wave_bytes(setting: Setting) -> int:

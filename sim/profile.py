@@ -241,7 +241,7 @@ class Profile:
     host_attention_efficiency: float = _share(0.50, "share of DRAM bandwidth that CPU attention reads KV with")
     host_round_trip_s: float = _amount(30e-6, "queries to the CPU and the result back, each layer")
     library_bytes: float = _amount(
-        2**27, "HBM that libraries take from the allocator: 32 MiB for each stream that multiplies matrices"
+        2**25, "HBM that libraries keep of the allocator's for each stream that multiplies matrices"
     )
     reserve_bytes: float = _amount(2**30, "CUDA context, libraries' workspaces and allocator slack")
 

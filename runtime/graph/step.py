@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as fn
 
+from runtime.graph.capturing import captured
 from runtime.graph.launch import chains
 from runtime.graph.products import Sum, Tiling, Turning, add_norm, gate, head_norms, linear, partial_linear, place
 from runtime.graph.weights import ComingWeights
@@ -89,11 +90,10 @@ class CapturedStep:
             for _ in range(2):
                 self._reset()
                 self._run()
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()  # what those runs took: the graph takes as much, and none of it
+            self.graph = captured(torch.cuda.graph_pool_handle(), self._run)
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._run()
-        self.graph = graph
 
     def _run(self) -> None:
         for _ in self._pieces():
