@@ -15,6 +15,7 @@ from sim.attention_prices import (
 )
 from sim.capture import (
     FUSED_ROWS,
+    evicts_least_wanted,
     forwards,
     gathers_ahead,
     is_captured,
@@ -35,7 +36,10 @@ from sim.prompt_prices import forwarded, prefill_passes, prefill_s
 # A layer's GPU operations in order: until its queries are known, attention and what must precede it, the rest.
 QUERY_OPS = ("qkv", "score")
 ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
-_AHEAD_SM_SHARE = 0.05  # of multiprocessors that a gather ahead takes, by few small programs
+_AHEAD_SM_SHARE = (
+    0.05  # of multiprocessors that a gather ahead takes, or an exchange under a window: few small programs
+)
+_AHEAD_LAUNCHES = 0.7  # of a layer whose attention waits for a gather ahead: 1 to 2 us on an H200
 _MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
 
@@ -238,7 +242,7 @@ def _launch_prices(cost: CostModel, setting: Setting, passes: int) -> dict[str, 
 def decode_launch_s(cost: CostModel, setting: Setting, rows: int) -> float:
     """What runs between a decode step's products: rotation and a gate are kernels of their own, and of many rows ReLU is."""
     model, kernels = setting.model, cost.profile.kernels_per_layer
-    kernels += (not model.positions) + model.gated_mlp
+    kernels += (not model.positions) + model.gated_mlp + _AHEAD_LAUNCHES * gathers_ahead(setting)
     if not is_captured(setting) or rows <= FUSED_ROWS:
         return cost.launch_s(kernels)
     if model.gated_mlp:
@@ -262,10 +266,10 @@ def _prompt_written_by(setting: Setting) -> Mechanism:
 def _sm_share(cost: CostModel, setting: Setting) -> float:
     """Share of a fetch that the GPU stream loses to it."""
     late = setting.attention.selector.recalls and setting.guess_hits is None  # nothing runs beside
-    by_kernel = setting.fetch_by is Mechanism.GATHER_KERNEL or gathers_ahead(setting)
-    if not by_kernel or late or reads_in_place(setting):
+    few = gathers_ahead(setting) or evicts_least_wanted(setting)
+    if late or reads_in_place(setting) or not (few or setting.fetch_by is Mechanism.GATHER_KERNEL):
         return 0.0
-    return _AHEAD_SM_SHARE if gathers_ahead(setting) else cost.profile.gather_sm_share
+    return _AHEAD_SM_SHARE if few else cost.profile.gather_sm_share
 
 
 def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: bool | None = None) -> LayerTimes:
