@@ -67,7 +67,8 @@ def access_recipes(scope: Scope) -> Iterator[tuple[Recipe, Sequence[Selector], S
     yield base, SELECTORS, keeps if scope.thorough else (10, 20, 40)
     if scope.thorough and scope.on_gpu:
         for name in scope.models:
-            yield replace(base, model=name, prompt=256, output=12), (Selector.PAGES, Selector.SWA), keeps[:-1]
+            yield replace(base, model=name, prompt=256, output=12), (Selector.PAGES,), keeps[:-1]
+            yield replace(base, model=name, batch=4, prompt=128, output=72), (Selector.SWA,), (5, 20, 40, 70)
 
 
 def cases(scope: Scope, runner: Runner) -> Iterator[Case]:

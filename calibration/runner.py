@@ -9,12 +9,15 @@ from statistics import median
 from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
 from runtime.execute import DTYPES, execute
+from runtime.graph.run import GraphWave
 from runtime.models import Decoder, as_planned, random_decoder
 from runtime.models.config import config_from_spec
 from runtime.options import Options
 from runtime.recorder import LanePicks, Record, SelectionStats
+from runtime.wave import Prompts
 from sim.plan import Plan, Setting
 from sim.recipe import shortened
 from sim.spec import DType, ModelSpec, WeightFormat
@@ -52,10 +55,7 @@ class Runner:
 
     def run(self, plan: Plan, *, record: Record | None = None) -> Ran:
         """Random prompts of the full length through ``plan``."""
-        decoder, work = self.decoder(plan.setting), plan.setting.workload
-        generator = torch.Generator().manual_seed(0)
-        shape = (work.batch, work.prompt_tokens)
-        prompts = torch.randint(0, plan.setting.model.vocab, shape, generator=generator).tolist()
+        decoder, prompts = self.decoder(plan.setting), _prompts(plan).tolist()
         options = Options(stop=False, record=record or Record(selections=False))
         self._reset_peak()
         with _uncollected():
@@ -69,6 +69,20 @@ class Runner:
             stats=ran.stats,
             launch_s=(before_s + after_s) / 2,
         )
+
+    def window_picks(self, plan: Plan) -> LanePicks:
+        """Of one wave of captured steps under sparse window attention: read off the device before each."""
+        wave = GraphWave(plan, self.decoder(plan.setting), [0] * plan.setting.workload.batch)
+        counts, picks = plan.setting.token_counts, list[list[list[tuple[int, ...]]]]()
+
+        def look(row: int) -> None:
+            older = counts.cached[row] - counts.local[row]
+            attended = wave.slots.picks()
+            picks.append([[tuple(at for at in lane if at < older) for lane in layer] for layer in attended])
+
+        padding = torch.zeros(plan.setting.workload.batch, dtype=torch.int64, device=self.device)
+        wave.run(Prompts(tokens=_prompts(plan).to(self.device), padding=padding, whole=True), look)
+        return picks
 
     def decoder(self, setting: Setting) -> Decoder:
         """With its weights stored as ``setting`` says, and no other copy of them: it would count as the plan's memory."""
@@ -88,14 +102,24 @@ class Runner:
             torch.cuda.empty_cache()
 
     def _reset_peak(self) -> None:
-        """What earlier runs took is kept at hand, so that a prefill does not wait for the allocator."""
+        """What earlier runs took is kept at hand, so that a prefill does not wait for the allocator. Libraries let go of what
+        they keep for streams that ran before: a run's peak is then its own. No graph lives that would use it.
+        """
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+            torch._C._cuda_clearCublasWorkspaces()  # public only as what empties every cache
             torch.cuda.reset_peak_memory_stats()
 
     def _peak_bytes(self) -> int | None:
         return torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+
+
+def _prompts(plan: Plan) -> Tensor:
+    """Random tokens [sequence, token], always the same."""
+    work = plan.setting.workload
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, plan.setting.model.vocab, (work.batch, work.prompt_tokens), generator=generator)
 
 
 def launch_s(device: torch.device) -> float:

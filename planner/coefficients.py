@@ -19,6 +19,7 @@ from sim.flows import (
     held_state_bytes,
     keeps_away,
     offloaded_token_bytes,
+    picked_shares,
 )
 from sim.forecast import static_host_bytes
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
@@ -104,9 +105,17 @@ def coefficients_of(setting: Setting, cost: CostModel) -> Coefficients:
 
 
 def fetch_rate(setting: Setting) -> Column:
-    """Share of the tokens off HBM that each step fetches, [step]; none where the CPU attends to them."""
-    rate = counts_of(setting).fetch_rate
-    return np.zeros_like(rate) if setting.host_attention else rate
+    """Share of the tokens off HBM that each step fetches at least, [step]; none where the CPU attends to them.
+
+    Where picks differ by age, what falls on however many of the oldest tokens is no less than their smallest share of it.
+    """
+    counts = counts_of(setting)
+    picked = None if evicts_least_wanted(setting) else picked_shares(setting, counts)
+    if setting.host_attention or picked is None:
+        return np.zeros_like(counts.fetch_rate) if setting.host_attention else counts.fetch_rate
+    at, shares = picked
+    least: Column = (shares[:, 1:] / at[1:]).min(axis=1)
+    return counts.fetch_rate * least
 
 
 def homes_per_token(setting: Setting) -> Column:

@@ -11,6 +11,27 @@ _MEASURED_ON = "91M-parameter decoder, Python text, 376 steps after a prompt of 
 _RETURNED_SHARE = 0.01  # under SWA, 99 runs on an H200 with random weights, 2026-11-29: 0.00 to 0.011
 
 
+AGES = 8  # equal shares of the living older tokens, by age, on which picks are counted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LivingAges:
+    """Of the picks that a selector makes among living older tokens, the shares on the oldest eighth, the oldest two, up to
+    seven: in the ``first`` decode step, and ``later``, when as many have passed as the newest tokens that it keeps.
+
+    Where the unattended die, hardly more lives than is picked: of the prompt what is picked, of what came since all.
+    """
+
+    first: tuple[float, ...]
+    later: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("first", "later"):
+            shares: tuple[float, ...] = getattr(self, name)
+            if len(shares) != AGES - 1 or list(shares) != sorted(shares) or not 0 <= shares[0] <= shares[-1] <= 1:
+                raise ValueError(f"access.living_ages.{name}={shares}, must be {AGES - 1} ascending shares in [0, 1]")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessProfile:
     """Turnover is the share of a step's *selected older* tokens that the step before did not select.
@@ -20,8 +41,8 @@ class AccessProfile:
     (x, picks) corners from (0, 0) to (1, 1); the straight line, picks of every age alike, is assumed unless measured.
     ``returned_share`` is of new picks where the least wanted leave HBM (``sim.capture.evicts_least_wanted``): those that
     come from outside it, relative to what picks of all tokens alike would bring; None: not measured.
-    ``ages_of_all`` says whether picks are of every age alike among all older tokens, dead ones too: where the unattended die,
-    those that live without being picked are then newer than most that are; None: not looked at, among the living alone.
+    ``living_ages`` are of picks where the unattended die, one for each of ``keep_shares``; None: not looked at, of every age
+    alike among the living.
     ``model`` is the catalogue's name of the one that it holds for, None where it stands for any.
     """
 
@@ -31,7 +52,7 @@ class AccessProfile:
     perplexity_ratios: tuple[float, ...]
     age_shares: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
     returned_share: float | None = field(default=None, metadata=IF_KNOWN)
-    ages_of_all: bool | None = field(default=None, metadata=IF_KNOWN)
+    living_ages: tuple[LivingAges, ...] | None = field(default=None, metadata=IF_KNOWN)
     source: str
     model: str | None = None
 
@@ -47,9 +68,24 @@ class AccessProfile:
         if self.returned_share is not None:
             require_share("access.returned_share", self.returned_share)
         _check_corners(self.age_shares)
+        if self.living_ages is not None and len(self.living_ages) != len(self.keep_shares):
+            raise ValueError(
+                f"access.living_ages, {len(self.living_ages)} entries, needs one for each of {len(self.keep_shares)} keep shares"
+            )
 
     def turnover(self, keep_share: float) -> float:
         return _interpolate(self.keep_shares, self.turnovers, keep_share)
+
+    def ages_at(self, keep_share: float) -> LivingAges | None:
+        """Between the two nearest keep shares that were measured."""
+        if self.living_ages is None:
+            return None
+        first, later = zip(*((ages.first, ages.later) for ages in self.living_ages), strict=True)
+
+        def between(measured: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
+            return tuple(_interpolate(self.keep_shares, shares, keep_share) for shares in zip(*measured, strict=True))
+
+        return LivingAges(first=between(first), later=between(later))
 
     def perplexity_ratio(self, keep_share: float) -> float:
         """Perplexity relative to dense attention, as measured; 1.0 at keep share 1."""

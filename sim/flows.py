@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.access import AccessProfile
+from sim.access import AGES, AccessProfile
 from sim.attention import Attention, count_tokens
 from sim.capture import evicts_least_wanted, keeps_key_ranges, keeps_open_group
 from sim.homes import TokenHomes
@@ -280,28 +280,36 @@ def _count_columns(
 
 def _fetched_tokens(setting: Setting, homes: Homes, counts: Counts) -> Column:
     off_hbm = homes.host_kv + homes.activations - homes.copies
-    if setting.placement is Placement.RECENT and setting.access.ages_of_all:
-        return _oldest_picked(off_hbm, counts)
-    ageless = setting.access.picks_every_age_alike or evicts_least_wanted(setting)  # those outside are of any age
-    if setting.attention.is_dense or ageless:
+    if setting.attention.is_dense or evicts_least_wanted(setting):  # those outside are of any age
         return off_hbm * counts.fetch_rate
-    xs, ys = zip(*setting.access.age_shares, strict=True)
-    picked: Column = np.interp(_ratio(off_hbm, counts.pool), xs, ys)
-    return counts.pool * counts.fetch_rate * picked
+    picked = picked_shares(setting, counts)
+    if picked is None:
+        return off_hbm * counts.fetch_rate
+    at, shares = picked
+    oldest, row = _ratio(off_hbm, counts.pool), np.arange(len(off_hbm))
+    after = np.clip(np.searchsorted(at, oldest), 1, len(at) - 1)
+    within = (oldest - at[after - 1]) / (at[after] - at[after - 1])
+    below = shares[row, after - 1]
+    fetched: Column = counts.pool * counts.fetch_rate * (below + within * (shares[row, after] - below))
+    return fetched
 
 
-def _oldest_picked(off_hbm: Column, counts: Counts) -> Column:
-    """Of the oldest living tokens those that each step picks, if picks are of every age alike among all older ones.
+def picked_shares(setting: Setting, counts: Counts) -> tuple[Column, NDArray[np.floating[Any]]] | None:
+    """Shares of the older tokens, the oldest ones, and of each row's picks the share that falls on them, [row, share]; None
+    where picks are of every age alike.
 
-    Then those that live besides are the newest that are not picked: among the newest tokens all live, of the others what is picked.
+    A window's picks are as in the first step, then more and more as later, until as many steps have gone by as tokens are local.
     """
-    density = _ratio(counts.selected, counts.cached - counts.local)
-    unpicked = counts.pool - counts.selected
-    among_newest = density * _ratio(unpicked, 1 - density)
-    alone = np.maximum(0.0, counts.selected - among_newest)
-    rest = _ratio(counts.selected - alone, counts.pool - alone)
-    picked: Column = np.minimum(off_hbm, alone) + rest * np.maximum(0.0, off_hbm - alone)
-    return picked * counts.decoding
+    ages = setting.access.ages_at(1 - setting.attention.sparsity)
+    if setting.placement is Placement.RECENT and ages is not None:
+        first, later = (np.array((0.0, *shares, 1.0)) for shares in (ages.first, ages.later))
+        steps = counts.cached - setting.workload.prompt_tokens - 1  # before this one
+        gone = np.clip(_ratio(steps, counts.local), 0.0, 1.0)[:, None]
+        return np.linspace(0.0, 1.0, AGES + 1), first + gone * (later - first)
+    if setting.access.picks_every_age_alike:
+        return None
+    at, shares = (np.array(column) for column in zip(*setting.access.age_shares, strict=True))
+    return at, np.broadcast_to(shares, (len(counts.cached), len(shares)))
 
 
 def _shifted(column: Column) -> Column:

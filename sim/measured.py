@@ -11,7 +11,7 @@ from sim.files import read_json_object, write_atomically
 from sim.profile import Fingerprint, Measurement
 from sim.spec import MachineSpec
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.access import AGES
 from sim.attention import Selector
 from sim.checks import require_whole
 from sim.flows import Flows, flows_of, home_columns, homed_on_host
@@ -67,6 +68,16 @@ def replayed_flows(plan: Plan, recording: RecordedSelection) -> Flows:
     )
 
 
+def picked_ages(plan: Plan, recording: RecordedSelection) -> list[tuple[float, ...]]:
+    """Of each decode step's picks the shares on the oldest eighth, two eighths and so on of its living older tokens.
+
+    Each pick counts for the whole of its own share of them, evenly, however few there are.
+    """
+    _require_same_shape(plan, recording)
+    replay = _Replay(plan, recording)
+    return [replay.ages(step) for step in range(1, replay.steps)]
+
+
 class _Replay:
     """All layers of all sequences side by side, each a lane; arrays are [lane, token]."""
 
@@ -109,6 +120,16 @@ class _Replay:
             leaves &= self.tokens < self.off_hbm[step + 1][:, None]
             written[step] += (leaves & (self.tokens >= self.inputs[step + 1][:, None])).sum()
         return written
+
+    def ages(self, step: int) -> tuple[float, ...]:
+        """See ``picked_ages``."""
+        older = self._living(step) & (self.tokens < self.window_start[step])
+        picked, turn, number = self._picked(step), np.cumsum(older, axis=1), older.sum(axis=1, keepdims=True)
+        if not picked.any():
+            return tuple(share / AGES for share in range(1, AGES))
+        return tuple(
+            float(np.clip(number * share / AGES - turn + 1, 0.0, 1.0)[picked].mean()) for share in range(1, AGES)
+        )
 
     def _newest(self, step: int) -> _Flags:
         newest = (self.tokens >= self.window_start[step]) & (self.tokens < self.cached[step])

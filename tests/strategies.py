@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from hypothesis import strategies as st
 
 from builders import AMPLE_BYTES, in_hbm, make_machine, make_model
-from sim.access import AccessProfile
+from sim.access import AccessProfile, LivingAges
 from sim.attention import Attention, Selector
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns, occupancy_of
@@ -81,8 +81,10 @@ def models(draw: st.DrawFn) -> ModelSpec:
 
 @st.composite
 def accesses(draw: st.DrawFn, selector: Selector) -> AccessProfile:
-    """Any turnover, of which any share may return; picks of every age alike, or mostly old or mostly new ones."""
+    """Any turnover, of which any share may return; picks of every age alike, or mostly old or mostly new ones; a window's too."""
     straight = ((0.0, 0.0), (1.0, 1.0))
+    old, new = (0.4, 0.7, 0.9, 1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.1, 0.2, 0.4, 0.6, 0.8)
+    windows = [None, LivingAges(first=old, later=new), LivingAges(first=new, later=old)]
     return AccessProfile(
         selector=selector,
         keep_shares=(0.1, 0.5),
@@ -90,6 +92,7 @@ def accesses(draw: st.DrawFn, selector: Selector) -> AccessProfile:
         perplexity_ratios=(1.2, 1.1),
         age_shares=draw(st.sampled_from((straight, ((0, 0), (0.5, 0.2), (1, 1)), ((0, 0), (0.3, 0.9), (1, 1))))),
         returned_share=draw(st.one_of(st.none(), _shares())),
+        living_ages=(ages,) * 2 if (ages := draw(st.sampled_from(windows))) else None,
         source="drawn",
     )
 

@@ -18,6 +18,7 @@ from commandline import run
 from sim.attention import Selector
 from sim.cost import CostModel
 from sim.engine import simulate
+from sim.measured import SCHEMA_VERSION as MEASURED_SCHEMA_VERSION
 from sim.measured import load_measured, save_measured
 from sim.plan import Placement
 from sim.predict import RECORDED_ONLY, predictable
@@ -216,7 +217,7 @@ def test_the_command_line_says_what_is_wrong(profile: Profile, tmp_path: Path) -
     assert run("calibrate", "--device", "tpu", "-o", str(tmp_path / "x.json")).error.startswith("--device=tpu, must be")
     assert "--checkpoint and --prompts" in run("calibrate", "--checkpoint", "x").error
     assert run("calibrate", "--from", str(saved)).error.startswith(
-        f"{saved}: schema_version={PROFILE_SCHEMA_VERSION}, must be 1"
+        f"{saved}: schema_version={PROFILE_SCHEMA_VERSION}, must be {MEASURED_SCHEMA_VERSION}"
     )
     if not torch.cuda.is_available():
         assert "torch finds no GPU here" in run("validate", str(saved), "--device", "cuda").error

@@ -11,17 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import make_machine, make_setting, newest_in_hbm, refuses
-from calibration.access import access_of, random_weights_access
+from calibration.access import Seen, access_of, random_weights_access
 from calibration.draw import draw_recipe
 from calibration.repeat import differences
 from calibration.roofline import roofline_s, with_hindsight
-from calibration.runner import Ran, Runner
+from calibration.runner import Runner
 from calibration.timer import CpuTimer, Spread
 from calibration.verdict import explained_by
 from runtime.graph.support import require_graphable
-from runtime.recorder import SelectionStats
+from runtime.recorder import Record
 from sim import catalogue
-from sim.access import measured_access
+from sim.access import LivingAges, measured_access
 from sim.attention import Selector
 from sim.capture import is_captured
 from sim.cost import CostModel
@@ -127,40 +127,41 @@ def test_two_days_differ_by_family() -> None:
 
 
 def test_an_access_profile_says_what_a_run_did() -> None:
-    plan = swa_plan()
-    stats = [SelectionStats(picked=4.0, turnover=new, age=0.5, mass=0.8) for new in (1.0, 0.25, 0.75)]
-    rows = 3
-    picks: Any = [[[(0, 1, 15)]] for _ in range(rows)]
-    ran = Ran(trace=None, peak_bytes=None, picks=picks, stats=(tuple(stats),))  # type: ignore[arg-type]
+    """Of the picks of steps that follow another one, none, one of three and two of three are new."""
+    picks: Any = [[[step]] for step in ((0, 1, 15), (0, 1, 15), (0, 2, 15), (2, 3, 9))]
 
-    access = access_of(Selector.PAGES, [(0.4, plan, ran)], "here")
+    access = access_of(Selector.PAGES, [Seen(0.4, swa_plan(), picks, 0.8)], "here")
 
-    assert access.turnovers == (0.5,)  # the first step has nothing before it
+    assert access.turnovers == (pytest.approx(1 / 3),)
     assert access.keep_shares == (0.4,)
     assert access.age_shares[0] == (0.0, 0.0)
-    assert access.age_shares[1][1] == pytest.approx(2 / 3)
+    assert access.age_shares[1][1] == pytest.approx(8 / 12)  # fall on the oldest quarter
+    assert access.living_ages is None
     assert access.source.startswith("here; attention kept 80% at 40%; perplexity: 91M-parameter")
 
 
-@pytest.mark.parametrize(
-    ("selector", "picked", "of_all"),
-    [
-        (Selector.SWA, (0, 1, 2), False),  # nothing that has left the window since the prompt
-        (Selector.SWA, (0, 8, 16), True),  # one in three, where about one in five would be picked alike
-        (Selector.PAGES, (0, 8, 16), None),
-    ],
-)
-def test_an_access_profile_says_whether_a_windows_picks_are_of_every_age(
-    selector: Selector, picked: tuple[int, ...], of_all: bool | None
-) -> None:
-    plan = swa_plan()
+def test_an_access_profile_says_how_old_a_windows_picks_are_when_it_begins_and_later() -> None:
+    """Three older tokens are picked of six that live: the prompt's first, which are the oldest half, and when the window has
+    moved on by its three or four tokens those that left it since.
+    """
+    recipe = Recipe(model=MODEL, batch=1, prompt=30, output=6, selector=Selector.SWA, keep=20, dtype=DType.FP32)
+    plan = plan_of(replace(recipe, placement=Placement.RESIDENT), machine())
     counts = plan.setting.token_counts
-    assert counts.cached[0] - counts.local[0] == 16
-    picks: Any = [[[picked]] for _ in range(8)]
-    stats = (SelectionStats(picked=3.0, turnover=0.0, age=0.5, mass=0.8),)
-    ran = Ran(trace=None, peak_bytes=None, picks=picks, stats=(stats,))  # type: ignore[arg-type]
+    assert [n - dead - near for n, dead, near in zip(counts.cached, counts.dead, counts.local, strict=True)] == [6] * 6
+    picks: Any = [[[(0, 1, 2)]] * 2] * 3 + [[[(28, 29, 30)]] * 2] * 2
 
-    assert access_of(selector, [(0.4, plan, ran)], "here").ages_of_all is of_all
+    access = access_of(Selector.SWA, [Seen(0.2, plan, picks, None)], "here")
+
+    first, later = (0.25, 0.5, 0.75, 1, 1, 1, 1), (0, 0, 0, 0, 0.25, 0.5, 0.75)
+    assert access.living_ages == (LivingAges(first=first, later=later),)
+    assert access.source == f"here; perplexity: {measured_access(Selector.SWA).source}"
+
+
+def test_a_windows_picks_are_read_off_captured_steps() -> None:
+    recipe = Recipe(model=MODEL, batch=2, prompt=24, output=8, selector=Selector.SWA, keep=40, dtype=DType.FP32)
+    plan, runner = plan_of(replace(recipe, placement=Placement.RESIDENT), machine()), Runner(device=CPU)
+
+    assert runner.window_picks(plan) == runner.run(plan, record=Record(picks=True)).picks
 
 
 def test_access_is_measured_on_random_weights() -> None:

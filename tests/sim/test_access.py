@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import refuses
-from sim.access import AccessProfile, measured_access, parametric_access
+from sim.access import AccessProfile, LivingAges, measured_access, parametric_access
 from sim.attention import Selector
 from sim.codec import from_plain, to_plain
 from strategies import accesses
@@ -20,6 +20,7 @@ POINTS: dict[str, Any] = {
     "perplexity_ratios": (1.4, 1.2),
     "source": "test",
 }
+ALIKE = LivingAges(**dict.fromkeys(("first", "later"), tuple(eighth / 8 for eighth in range(1, 8))))
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,7 @@ def test_where_a_turnover_comes_to_nothing_it_is_none_at_all() -> None:
         ({"keep_shares": (0.1, 0.1)}, "access.keep_shares=(0.1, 0.1), must ascend"),
         ({"turnovers": (0.4, 1.5)}, "access share=1.5, must lie in [0, 1]"),
         ({"returned_share": 1.5}, "access.returned_share=1.5, must lie in [0, 1]"),
+        ({"living_ages": (ALIKE,)}, "access.living_ages, 1 entries, needs one for each of 2 keep shares"),
         ({"age_shares": ((0, 0),)}, "access.age_shares=((0, 0),), must ascend from (0, 0) to (1, 1)"),
         (
             {"age_shares": ((0, 0), (0.5, 0.6), (0.4, 0.7), (1, 1))},
@@ -134,3 +136,21 @@ def test_where_a_turnover_comes_to_nothing_it_is_none_at_all() -> None:
 def test_what_is_refused(changes: dict[str, Any], message: str) -> None:
     with refuses(message):
         AccessProfile(**(POINTS | changes))
+
+
+def test_ages_between_two_keep_shares() -> None:
+    newest = LivingAges(first=(0.0,) * 7, later=(0.0,) * 7)
+    access = AccessProfile(**POINTS, living_ages=(newest, ALIKE))
+
+    found = access.ages_at(0.25)
+
+    assert found is not None
+    assert found.first == found.later == pytest.approx([0.75 * eighth / 8 for eighth in range(1, 8)])
+    assert access.ages_at(0.5) == ALIKE
+    assert AccessProfile(**POINTS).ages_at(0.25) is None
+
+
+@pytest.mark.parametrize("shares", [(0.5,), (0.5, 0.4, 1, 1, 1, 1, 1), (0, 0, 0, 0, 0, 0, 1.5)])
+def test_ages_are_seven_ascending_shares(shares: tuple[float, ...]) -> None:
+    with refuses(f"access.living_ages.later={shares}, must be 7 ascending shares in [0, 1]"):
+        replace(ALIKE, later=shares)

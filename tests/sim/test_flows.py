@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from builders import in_hbm, make_homes, make_machine, make_model, make_setting, newest_in_hbm
-from sim.access import AccessProfile
+from sim.access import AccessProfile, LivingAges
 from sim.attention import Selector
 from sim.flows import Flows, Occupancy, counts_of, flows_of, home_columns, link_token_bytes, occupancy_of
 from sim.kv import KvFormat, KvFormats
@@ -103,28 +103,28 @@ def test_the_oldest_tokens_are_fetched_as_often_as_they_are_picked() -> None:
     assert flows.fetched_kv.tolist() == pytest.approx([0, 3 * 0.2])
 
 
-@pytest.mark.parametrize(
-    ("slots", "alike", "of_all"),
-    [
-        (6, 6 * 4 / 8, 36 / 13 + 4 / 17 * (6 - 36 / 13)),
-        (10, 2 * 4 / 8, 2.0),  # all that lies outside is picked
-        (12, 0.0, 0.0),
-    ],
-)
-def test_where_tokens_die_unpicked_those_that_are_picked_are_older_than_most_others(
-    slots: int, alike: float, of_all: float
-) -> None:
-    """8 older tokens live of 17, 4 of them picked. If picks are of every age alike among the 17, one in 4.25 of the newest is, so
-    that the other 4 living ones lie among the newest 5.2; all older ones that live, 36/13, are picked.
+def test_a_windows_picks_grow_younger_until_all_its_newest_tokens_have_come_since() -> None:
+    """8 to 10 older tokens live and the oldest 2 to 5 are outside; picked are at first the oldest half alone, the newest half
+    when as many steps have gone by as tokens are local, and in between of each as much as has gone by.
     """
-    setting = make_setting(Selector.SWA, prompt=20, output=2, sparsity=0.6)
+    setting = make_setting(Selector.SWA, prompt=20, output=6, sparsity=0.6)
     counts = setting.token_counts
-    assert (counts.cached[1], counts.local[1], counts.selected[1], counts.dead[1]) == (21, 4, 4, 9)
-    plan = newest_in_hbm(setting, slots=slots)
-    looked_at = replace(setting, access=replace(setting.access, ages_of_all=True))
+    plan = newest_in_hbm(setting, slots=10)
+    older = [n - gone - near for n, gone, near in zip(counts.cached, counts.dead, counts.local, strict=True)]
+    assert (older[1:], plan.homes.host_kv[1:]) == ([8, 8, 8, 9, 10], (2, 2, 3, 4, 5))
+    assert (counts.local[1:], counts.selected[1:]) == ((4, 4, 5, 5, 5), (4, 4, 5, 5, 5))
+    ages = LivingAges(first=(0.25, 0.5, 0.75, 1, 1, 1, 1), later=(0, 0, 0, 0, 0.25, 0.5, 0.75))
+    looked_at = replace(setting.access, living_ages=(ages,) * len(setting.access.keep_shares))
 
-    assert traffic(plan).fetched_kv.tolist() == pytest.approx([0, alike])
-    assert traffic(replace(plan, setting=looked_at)).fetched_kv.tolist() == pytest.approx([0, of_all])
+    fetched = traffic(replace(plan, setting=replace(setting, access=looked_at))).fetched_kv
+
+    alike = [
+        share * picked for share, picked in zip((2 / 8, 2 / 8, 3 / 8, 4 / 9, 5 / 10), (4, 4, 5, 5, 5), strict=True)
+    ]
+    assert fetched.tolist() == pytest.approx(
+        [0, *(2 * some * (1 - gone) for some, gone in zip(alike, (0, 1 / 4, 2 / 5, 3 / 5, 4 / 5), strict=True))]
+    )
+    assert traffic(plan).fetched_kv.tolist() == pytest.approx([0, *alike])
 
 
 @pytest.mark.parametrize(
