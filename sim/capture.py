@@ -89,8 +89,8 @@ def keeps_open_group(setting: Setting) -> bool:
 
 
 def keeps_key_ranges(setting: Setting) -> bool:
-    """Whether ranges of all keys, the dead ones' too, stay in HBM: levels and the ranges of values alone change places."""
-    return not setting.kv_format.are_native and evicts_least_wanted(setting)
+    """Whether ranges of all keys, the dead ones' too, stay in HBM: levels and the ranges of values alone come and go."""
+    return not setting.kv_format.are_native and (evicts_least_wanted(setting) or gathers_ahead(setting))
 
 
 def reads_in_place(setting: Setting) -> bool:
@@ -137,8 +137,7 @@ def _keeps(setting: Setting) -> bool:
         again = setting.recompute in (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS)
         return setting.recompute is Recompute.NONE or (dense and again)
     both = formats.gpu is KvFormat.INT8 and formats.host is KvFormat.INT8
-    resident = setting.placement is Placement.RESIDENT
-    known = dense or (setting.attention.selector is Selector.SWA and resident)
+    known = dense or setting.attention.selector is Selector.SWA
     return known and both and setting.recompute is Recompute.NONE
 
 

@@ -9,17 +9,18 @@ from math import ceil
 from sim.attention import PAGE_TOKENS, Selector
 from sim.capture import is_captured, streams
 from sim.flows import flows_of, home_columns, keeps_away
-from sim.kv import GROUP_TOKENS, SCALE_BYTES, KvFormat, kv_layer_bytes, open_group_bytes
-from sim.plan import Admission, Placement, Plan, Setting
+from sim.kv import GROUP_TOKENS, SCALE_BYTES, open_group_bytes
+from sim.plan import Admission, Plan, Setting
 from sim.slots import (
     Room,
     WindowSize,
     buffers,
     dense_slots,
     hbm_slots,
-    head_bytes,
+    keeps_newest,
     key_groups,
     most_attended,
+    slot_layer_bytes,
     window_slots,
 )
 
@@ -33,8 +34,7 @@ def slots_bytes(plan: Plan) -> int | None:
     if not is_captured(setting) or setting.admission is not Admission.WAVES or plan.homes.steps == 1:
         return None
     if selector is Selector.SWA:
-        recent = setting.placement is Placement.RECENT and any(plan.homes.host_kv)
-        return _recent_bytes(plan) if recent else _window_bytes(plan, window_slots(plan))
+        return _recent_bytes(plan) if keeps_newest(plan) else _window_bytes(plan, window_slots(plan))
     if selector is Selector.PAGES:
         return _recall_bytes(plan)
     if streams(setting, away=keeps_away(flows_of(plan, home_columns(plan.homes)))):
@@ -44,12 +44,11 @@ def slots_bytes(plan: Plan) -> int | None:
 
 def _held_layer_bytes(setting: Setting, slots: int) -> int:
     """Keys and values of so many tokens; in INT8 also ranges of all keys, and those of the open group."""
-    model, formats = setting.model, setting.kv_format
+    model, formats, held = setting.model, setting.kv_format, slots * slot_layer_bytes(setting)
     if formats.are_native:
-        return slots * kv_layer_bytes(model, setting.dtype, KvFormat.NATIVE)
+        return held
     ranges = key_groups(setting) * model.kv_dim * SCALE_BYTES
-    levels = slots * model.kv_heads * head_bytes(model.head_dim)
-    return levels + ranges + open_group_bytes(model, setting.dtype, formats.gpu)
+    return held + ranges + open_group_bytes(model, setting.dtype, formats.gpu)
 
 
 def _window_bytes(plan: Plan, slots: int) -> int:
@@ -77,7 +76,7 @@ def _named_layer_bytes(setting: Setting) -> int:
 def _recent_bytes(plan: Plan) -> int:
     """The stage, and which tokens come to it."""
     setting, room = plan.setting, Room.of(plan)
-    stage = buffers(plan) * room.rows * kv_layer_bytes(setting.model, setting.dtype, KvFormat.NATIVE)
+    stage = buffers(plan) * room.rows * slot_layer_bytes(setting)
     return _window_bytes(plan, room.slots) + stage + setting.model.layers * (room.rows + 2) * _NUMBER
 
 

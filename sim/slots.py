@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from sim.flows import flows_of, held_state_bytes, home_columns
 from sim.kv import GROUP_TOKENS, SCALE_BYTES, KvFormat, kv_layer_bytes
-from sim.plan import Plan, Setting, WriteBack
+from sim.plan import Placement, Plan, Setting, WriteBack
 
 
 def slots_by(plan: Plan) -> tuple[int, ...]:
@@ -51,6 +51,11 @@ class WindowSize(NamedTuple):
         )
 
 
+def keeps_newest(plan: Plan) -> bool:
+    """Whether captured sparse window attention has the newest tokens in HBM, and gathers what it attends to of the others."""
+    return plan.setting.placement is Placement.RECENT and any(plan.homes.host_kv)
+
+
 class Room(NamedTuple):
     """Of a lane where HBM holds the newest tokens: slots of it in each layer, and rows in each buffer of the stage."""
 
@@ -65,14 +70,23 @@ class Room(NamedTuple):
         slots give way to the rows that lanes will hardly ever want more of.
         """
         setting, model, homes = plan.setting, plan.setting.model, home_columns(plan.homes)
-        token_bytes = kv_layer_bytes(model, setting.dtype, KvFormat.NATIVE)
-        state_bytes = model.layers * float(held_state_bytes(setting).max())
-        free = (setting.kv_budget_bytes / setting.concurrency - state_bytes) / token_bytes  # tokens of one layer
+        free = _free_layer_tokens(setting)
         most = min(host_slots_by(plan)[-1], max(setting.token_counts.selected))
         likely = most_likely(float(flows_of(plan, homes).fetched_kv.max()))
         beside = int((free - buffers(plan) * min(most, likely)) // model.layers)
         slots = min(hbm_slots(plan), max(beside, *setting.slots_needed))
         return cls(slots=slots, rows=max(0, min(most, int((free - model.layers * slots) // buffers(plan)))))
+
+
+def _free_layer_tokens(setting: Setting) -> float:
+    """How many tokens of one layer, and one sequence, the budget has room for beside selection state; over INT8 counted as it
+    lies in HBM, with the ranges and keys there.
+    """
+    model = setting.model
+    if not setting.kv_format.are_native:
+        return model.layers * _rounded_layer_bytes(setting) / slot_layer_bytes(setting)
+    state_bytes = model.layers * float(held_state_bytes(setting).max())
+    return (setting.kv_budget_bytes / setting.concurrency - state_bytes) / slot_layer_bytes(setting)
 
 
 def most_likely(expected: float) -> int:
@@ -101,12 +115,15 @@ def window_slots(plan: Plan) -> int:
 
 def rounded_window_slots(setting: Setting) -> int:
     """That the budget has room for beside INT8's ranges, the open group's keys and past queries' weights."""
+    return max(0, _rounded_layer_bytes(setting) // slot_layer_bytes(setting))
+
+
+def _rounded_layer_bytes(setting: Setting) -> int:
+    """Of the budget, for one sequence's levels and ranges of values in one layer; below 0 where there is none."""
     model, size, window = setting.model, setting.dtype.size_bytes, WindowSize.of(setting)
     keys = (key_groups(setting) * SCALE_BYTES + GROUP_TOKENS * size) * model.kv_dim
     lane_bytes = setting.kv_budget_bytes // (model.layers * setting.concurrency) - keys
-    return max(
-        0, (lane_bytes - window.queries * window.entries * size) // (model.kv_heads * head_bytes(model.head_dim))
-    )
+    return lane_bytes - window.queries * window.entries * size
 
 
 def dense_slots(plan: Plan) -> int:
@@ -121,6 +138,14 @@ def rounded_dense_slots(setting: Setting) -> int:
     ranges, keys = key_groups(setting) * SCALE_BYTES, GROUP_TOKENS * setting.dtype.size_bytes  # of a channel
     bytes_per_head = setting.kv_budget_bytes // (model.layers * setting.concurrency * model.kv_heads)
     return max(0, bytes_per_head - (ranges + keys) * model.head_dim) // head_bytes(model.head_dim)
+
+
+def slot_layer_bytes(setting: Setting) -> int:
+    """Of a slot in one layer: a token's keys and values; in INT8 ranges of keys are not among them."""
+    model = setting.model
+    if setting.kv_format.are_native:
+        return kv_layer_bytes(model, setting.dtype, KvFormat.NATIVE)
+    return model.kv_heads * head_bytes(model.head_dim)
 
 
 def head_bytes(channels: int) -> int:

@@ -306,9 +306,9 @@ def reads_in_place(setting: Setting) -> bool:
 
 
 def keeps_key_ranges(setting: Setting) -> bool:
-    """Under sparse window attention whose selected tokens have copies in HBM, unless all is written at birth."""
-    copies = setting.placement is Placement.RESIDENT and setting.write_back is WriteBack.AT_EVICTION
-    return setting.attention.selector is Selector.SWA and copies and _in_int8_alone(setting)
+    """Under sparse window attention, unless all is written at birth."""
+    at_eviction = setting.write_back is WriteBack.AT_EVICTION
+    return setting.attention.selector is Selector.SWA and at_eviction and _in_int8_alone(setting)
 
 
 def _in_int8_alone(setting: Setting) -> bool:

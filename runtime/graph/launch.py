@@ -56,8 +56,8 @@ class Launcher:
         counts: Tensor,
         slots: Tensor | None = None,
         weights: Weights | None = None,
-        far: tuple[Tensor, Tensor] | None = None,
-        staged: tuple[Tensor, Tensor] | None = None,
+        far: tuple[Tensor, ...] | None = None,
+        staged: tuple[Tensor, ...] | None = None,
     ) -> None:
         """Queries [lane, query head, channel], newborn keys and values [lane, head, channel] (rows of one tensor, or each
         of its own) over the slots of ``keys``, then ``far``: all of them, or those listed in ``slots`` [lane, width].

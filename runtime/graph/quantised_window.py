@@ -6,6 +6,7 @@ All that lies in HBM fits the plan's budget: where its slots and those ranges do
 """
 
 from types import ModuleType
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,9 +19,11 @@ from runtime.graph.window import Entries, WindowSlots
 from runtime.tally import Tally
 from sim.kv import GROUP_TOKENS
 from sim.plan import Plan
-from sim.slots import head_bytes, key_groups, most_attended, rounded_window_slots
+from sim.slots import head_bytes, keeps_newest, key_groups, most_attended, rounded_window_slots
 
 BLOCK, WARPS = 32, 1  # tokens that attention takes at once, warps of its programs
+
+Rows: TypeAlias = tuple[Tensor, ...]  # of queries, keys and values; or keys, values, and ranges of these
 
 
 class QuantisedWindowSlots(WindowSlots):
@@ -42,14 +45,18 @@ class QuantisedWindowSlots(WindowSlots):
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
         launch = self._attend_alone if self.launcher.group == 1 else self._attend_in_groups
-        launch(layer, (q, k, v), attended)
+        launch(layer, (q, k, v), attended, self._elsewhere(layer))
 
-    def _attend_alone(self, layer: int, rows: tuple[Tensor, Tensor, Tensor], attended: Tensor) -> None:
+    def _attend_alone(self, layer: int, rows: Rows, attended: Tensor, elsewhere: dict[str, Rows]) -> None:
         state, lanes, heads = self.state, self.lanes.count, self.launcher.heads
+        near = tuple(plane[layer] for plane in self.near_planes)
+        staged, (_, *far_values) = elsewhere.get("staged", near), elsewhere.get("far", near)
         _kernels().attend[lanes, heads](
             *rows,
-            *(plane[layer] for plane in self.near_planes),
+            *near,
             self.far_planes[0][layer],
+            *far_values,
+            *staged,
             self.key_ranges[layer],
             self.waiting[layer],
             state.slots[layer],
@@ -68,6 +75,7 @@ class QuantisedWindowSlots(WindowSlots):
             heads,
             self.near,
             max(1, self.far),
+            staged[0].shape[2],
             self.width,
             self.key_ranges.shape[3],
             GROUP=GROUP_TOKENS,
@@ -75,22 +83,22 @@ class QuantisedWindowSlots(WindowSlots):
             PADDED=self.launcher.padded,
             BLOCK=BLOCK,
             FREEZE=8,
+            STAGED="staged" in elsewhere,
             CHAINED=self.launcher.chained,
             num_warps=WARPS,
         )
 
-    def _attend_in_groups(self, layer: int, rows: tuple[Tensor, Tensor, Tensor], attended: Tensor) -> None:
+    def _attend_in_groups(self, layer: int, rows: Rows, attended: Tensor, elsewhere: dict[str, Rows]) -> None:
         """Newborn tokens first, for all programs of a head to see."""
         (q, k, v), state, launcher, parts = rows, self.state, self.launcher, self.launcher.parts
-        keys, values, value_ranges = (plane[layer] for plane in self.near_planes)
+        near = tuple(plane[layer] for plane in self.near_planes)
+        staged, far = elsewhere.get("staged", near), elsewhere.get("far", near)
         lanes, heads, channels = self.lanes.count, launcher.heads, launcher.channels
         kinds = {"GROUP": GROUP_TOKENS, "CHANNELS": channels, "num_warps": 4}
         _grouped_kernels().bear[lanes, heads](
             k,
             v,
-            keys,
-            values,
-            value_ranges,
+            *near,
             self.far_planes[0][layer],
             self.key_ranges[layer],
             self.waiting[layer],
@@ -111,9 +119,9 @@ class QuantisedWindowSlots(WindowSlots):
         )
         _grouped_kernels().attend[lanes, heads, parts.count](
             q,
-            keys,
-            values,
-            value_ranges,
+            *near,
+            *far,
+            *staged,
             self.key_ranges[layer],
             self.waiting[layer],
             state.slots[layer],
@@ -128,6 +136,8 @@ class QuantisedWindowSlots(WindowSlots):
             q.stride(0),
             heads,
             self.near,
+            max(1, self.far),
+            staged[0].shape[2],
             self.width,
             self.key_ranges.shape[3],
             SHARED=launcher.group,
@@ -135,19 +145,23 @@ class QuantisedWindowSlots(WindowSlots):
             PADDED=max(16, launcher.padded),
             BLOCK=32,
             PARTS=parts.count,
+            STAGED="staged" in elsewhere,
             PRECISION="ieee",  # of float32; 16-bit products are exact
             **kinds,
         )
         weights = Weights(scores=self.scores[layer], peaks=self.peaks[layer], sums=self.sums[layer])
         merge(parts, attended, weights)
 
-    def settle(self, layer: int) -> None:
-        super().settle(layer)
+    def _settle(self, layer: int, state: Entries) -> None:
+        super()._settle(layer, state)
         self._name(layer * self.lanes.count, self.lanes.count, self.count)
 
     def record(self, row: int, tally: Tally, lanes: int) -> None:
-        """The levels of keys that follow to the host when their group is frozen count by their share of a token."""
         super().record(row, tally, lanes)
+        self._count_followed(row, tally, lanes)
+
+    def _count_followed(self, row: int, tally: Tally, lanes: int) -> None:
+        """The levels of keys that follow to the host when their group is frozen count by their share of a token."""
         if row and self.far and self.counts.cached[row] % GROUP_TOKENS == 0:
             channels = self.decoder.spec.head_dim
             share = channels / head_bytes(channels)
@@ -155,14 +169,10 @@ class QuantisedWindowSlots(WindowSlots):
 
     def _hold(self) -> None:
         spec, device, dtype = self.decoder.spec, self.decoder.device, self.decoder.dtype
-        first, channels = (spec.layers, self.lanes.count), spec.head_dim
-        planes = (((channels,), torch.uint8), ((channels,), torch.uint8), ((2,), torch.float16))
-        far = max(1, self.far)
-        self.near_planes = tuple(
-            torch.zeros((*first, spec.kv_heads, self.near, *shape), dtype=kind, device=device) for shape, kind in planes
-        )
+        first, channels, far = (spec.layers, self.lanes.count), spec.head_dim, max(1, self.far)
+        self.near_planes = self._planes(*first, spec.kv_heads, self.near)
         self.far_planes = tuple(
-            registered(device, (*first, far, spec.kv_heads, *shape), kind) for shape, kind in planes
+            registered(device, (*first, far, spec.kv_heads, width), kind) for width, kind in self._kinds()
         )
         groups = (*first, spec.kv_heads, key_groups(self.plan.setting), 2, channels)
         self.key_ranges = torch.zeros(groups, dtype=torch.float16, device=device)
@@ -175,6 +185,16 @@ class QuantisedWindowSlots(WindowSlots):
         self.followed = torch.zeros(first, dtype=torch.int32, device=device)  # keys frozen on the host, each lane's
         self.count = torch.ones(1, dtype=torch.int32, device=device)
         self.prompted = torch.full((1,), self.counts.cached[0], dtype=torch.int32, device=device)
+
+    def _planes(self, *shape: int) -> Rows:
+        """In HBM, for so many tokens of so many heads."""
+        device = self.decoder.device
+        return tuple(torch.zeros((*shape, width), dtype=kind, device=device) for width, kind in self._kinds())
+
+    def _kinds(self) -> tuple[tuple[int, torch.dtype], ...]:
+        """Of a token's levels, keys' and values', and of its value's range: numbers a head, and their type."""
+        channels = self.decoder.spec.head_dim
+        return (channels, torch.uint8), (channels, torch.uint8), (2, torch.float16)
 
     def _keep(self, layer: int, prompt: Prompt) -> None:
         lanes = slice(prompt.first_lane, prompt.first_lane + prompt.lanes)
@@ -232,8 +252,12 @@ class QuantisedWindowSlots(WindowSlots):
 
 
 def has_room_for_ranges(plan: Plan) -> bool:
-    """Whether the budget has slots for all that a step attends to, beside what does not depend on them."""
-    return rounded_window_slots(plan.setting) >= most_attended(plan.setting)
+    """Whether the budget has slots for all that a step attends to, or that it does not gather, beside what does not depend
+    on them.
+    """
+    setting = plan.setting
+    needed = max(setting.token_counts.local) if keeps_newest(plan) else most_attended(setting)
+    return rounded_window_slots(setting) >= needed
 
 
 def _kernels() -> ModuleType:

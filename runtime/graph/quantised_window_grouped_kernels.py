@@ -9,6 +9,7 @@ import triton.language as tl
 
 from runtime.graph.grouped_kernels import mix
 from runtime.graph.quantised_window_kernels import bear as store_newborn
+from runtime.graph.quantised_window_kernels import take_ranges, take_rows
 
 
 @triton.jit
@@ -71,6 +72,12 @@ def attend(
     keys,  # from here to ``cached`` as ``attend``'s
     values,
     value_ranges,
+    far_keys,
+    far_values,
+    far_ranges,
+    staged_keys,
+    staged_values,
+    staged_ranges,
     key_ranges,
     waiting_keys,
     slots,
@@ -85,6 +92,8 @@ def attend(
     q_stride,
     heads,
     capacity,
+    far_capacity,
+    staged_rows,
     width,
     groups,
     SHARED: tl.constexpr,  # query heads of a key head
@@ -94,6 +103,7 @@ def attend(
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,
+    STAGED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One key head's queries over a part of its lane's list, as ``grouped_kernels.attend``, widened to the compute type."""
@@ -111,6 +121,14 @@ def attend(
     value_ranges += lane_head * capacity * 2
     key_ranges += lane_head * groups * 2 * CHANNELS
     waiting_keys += lane_head * GROUP * CHANNELS
+    if STAGED:
+        far_head = lane * far_capacity * heads + head
+        far_keys += far_head * CHANNELS
+        far_values += far_head * CHANNELS
+        far_ranges += far_head * 2
+        staged_keys += lane_head * staged_rows * CHANNELS
+        staged_values += lane_head * staged_rows * CHANNELS
+        staged_ranges += lane_head * staged_rows * 2
     lane_query = (lane * heads * SHARED + query) * width
 
     peak = tl.full([ROWS], float("-inf"), tl.float32)
@@ -123,19 +141,29 @@ def attend(
         slot = tl.load(slots + lane * width + item, mask=item < last, other=-1)
         token = tl.load(tokens + lane * width + item, mask=item < last, other=0)
         there = slot >= 0
-        waits = (there & (token >= opened))[:, None] & inside[None, :]
-        frozen = (there & (token < opened))[:, None] & inside[None, :]
-        at = slot[:, None] * CHANNELS + channel[None, :]
-        levels = tl.load(keys + at, mask=frozen, other=0).to(tl.float32)
+        waiting = token >= opened
+        if STAGED:  # gathered before the newborn token completed its group
+            waiting = waiting | ((token >= (many - 1) // GROUP * GROUP) & (slot >= capacity))
+        waits = (there & waiting)[:, None] & inside[None, :]
+        frozen = (there & (waiting == 0))[:, None] & inside[None, :]
+        everything = there[:, None] & inside[None, :]
+        # fmt: off
+        levels = take_rows(
+            keys, staged_keys, far_keys, slot, channel, frozen, capacity, staged_rows, heads, CHANNELS, STAGED,
+        ).to(tl.float32)
+        v = take_rows(
+            values, staged_values, far_values, slot, channel, everything, capacity, staged_rows, heads, CHANNELS, STAGED,
+        ).to(tl.float32)
+        low_v, step_v = take_ranges(
+            value_ranges, staged_ranges, far_ranges, slot, there, capacity, staged_rows, heads, STAGED,
+        )
+        # fmt: on
         ranges = key_ranges + (token // GROUP)[:, None] * (2 * CHANNELS) + channel[None, :]
         low = tl.load(ranges, mask=frozen, other=0.0).to(tl.float32)
         step = tl.load(ranges + CHANNELS, mask=frozen, other=0.0).to(tl.float32)
         native = tl.load(waiting_keys + (token % GROUP)[:, None] * CHANNELS + channel[None, :], mask=waits, other=0.0)
         k = native + (levels * step + low).to(q.dtype)  # where one is read, the other is 0
-        v = tl.load(values + at, mask=there[:, None] & inside[None, :], other=0).to(tl.float32)
-        low_v = tl.load(value_ranges + slot * 2, mask=there, other=0.0).to(tl.float32)
-        step_v = tl.load(value_ranges + slot * 2 + 1, mask=there, other=0.0).to(tl.float32)
-        v = (v * step_v[:, None] + low_v[:, None]).to(q.dtype)
+        v = (v * step_v.to(tl.float32)[:, None] + low_v.to(tl.float32)[:, None]).to(q.dtype)
         score, peak, total, out = mix(q, k, v, there, scale, peak, total, out, PRECISION)
         listed = (row < SHARED)[:, None] & (item < last)[None, :]
         tl.store(scores + lane_query[:, None] + item[None, :], score, mask=listed)

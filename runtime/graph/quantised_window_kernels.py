@@ -6,6 +6,7 @@ A *row* is a lane of a layer. Keys of the open group wait in the compute type, e
 import triton
 import triton.language as tl
 
+from runtime.graph.kernels import row_starts
 from runtime.graph.quantised_kernels import fold_levels, levels_of, range_of
 
 
@@ -18,6 +19,11 @@ def attend(
     values,
     value_ranges,  # [lane, head, slot, 2]: least and step
     far_keys,  # [lane, slot, head, channel] levels in pinned memory: slots from ``capacity`` on
+    far_values,  # where STAGED; likewise the next four
+    far_ranges,
+    staged_keys,  # [lane, head, row, channel]: slots from ``capacity`` on, and those beyond are in pinned memory
+    staged_values,
+    staged_ranges,
     key_ranges,  # [lane, head, group, 2, channel]
     waiting_keys,  # [lane, head, group token, channel]
     slots,  # [lane, width]: what each lane attends to, its newborn token last; -1: padding
@@ -36,6 +42,7 @@ def attend(
     heads,
     capacity,
     far_capacity,
+    staged_rows,
     width,
     groups,
     GROUP: tl.constexpr,
@@ -43,9 +50,13 @@ def attend(
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     FREEZE: tl.constexpr,  # keys that are frozen at once
+    STAGED: tl.constexpr,
     CHAINED: tl.constexpr,
 ):
-    """One query head over its lane's list: stores the newborn token, freezes the group that it completes, reads the rest."""
+    """One query head over its lane's list: stores the newborn token, freezes the group that it completes, reads the rest.
+
+    Where STAGED, rows were gathered before that group had levels: of what is not in HBM its keys are taken as they waited.
+    """
     if CHAINED:
         tl.extra.cuda.gdc_launch_dependents()
     lane, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -69,7 +80,14 @@ def attend(
     homes += lane * GROUP
     scores += lane_head * width
 
-    far_keys += (lane * far_capacity * heads + head) * CHANNELS
+    far_head = lane * far_capacity * heads + head
+    far_keys += far_head * CHANNELS
+    if STAGED:
+        far_values += far_head * CHANNELS
+        far_ranges += far_head * 2
+        staged_keys += lane_head * staged_rows * CHANNELS
+        staged_values += lane_head * staged_rows * CHANNELS
+        staged_ranges += lane_head * staged_rows * 2
     k_wide, v_wide, moved = bear(
         k_own,
         v_own,
@@ -93,6 +111,9 @@ def attend(
     tl.debug_barrier()  # levels and ranges are read below by other threads
     waiting = (newborn + 1) % GROUP  # the newborn token's key among them
     opened = newborn + 1 - waiting
+    others = (
+        newborn % GROUP if STAGED else waiting - 1
+    )  # keys that wait, or did before this step, the newborn one's aside
     own = tl.sum(q * k_wide, 0)
     peak, total, mixed = own, own * 0.0 + 1.0, v_wide
 
@@ -101,30 +122,47 @@ def attend(
         slot = tl.load(slots + item, mask=item < items, other=-1)
         token = tl.load(tokens + item, mask=item < items, other=opened)
         frozen = token < opened
+        if STAGED:
+            frozen = frozen & ((token < newborn - others) | (slot < capacity))
         there = frozen & (slot >= 0)
-        at, mask = slot[:, None] * CHANNELS + channel[None, :], there[:, None] & inside[None, :]
-        k = tl.load(keys + at, mask=mask, other=0)
-        v = tl.load(values + at, mask=mask, other=0)
+        mask = there[:, None] & inside[None, :]
+        # fmt: off
+        k = take_rows(
+            keys, staged_keys, far_keys, slot, channel, mask, capacity, staged_rows, heads, CHANNELS, STAGED,
+        )
+        v = take_rows(
+            values, staged_values, far_values, slot, channel, mask, capacity, staged_rows, heads, CHANNELS, STAGED,
+        )
+        low_v, step_v = take_ranges(
+            value_ranges, staged_ranges, far_ranges, slot, there, capacity, staged_rows, heads, STAGED,
+        )
+        # fmt: on
         ranges = key_ranges + (token // GROUP)[:, None] * (2 * CHANNELS) + channel[None, :]
         low = tl.load(ranges, mask=mask, other=0.0).to(tl.float32)
         step = tl.load(ranges + CHANNELS, mask=mask, other=0.0).to(tl.float32)
-        low_v = tl.load(value_ranges + slot * 2, mask=there, other=0.0)
-        step_v = tl.load(value_ranges + slot * 2 + 1, mask=there, other=0.0)
         score = tl.sum(q[None, :] * (k.to(tl.float32) * step + low), 1)
         score = tl.where(there, score, float("-inf"))
         tl.store(scores + item, score, mask=frozen)
         peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
 
-    for first in range(0, waiting - 1, BLOCK):
+    for first in range(0, others, BLOCK):
         member = first + tl.arange(0, BLOCK)
-        turn = tl.load(turns + member, mask=member < waiting - 1, other=-1)
+        turn = tl.load(turns + member, mask=member < others, other=-1)
         slot = tl.load(slots + turn, mask=turn >= 0, other=-1)
+        if STAGED:
+            turn = tl.where((waiting > 0) | (slot >= capacity), turn, -1)  # others of a group just frozen are done
+            slot = tl.where(turn >= 0, slot, -1)
         there = slot >= 0
         mask = there[:, None] & inside[None, :]
         k = tl.load(waiting_keys + member[:, None] * CHANNELS + channel[None, :], mask=mask, other=0.0)
-        v = tl.load(values + slot[:, None] * CHANNELS + channel[None, :], mask=mask, other=0)
-        low_v = tl.load(value_ranges + slot * 2, mask=there, other=0.0)
-        step_v = tl.load(value_ranges + slot * 2 + 1, mask=there, other=0.0)
+        # fmt: off
+        v = take_rows(
+            values, staged_values, far_values, slot, channel, mask, capacity, staged_rows, heads, CHANNELS, STAGED,
+        )
+        low_v, step_v = take_ranges(
+            value_ranges, staged_ranges, far_ranges, slot, there, capacity, staged_rows, heads, STAGED,
+        )
+        # fmt: on
         score = tl.where(there, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
         tl.store(scores + turn, score, mask=turn >= 0)
         peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
@@ -134,6 +172,38 @@ def attend(
     tl.store(sums + lane_head, total)
     out = (mixed / total).to(attended.dtype.element_ty)
     tl.store(attended + lane_head * CHANNELS + channel, out, mask=inside)
+
+
+@triton.jit
+def take_rows(
+    near,  # of one head: [slot, channel]
+    staged,  # [row, channel]
+    far,  # [slot, channel] in pinned memory, as many heads apart
+    slot,
+    channel,
+    mask,
+    capacity,
+    staged_rows,
+    heads,
+    CHANNELS: tl.constexpr,
+    STAGED: tl.constexpr,
+):
+    """Levels of ``slot``, wherever they lie."""
+    if STAGED:
+        row = row_starts(near, staged, far, slot, capacity, staged_rows, heads, CHANNELS)
+        levels = tl.load(row[:, None] + channel[None, :], mask=mask, other=0)
+    else:
+        levels = tl.load(near + slot[:, None] * CHANNELS + channel[None, :], mask=mask, other=0)
+    return levels
+
+
+@triton.jit
+def take_ranges(near, staged, far, slot, there, capacity, staged_rows, heads, STAGED: tl.constexpr):
+    """Least and step of their values."""
+    at = near + slot * 2
+    if STAGED:
+        at = row_starts(near, staged, far, slot, capacity, staged_rows, heads, 2)
+    return tl.load(at, mask=there, other=0.0), tl.load(at + 1, mask=there, other=0.0)
 
 
 @triton.jit

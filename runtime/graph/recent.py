@@ -21,8 +21,9 @@ from runtime.tally import Tally
 from sim.plan import Plan
 from sim.slots import Room, buffers, host_slots_by
 
-_GATHERING = 16  # programs, each with 16 KB under way in 16 bit: some times what fills a link of 55 GB/s and 1.5 us
-_UNDER_WAY = 4096  # entries of keys, and as many of values, that one of them reads at once
+_GATHERING = 16  # programs, each with 16 KB under way: some times what fills a link of 55 GB/s and 1.5 us
+_UNDER_WAY = 8192  # bytes of keys, and as many of values, that one of them reads at once
+_TOGETHER = 2048  # of them, at most, of one token
 
 
 class Expected(NamedTuple):
@@ -34,7 +35,7 @@ class Expected(NamedTuple):
 
 
 class RecentSlots(WindowSlots):
-    """Besides ``WindowSlots``': a stage of ``prefetch_layers`` + 1 buffers, [buffer, lane, head, row, channel].
+    """Besides ``WindowSlots``': a stage of ``prefetch_layers`` + 1 buffers, keys and values [buffer, lane, head, row, channel].
 
     The buffer of layer l is l mod that number: where that does not divide the layers, what comes for the next step waits for
     layers somewhat nearer the end. What finds no row in the stage, attention reads where it lies.
@@ -44,8 +45,7 @@ class RecentSlots(WindowSlots):
         super().__init__(plan, decoder, lanes, padding, row)
         device, layers = decoder.device, decoder.spec.layers
         self.depth, self.rows = buffers(plan) - 1, self.room.rows
-        shape = (self.depth + 1, lanes.count, decoder.spec.kv_heads, self.rows, decoder.spec.head_dim)
-        self.stage_keys, self.stage_values = (torch.zeros(shape, dtype=decoder.dtype, device=device) for _ in range(2))
+        self.stage = self._staged()
         self.kept = torch.tensor([*self.in_hbm, self.in_hbm[-1]], dtype=torch.int32, device=device)
         numbers = [torch.zeros((layers, lanes.count), dtype=torch.int32, device=device) for _ in range(2)]
         sources = torch.zeros((layers, lanes.count, self.rows), dtype=torch.int32, device=device)
@@ -62,7 +62,7 @@ class RecentSlots(WindowSlots):
 
     @property
     def kv_bytes(self) -> int:
-        return super().kv_bytes + 2 * self.stage_keys.numel() * self.stage_keys.element_size()
+        return super().kv_bytes + sum(plane.numel() * plane.element_size() for plane in self.stage)
 
     def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         super().start(layer, first, q, k, v)
@@ -71,16 +71,29 @@ class RecentSlots(WindowSlots):
 
     def begin_step(self) -> None:
         """The layers before this one are there already."""
+        super().begin_step()
         self._fetch(self.depth)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
-        buffer = layer % (self.depth + 1)
         self.arrived[layer].wait()
-        far, staged = (self.host_keys, self.host_values), (self.stage_keys, self.stage_values)
-        self._attend(
-            layer, q, k, v, attended, far=(far[0][layer], far[1][layer]), staged=(staged[0][buffer], staged[1][buffer])
-        )
+        super().attend(layer, q, k, v, attended)
         self._fetch(layer + self.depth + 1)  # its buffer has just been read
+
+    def _elsewhere(self, layer: int) -> dict[str, tuple[Tensor, ...]]:
+        buffer = layer % (self.depth + 1)
+        far, staged = (plane[layer] for plane in self._away()), (plane[buffer] for plane in self.stage)
+        return {"far": tuple(far), "staged": tuple(staged)}
+
+    def _away(self) -> tuple[Tensor, ...]:
+        """What the host holds, as planes of which the stage has some rows."""
+        return self.host_keys, self.host_values
+
+    def _staged(self) -> tuple[Tensor, ...]:
+        """Room for rows of those planes."""
+        spec, first = self.decoder.spec, (self.depth + 1, self.lanes.count)
+        shape = (*first, spec.kv_heads, self.rows, spec.head_dim)
+        keys, values = (torch.zeros(shape, dtype=self.decoder.dtype, device=self.decoder.device) for _ in range(2))
+        return keys, values
 
     def _fetch(self, layer: int) -> None:
         if layer < len(self.arrived):
@@ -90,9 +103,7 @@ class RecentSlots(WindowSlots):
 
     def settle(self, layer: int) -> None:
         """Choose for the next step, write what leaves HBM; fetch for the next step where this layer's buffer is read no more."""
-        state = Entries(*(tensor[layer] for tensor in self.state))
-        self._settle(layer, state)
-        self._exchange(layer, state)
+        super().settle(layer)
         buffer, layers = layer % (self.depth + 1), len(self.arrived)
         if buffer < self.depth and layer + self.depth + 1 >= layers:
             with self.fetching.work():
@@ -123,25 +134,37 @@ class RecentSlots(WindowSlots):
         )
 
     def _gather(self, layer: int) -> None:
-        spec, lanes, buffer = self.decoder.spec, self.lanes.count, layer % (self.depth + 1)
-        expected, width = self._expected(layer), min(1024, power_of_two(spec.kv_heads * spec.head_dim))
-        chunks = -(-spec.kv_heads * spec.head_dim // width)
+        spec, lanes, expected, planes = (
+            self.decoder.spec,
+            self.lanes.count,
+            self._expected(layer),
+            self._elsewhere(layer),
+        )
+        (keys, values, *others), (far_keys, far_values, *far_others) = planes["staged"], planes["far"]
+        size, heads = keys.element_size(), spec.kv_heads
+        width = min(_TOGETHER // size, power_of_two(heads * spec.head_dim))
+        chunks = -(-heads * spec.head_dim // width)
         programs = -(-_GATHERING // chunks)
+        ranges, far_ranges = (rows[0].view(torch.int32) if rows else keys for rows in (others, far_others))
         kernels().gather[programs, chunks](
             expected.sources,
             expected.staged,
-            self.host_keys[layer],
-            self.host_values[layer],
-            self.stage_keys[buffer],
-            self.stage_values[buffer],
+            far_keys,
+            far_values,
+            far_ranges,
+            keys,
+            values,
+            ranges,
             lanes,
             -(-programs // lanes),
-            spec.kv_heads,
+            heads,
             self.far,
             self.rows,
             CHANNELS=spec.head_dim,
+            HEADS=power_of_two(heads),
             WIDTH=width,
-            TOKENS=_UNDER_WAY // width,
+            TOKENS=_UNDER_WAY // size // width,
+            RANGED=bool(others),
             num_warps=4,
         )
 

@@ -210,16 +210,20 @@ def gather(
     staged,
     host_keys,  # [lane, slot, head, channel] in pinned memory
     host_values,
+    host_ranges,  # of values, both numbers in one, where RANGED: [lane, slot, head]
     keys,  # the stage, [lane, head, row, channel]
     values,
+    ranges,  # [lane, head, row]
     lanes,
     parts,  # of a lane's rows
     heads,
     host_slots,
     stage_rows,
     CHANNELS: tl.constexpr,
+    HEADS: tl.constexpr,
     WIDTH: tl.constexpr,
     TOKENS: tl.constexpr,
+    RANGED: tl.constexpr,
 ):
     """Tokens of the host to the stage, heads of a token and TOKENS of a lane at once. Few programs take turns at all lanes:
     they leave the SMs to others, and have so much under way that the link is full.
@@ -238,5 +242,11 @@ def gather(
             here = ((lane * heads + head)[None, :] * stage_rows + row[:, None]) * CHANNELS + channel[None, :]
             k = tl.load(host_keys + there, mask=mask, other=0.0)
             v = tl.load(host_values + there, mask=mask, other=0.0)
+            if RANGED:
+                every = tl.arange(0, HEADS)
+                some = (row < count)[:, None] & (every < heads)[None, :] & (tl.program_id(1) == 0)
+                away = ((lane * host_slots + slot) * heads)[:, None] + every[None, :]
+                both = tl.load(host_ranges + away, mask=some, other=0)
+                tl.store(ranges + (lane * heads + every)[None, :] * stage_rows + row[:, None], both, mask=some)
             tl.store(keys + here, k, mask=mask)
             tl.store(values + here, v, mask=mask)

@@ -13,6 +13,7 @@ from runtime.graph.forwarded import ForwardedSlots, ForwardedStep
 from runtime.graph.fused import FusedDecoder
 from runtime.graph.prefilling import PromptGraph
 from runtime.graph.quantised_dense import QuantisedSlots
+from runtime.graph.quantised_recent import QuantisedRecentSlots
 from runtime.graph.quantised_window import QuantisedWindowSlots
 from runtime.graph.recall import RecallSlots
 from runtime.graph.recent import RecentSlots
@@ -29,7 +30,8 @@ from runtime.prefill import prompt_layer
 from runtime.wave import Prompts
 from sim.attention import Selector
 from sim.footprint import prefill_rows, prefills_at_once
-from sim.plan import Placement, Plan
+from sim.plan import Plan
+from sim.slots import keeps_newest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,10 +190,9 @@ def slots_kind(plan: Plan) -> type[DenseSlots] | type[QuantisedSlots] | type[Win
     """Of a step that is captured."""
     selector = plan.setting.attention.selector
     if selector is Selector.SWA:
-        if not plan.setting.kv_format.are_native:
-            return QuantisedWindowSlots
-        fetches = plan.setting.placement is Placement.RECENT and any(plan.homes.host_kv)
-        return RecentSlots if fetches else WindowSlots
+        if plan.setting.kv_format.are_native:
+            return RecentSlots if keeps_newest(plan) else WindowSlots
+        return QuantisedRecentSlots if keeps_newest(plan) else QuantisedWindowSlots
     if selector is Selector.PAGES:
         return RecallSlots
     return DenseSlots if plan.setting.kv_format.are_native else QuantisedSlots

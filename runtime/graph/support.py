@@ -11,6 +11,7 @@ from runtime.models import Decoder
 from sim.attention import Selector
 from sim.kv import KvFormat
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, WriteBack
+from sim.slots import keeps_newest
 
 
 def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admission.WAVES) -> None:
@@ -82,18 +83,16 @@ def _require_format(plan: Plan) -> None:
         allowed = dense and stored in (KvFormat.NATIVE, KvFormat.FP8, KvFormat.INT8)
         PageSize.of(setting)  # raises where ranges do not fit the pages of a group
     else:
-        resident = setting.placement is Placement.RESIDENT
-        known = dense or (setting.attention.selector is Selector.SWA and resident)
+        known = dense or setting.attention.selector is Selector.SWA
         allowed = known and stored is KvFormat.INT8 and setting.kv_format.host is KvFormat.INT8
     if not allowed:
         raise ValueError(
             f"kv_format={stored} in HBM and {setting.kv_format.host} on the host, a captured step runs native, waves "
-            "under dense or resident swa in int8 on both sides, and dense continuous admission in int8 or fp8"
+            "under dense or swa in int8 on both sides, and dense continuous admission in int8 or fp8"
         )
-    if not dense and setting.placement is not Placement.RESIDENT:
-        raise ValueError(f"placement={setting.placement}, a captured step under swa in int8 needs resident")
     if not dense and not has_room_for_ranges(plan):
-        raise ValueError("kv_budget_bytes, a captured step under swa in int8 needs slots for all that it attends to")
+        kept = "its local window" if keeps_newest(plan) else "all that it attends to"
+        raise ValueError(f"kv_budget_bytes, a captured step under swa in int8 needs slots for {kept}")
 
 
 def _require_placement(plan: Plan) -> None:

@@ -89,13 +89,7 @@ class WindowSlots:
         """Every layer's list is there already."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
-        self._attend(layer, q, k, v, attended)
-
-    def _attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor, **elsewhere: tuple[Tensor, Tensor]
-    ) -> None:
-        """``elsewhere``: where a list's tokens lie that have no slot in HBM, as ``Launcher.attend`` takes it."""
-        state = self.state
+        state, elsewhere = self.state, self._elsewhere(layer)
         weights = Weights(scores=self.scores[layer], peaks=self.peaks[layer], sums=self.sums[layer])
         self.launcher.attend(
             q,
@@ -110,9 +104,21 @@ class WindowSlots:
             **elsewhere,
         )
 
+    def _elsewhere(self, layer: int) -> dict[str, tuple[Tensor, ...]]:  # noqa: ARG002
+        """Where a layer's list has tokens without a slot in HBM: ``staged`` there, ``far`` on the host; keys, values, what else
+        there is. Here nowhere.
+        """
+        return {}
+
     def settle(self, layer: int) -> None:
         """Choose for the next step, and move what it needs."""
         state = Entries(*(tensor[layer] for tensor in self.state))
+        self._settle(layer, state)
+        if self.far:
+            self._exchange(layer, state)
+
+    def _settle(self, layer: int, state: Entries) -> None:
+        """Choose for the next step."""
         self.launcher.kernels.settle[(self.lanes.count,)](
             *self._known(layer, state),
             state.moves,
@@ -127,8 +133,6 @@ class WindowSlots:
             CHUNK=8,
             num_warps=4,
         )
-        if self.far:
-            self._exchange(layer, state)
 
     def _known(self, layer: int, state: Entries) -> tuple[Tensor, ...]:
         """What a choice goes by, and fills: ``kernels.settle``'s first arguments."""

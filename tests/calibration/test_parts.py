@@ -237,14 +237,18 @@ def test_prices_and_runtime_agree_on_continuous_steps(
 
 @pytest.mark.parametrize("write_back", WriteBack)
 @pytest.mark.parametrize("hbm", [100, 50])
-def test_prices_and_runtime_agree_on_windows_that_keep_recent_tokens(write_back: WriteBack, hbm: int) -> None:
-    """Captured are those that write at eviction."""
-    recipe = Recipe(model="opt-1.3b", batch=4, prompt=60, output=20, selector=Selector.SWA, keep=40, hbm=hbm)
-    plan = plan_of(recipe, make_machine())
+@pytest.mark.parametrize("kv", KvFormat)
+def test_prices_and_runtime_agree_on_windows_that_keep_recent_tokens(
+    write_back: WriteBack, hbm: int, kv: KvFormat
+) -> None:
+    """Captured are those that write at eviction, in native and INT8."""
+    recipe = Recipe(model="opt-1.3b", batch=4, prompt=60, output=20, selector=Selector.SWA, keep=40, hbm=hbm, kv=kv)
+    plan = plan_of(recipe, replace(make_machine(), gpu=catalogue.gpu("H100 SXM")))
     plan = replace(plan, setting=replace(plan.setting, write_back=write_back))
 
     assert plan.setting.placement is Placement.RECENT
-    assert graphable(plan) == is_captured(plan.setting) == (write_back is WriteBack.AT_EVICTION)
+    known = kv in (KvFormat.NATIVE, KvFormat.INT8)
+    assert graphable(plan) == is_captured(plan.setting) == (known and write_back is WriteBack.AT_EVICTION)
 
 
 @pytest.mark.parametrize("model", ["opt-1.3b", "llama-3-8b"])

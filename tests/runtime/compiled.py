@@ -95,6 +95,7 @@ def plans(spec: Any, dtype: DType) -> list[Plan]:
         resident(plan(Selector.SWA), 14),
         resident(plan(Selector.SWA, KvFormat.INT8), 14),
         recent(plan(Selector.SWA), [8]),
+        recent(plan(Selector.SWA, KvFormat.INT8), [8]),
     ]
     found.append(recalled(plan(Selector.PAGES), 20, WriteBack.AT_EVICTION))
     found += [newest_in_hbm(plan(Selector.DENSE, KvFormat.INT8), slots) for slots in (20, 200)]

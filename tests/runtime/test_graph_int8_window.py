@@ -9,6 +9,7 @@ from torch import Tensor
 
 from runtime.execute import execute
 from runtime.graph.quantised_window import QuantisedWindowSlots
+from runtime.graph.recent import RecentSlots
 from runtime.graph.run import GraphWave
 from runtime.graph.support import require_graphable
 from runtime.models import Decoder
@@ -17,10 +18,10 @@ from runtime.tally import Tally
 from sim.attention import Selector
 from sim.flows import flows_of, home_columns, link_token_bytes, occupancy_of
 from sim.kv import GROUP_TOKENS, KvFormat, KvFormats
-from sim.plan import Plan
+from sim.plan import Placement, Plan
 from sim.spec import DType
 from sim.trace import Resource
-from tests.runtime.graphs import ON_GPU, compare, decoder, draw_prompts, kernels, padded, resident
+from tests.runtime.graphs import ON_GPU, compare, decoder, draw_prompts, kernels, padded, recent, resident
 from tests.runtime.plans import Choice, all_in_hbm, with_budget
 from tests.runtime.test_captured import CAPTURED, both, decoded, moved
 
@@ -56,7 +57,10 @@ def test_window_decoding_over_int8_by_graph_is_eager_decoding(family: str, slots
 
 
 def over_levels(slots: QuantisedWindowSlots, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """[lane, head, channel]: attention to what the lists of layer 1 name of all keys and values so far, by torch."""
+    """[lane, head, channel]: attention to what the lists of layer 1 name of all keys and values so far, by torch.
+
+    What was gathered before its group was frozen has its keys as they were.
+    """
     levels, ranges = frozen_groups(k, KvFormat.INT8)
     frozen, stored = k.shape[1] // GROUP_TOKENS * GROUP_TOKENS, encode_values(v, KvFormat.INT8)
     low, step = (part[:, None].float() for part in ranges.unbind(1))  # [group, 1, head, channel]
@@ -66,23 +70,32 @@ def over_levels(slots: QuantisedWindowSlots, q: Tensor, k: Tensor, v: Tensor) ->
     values, mixed = stored["v"].float() * steps + least, torch.empty_like(q, dtype=torch.float32)
     for lane in range(len(q)):
         listed = slice(0, int(slots.state.counts[1, lane]))
-        at = slots.tokens[1, lane, listed][slots.state.slots[1, lane, listed] >= 0].long()
+        real = slots.state.slots[1, lane, listed] >= 0
+        at, outside = slots.tokens[1, lane, listed][real].long(), slots.state.slots[1, lane, listed][real] >= slots.near
         group = q.shape[1] // k.shape[2]
-        some_k, some_v = (rows[lane, at].repeat_interleave(group, 1) for rows in (keys, values))
+        waited = outside & (at >= (k.shape[1] - 1) // GROUP_TOKENS * GROUP_TOKENS)
+        some_k, some_v = (rows[lane, at] for rows in (keys, values))
+        some_k = torch.where(waited[:, None, None], k[lane, at].float(), some_k)
+        some_k, some_v = (rows.repeat_interleave(group, 1) for rows in (some_k, some_v))
         weights = (torch.einsum("hc,thc->ht", q[lane].float(), some_k) * q.shape[2] ** -0.5).softmax(-1)
         mixed[lane] = torch.einsum("ht,thc->hc", weights, some_v)
     return mixed
 
 
 @kernels
-@pytest.mark.parametrize("dtype", [DType.FP32, DType.FP16])
+@pytest.mark.parametrize(
+    ("dtype", "placement"),
+    [(DType.FP32, Placement.RESIDENT), (DType.FP16, Placement.RESIDENT), (DType.FP16, Placement.RECENT)],
+)
 @pytest.mark.parametrize("family", ["opt", "grouped llama"])
 def test_levels_near_and_far_are_those_of_all_keys_of_a_group(
-    family: str, dtype: DType, monkeypatch: pytest.MonkeyPatch
+    family: str, dtype: DType, placement: Placement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the bit, with the ranges by all 64, padding and dead tokens too; tokens came and went before they had levels."""
     made, lanes, prompt = decoder(family, dtype, seed=2), 3, 56
     plan = window(made, prompt=prompt, output=12, slots=21, sparsity=0.7, dtype=dtype)
+    if placement is Placement.RECENT:
+        plan = recent(plan, [13])
     prompts = padded(plan, made, draw_prompts([56, 30, 5], seed=3))
     wave, keys, values = GraphWave(plan, made, prompts.padding.tolist()), list[Tensor](), list[Tensor]()
     attend, keep = QuantisedWindowSlots.attend, QuantisedWindowSlots._keep
@@ -107,6 +120,7 @@ def test_levels_near_and_far_are_those_of_all_keys_of_a_group(
     monkeypatch.setattr(QuantisedWindowSlots, "attend", attend_spy)
     slots = wave.slots
     assert isinstance(slots, QuantisedWindowSlots)
+    assert isinstance(slots, RecentSlots) == (placement is Placement.RECENT)
     with torch.inference_mode():
         wave.prefill(prompts)
         wave.step.seek(1)
@@ -114,6 +128,7 @@ def test_levels_near_and_far_are_those_of_all_keys_of_a_group(
         for _ in range(1, plan.homes.steps):
             wave.step._run()  # as it is, for the spy
             returned += int(slots.state.moves[1, :, :, 2].sum())
+            returned += int(slots.expected.fetched[1].sum()) if isinstance(slots, RecentSlots) else 0
 
     k, v = torch.cat(keys, 1), torch.cat(values, 1)
     levels, ranges = frozen_groups(k, KvFormat.INT8)

@@ -18,6 +18,7 @@ from runtime.graph.dense import DenseSlots
 from runtime.graph.forwarded import ForwardedSlots
 from runtime.graph.prefilling import PromptGraph
 from runtime.graph.quantised_dense import QuantisedSlots
+from runtime.graph.quantised_recent import QuantisedRecentSlots
 from runtime.graph.quantised_window import QuantisedWindowSlots
 from runtime.graph.recall import RecallSlots
 from runtime.graph.recent import RecentSlots
@@ -73,6 +74,10 @@ KINDS: dict[str, tuple[type, Callable[[ModelSpec], Plan]]] = {
     "int8": (QuantisedSlots, lambda spec: newest_in_hbm(all_in_hbm(spec, ROUNDED), 66)),
     "swa": (WindowSlots, lambda spec: resident(all_in_hbm(spec, WINDOW), 8)),
     "swa recent": (RecentSlots, lambda spec: recent(all_in_hbm(spec, replace(WINDOW, drop_dead=False)), [6])),
+    "swa recent int8": (
+        QuantisedRecentSlots,
+        lambda spec: recent(all_in_hbm(spec, replace(WINDOW, drop_dead=False, kv_format=LEVELS)), [6]),
+    ),
     "swa int8": (QuantisedWindowSlots, lambda spec: resident(all_in_hbm(spec, replace(WINDOW, kv_format=LEVELS)), 8)),
     "pages": (
         RecallSlots,

@@ -64,12 +64,15 @@ def test_a_window_holds_entries_past_weights_and_scores(
 
 @kernels
 @pytest.mark.parametrize("family", ["opt", "grouped llama", "flat opt", "deep opt"])
+@pytest.mark.parametrize("kv_format", [KvFormats(), INT8], ids=["native", "int8"])
 @pytest.mark.parametrize("drop_dead", [True, False])
 @pytest.mark.parametrize("slots", [[22], [30, 30, 23], [200]])
-def test_a_stage_comes_besides_where_hbm_holds_the_newest(family: str, *, drop_dead: bool, slots: list[int]) -> None:
+def test_a_stage_comes_besides_where_hbm_holds_the_newest(
+    family: str, kv_format: KvFormats, *, drop_dead: bool, slots: list[int]
+) -> None:
     made = decoder(family, DType.FP16, seed=1)
-    plan = recent(plan_of(made, Selector.SWA, KvFormats(), 40, drop_dead=drop_dead), slots)
-    assert (slots_kind(plan) is RecentSlots) == (min(slots) < 200)
+    plan = recent(plan_of(made, Selector.SWA, kv_format, 40, drop_dead=drop_dead), slots)
+    assert issubclass(slots_kind(plan), RecentSlots) == (min(slots) < 200)
 
     assert lane_bytes(plan, made) == slots_bytes(plan)
 
@@ -99,16 +102,17 @@ def test_recall_holds_digests_and_what_a_step_is_told(family: str, write_back: W
 
 
 @kernels
-@pytest.mark.parametrize("kind", ["window", "dense", "recent"])
+@pytest.mark.parametrize("kind", ["window", "dense", "recent", "recent int8"])
 def test_a_tight_budget_leaves_fewer_slots(kind: str) -> None:
     made = decoder("opt", DType.FP16, seed=1)
     selector, kv_format = (
         Selector.DENSE if kind == "dense" else Selector.SWA,
         KvFormats() if kind == "recent" else INT8,
     )
-    plan = plan_of(made, selector, kv_format, 60, sparsity=0.7, drop_dead=kind != "recent")
+    newest = kind.startswith("recent")
+    plan = plan_of(made, selector, kv_format, 60, sparsity=0.7, drop_dead=not newest)
     if kind != "dense":
-        plan = recent(plan, [44, 30]) if kind == "recent" else resident(plan, 60)
+        plan = recent(plan, [44, 30]) if newest else resident(plan, 60)
     ample = slots_bytes(plan)
     assert ample is not None
     tight = with_budget(plan, LANES * ample // 2)

@@ -216,6 +216,22 @@ def test_a_captured_window_over_int8_keeps_ranges_of_all_keys_in_hbm() -> None:
     assert held(plan).hbm[1:].tolist() == pytest.approx([layers + 2 * 0.1 * 37 for layers in by_hand])
 
 
+def test_one_that_keeps_the_newest_in_hbm_does_so_too() -> None:
+    """Three slots; a byte for each of the others, living or dead; two buffers of what is fetched."""
+    int8 = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+    setting = make_setting(Selector.SWA, prompt=8, output=3, sparsity=0.5, kv_format=int8)
+    eager = replace(setting, write_back=WriteBack.AT_BIRTH)
+    plan, fetched = newest_in_hbm(setting, slots=3), traffic(newest_in_hbm(setting, slots=3)).fetched_kv[1:]
+
+    assert setting.placement is Placement.RECENT
+    assert (link_token_bytes(setting), link_token_bytes(eager)) == (36, 37)
+    states = [setting.attention.state_bytes(cached, DType.FP16) for cached in (9, 10)]
+    by_hand = [2 * (3 * 37 + cached - 3 + 64 * 16 * 2 + state) for cached, state in zip((9, 10), states, strict=True)]
+    staged = [2 * 37 * tokens for tokens in fetched]
+    assert all(staged)
+    assert held(plan).hbm[1:].tolist() == pytest.approx([a + b for a, b in zip(by_hand, staged, strict=True)])
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -199,6 +199,21 @@ def test_a_captured_window_gathers_from_the_host_alone_and_by_kernels(captured: 
     assert op(plan, "gather_sms", gather_sm_share=0.25) == pytest.approx([0, *(share * fetched[1:])])
 
 
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_captured_window_over_int8_gathers_levels_and_its_attention_rounds(captured: bool) -> None:
+    """36 bytes a token, at 64 a second, and nothing launched by the host; eagerly 37, for ranges of keys come along."""
+    write_back, int8 = (WriteBack.AT_EVICTION if captured else WriteBack.AT_BIRTH), KvFormat.INT8
+    changes: dict[str, Any] = {"write_back": write_back, "kv_format": KvFormats(gpu=int8, host=int8)}
+    plan = newest_in_hbm(make_setting(Selector.SWA, prompt=8, output=3, sparsity=0.5, **changes), slots=3)
+    fetched, cost = flows_of(plan, home_columns(plan.homes)).fetched_kv, make_cost(host_operation_s=1.0)
+
+    assert is_captured(plan.setting) == gathers_ahead(plan.setting) == captured
+    crossing = (36 if captured else 37) / 64 * fetched
+    assert times_of(plan, cost).prefetch_s.tolist() == pytest.approx(crossing.tolist())
+    assert all((seconds == 0) == captured for name in ("gather", "convert") for seconds in op(plan, name)[1:])
+    assert all((times_of(plan, cost).launched_s[1:] == 0) == captured)
+
+
 @pytest.mark.parametrize(
     ("selector", "bytes_per_kept", "first_bytes"),
     [
