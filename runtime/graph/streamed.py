@@ -10,7 +10,6 @@ they look up on the device. Memory in HBM is what the plan says, staging include
 
 from collections.abc import Iterator
 from functools import partial
-from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -18,12 +17,13 @@ from torch import Tensor
 
 from runtime.graph.capturing import captured
 from runtime.graph.copy_engine import Block, CopyEngine, Mark, current_stream
-from runtime.graph.launch import power_of_two
 from runtime.graph.pinned import shared
 from runtime.graph.prefix import Prefix, PrefixGraphs
 from runtime.graph.projecting import projection_of
-from runtime.graph.schedule import Layout, Row, Widths, schedule_of
+from runtime.graph.quantised_streamed import RoundedRows
+from runtime.graph.schedule import Layout, Row, schedule_of
 from runtime.graph.step import DecodeStep
+from runtime.graph.streamed_rows import Addressed, NativeRows, Rows
 from runtime.graph.weights import ComingWeights
 from runtime.lanes import Lanes
 from runtime.models import Decoder
@@ -36,8 +36,8 @@ _PROJECTED_ROWS = 8192  # at once: enough for the matrix units' full rate
 
 
 class StreamedSlots:
-    """HBM: slots [slot, layer, lane, key or value, head, channel], then staging. On the host keys and values
-    [layer, position, lane, key or value, head, channel] and inputs [layer, position, lane, hidden].
+    """HBM: slots [slot, layer, *row], then staging, a block of one kind of elements. On the host keys and values
+    [layer, position, *row] and inputs [layer, position, lane, hidden]. A token's row is all lanes': see ``streamed_rows``.
     """
 
     rounded = False  # as ``schedule_of`` says
@@ -46,14 +46,16 @@ class StreamedSlots:
         spec, device, dtype = decoder.spec, decoder.device, decoder.dtype
         self.plan, self.decoder, self.lanes, self.layers, self.row = plan, decoder, lanes.count, spec.layers, row
         self.buffers = min(plan.setting.prefetch_layers + 1, spec.layers)
-        kv = 2 * spec.kv_dim
         forwards = plan.setting.recompute is Recompute.TOKENS  # their layer inputs are activations like a prefill's
-        self.widths = Widths(slot=spec.layers * kv, kv=kv, inputs=0 if forwards else spec.hidden, buffers=self.buffers)
+        kind = NativeRows if plan.setting.kv_format.are_native else RoundedRows
+        self.rows: Rows = kind(plan, decoder, self.lanes)
+        self.widths = self.rows.widths(self.buffers, inputs=0 if forwards else spec.hidden)
         self.schedule = schedule_of(plan, self.widths, rounded=self.rounded)
-        self.block = torch.zeros(self.schedule.elements * self.lanes, dtype=dtype, device=device)
-        shape, most = (self.lanes, 2, spec.kv_heads, spec.head_dim), max(plan.homes.hbm)
+        self.block = torch.zeros(self.schedule.elements * self.lanes, dtype=self.rows.dtype, device=device)
+        shape, most = self.rows.shape, max(plan.homes.hbm)
         self.slots = self.block[: most * self.widths.slot * self.lanes].view(most, spec.layers, *shape)
-        self.host_kv = shared(device, (spec.layers, self.schedule.kept_to - self.schedule.kept_from, *shape), dtype)
+        kept = self.schedule.kept_to - self.schedule.kept_from
+        self.host_kv = shared(device, (spec.layers, kept, *shape), self.rows.dtype)
         self.saved = plan.saved_inputs_tokens
         self.host_inputs = shared(device, (spec.layers, self.saved, self.lanes, spec.hidden), dtype)
         self.newborn = torch.zeros((spec.layers, self.lanes, spec.hidden), dtype=dtype, device=device)
@@ -61,7 +63,7 @@ class StreamedSlots:
         self.prefix = Prefix(plan, decoder, padding) if forwards else None
         self.forwarding = PrefixGraphs(self.prefix, spec.layers) if self.prefix is not None else None
         self.positions = torch.zeros((self.saved, self.lanes), dtype=torch.int64, device=device)  # as they are encoded
-        self.held = _table([there.positions for there in self.schedule.rows.values()], device)
+        self.held = _table([self.rows.listed(there) for there in self.schedule.rows.values()], device)
         self.places = _places(self, device)
         self.project = projection_of(decoder)
         self.reads, self.writes = CopyEngine(device), CopyEngine(device)
@@ -78,7 +80,7 @@ class StreamedSlots:
     @property
     def kv_bytes(self) -> int:
         """Of HBM, staging included."""
-        return self.block.numel() * self.block.element_size()
+        return self.block.numel() * self.block.element_size() + self.rows.kv_bytes
 
     def take(self, tokens: Tensor) -> None:
         """The prompts' tokens [lane, token], those of short prompts at the end: some may have to be forwarded again.
@@ -103,10 +105,11 @@ class StreamedSlots:
         off = tokens - self.plan.homes.hbm[0]
         written = self._written_prompt(tokens)
         base = self.schedule.kept_from
-        for part, rows in enumerate((k, v)):
-            self.slots[: tokens - off, layer, lanes, part] = rows[:, off:].transpose(0, 1)
-            there = self.host_kv.device[layer, written.start - base : written.stop - base, lanes, part]
-            there.copy_(rows[:, written].transpose(0, 1))
+        here, there = self.slots[: tokens - off, layer], self.host_kv.device[layer, written.start - base : written.stop - base]
+        planes = zip(self.rows.planes(here), self.rows.planes(there), strict=True)
+        for (near, far), rows in zip(planes, self.rows.stored(layer, lanes, k, v), strict=True):
+            near[:, lanes] = rows[:, off:].transpose(0, 1)
+            far[:, lanes] = rows[:, written].transpose(0, 1)
 
     def seek(self, row: int) -> None:
         """The next step is ``row``."""
@@ -181,37 +184,7 @@ class StreamedSlots:
             self.newborn[layer].copy_(inputs)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
-        from runtime.graph import streamed_kernels  # machines without a GPU may lack Triton
-
-        spec, held = self.decoder.spec, self.slots[:, layer]
-        streamed_kernels.attend[spec.heads, self.lanes](
-            q,
-            k,
-            v,
-            held,
-            self.held,
-            self.block,
-            self.places,
-            self.row,
-            self.padding,
-            attended,
-            spec.head_dim**-0.5,
-            q.stride(0),
-            k.stride(0),
-            held.stride(0),
-            spec.heads,
-            spec.kv_heads,
-            self.held.shape[1],
-            layer,
-            self.layers,
-            BUFFERS=self.buffers,
-            FROM_FRONT=self.prefix is not None,
-            UNIT=_unit(self.widths),
-            CHANNELS=spec.head_dim,
-            PADDED=power_of_two(spec.head_dim),
-            BLOCK=32,
-            num_warps=1,
-        )
+        self.rows.attend(self._addressed(layer), q, k, v, attended)
 
     def settle(self, layer: int) -> None:
         """Nothing is chosen."""
@@ -229,6 +202,23 @@ class StreamedSlots:
     def picks(self) -> list[list[tuple[int, ...]]]:
         """Of every layer, none."""
         return []
+
+    def _addressed(self, layer: int) -> Addressed:
+        return Addressed(
+            layer=layer,
+            layers=self.layers,
+            buffers=self.buffers,
+            block=self.block,
+            slots=self.slots[:, layer],
+            on_host=self.host_kv.device[layer],
+            kept_from=self.schedule.kept_from,
+            listed=self.held,
+            places=self.places,
+            row=self.row,
+            padding=self.padding,
+            from_front=self.prefix is not None,
+            widths=self.widths,
+        )
 
     @property
     def _row(self) -> Row:
@@ -286,7 +276,7 @@ class StreamedSlots:
             yield _Again(
                 inputs=inputs[some].flatten(0, 1),
                 positions=self.positions[some].flatten(),
-                rows=self.staging.recomputed[some].view(-1, self.widths.kv),
+                rows=self.staging.recomputed[some].view(-1, 2 * self.decoder.spec.kv_dim),
             )
 
 
@@ -299,15 +289,15 @@ class _Again(NamedTuple):
 
 
 class Staging:
-    """Views of the end of the block, and the ``places`` where they begin: ``recomputed`` and each buffer of ``fetched``
-    [token, lane, key or value, head, channel], each of ``inputs`` [token, lane, hidden].
+    """Views of the end of the block, and the ``places`` where they begin: ``recomputed`` [token, lane, key or value, head,
+    channel] and each of ``inputs`` [token, lane, hidden] in the compute type, each buffer of ``fetched`` [token, *row].
     """
 
     def __init__(self, slots: StreamedSlots, layout: Layout) -> None:
         self.layout, lanes, widths = layout, slots.lanes, slots.widths
-        row = slots.slots.shape[2:]
+        spec, kind = slots.decoder.spec, slots.decoder.dtype
         at = slots.block.numel() - widths.staged(layout) * lanes
-        brought = at + layout.recomputed * (widths.kv + slots.buffers * widths.inputs) * lanes
+        brought = at + layout.recomputed * (widths.again + slots.buffers * widths.inputs) * lanes
         self.places = (at, brought, layout.fetched * widths.kv * lanes)
 
         def taken(tokens: int, width: int) -> Tensor:
@@ -315,12 +305,12 @@ class Staging:
             at += tokens * width * lanes
             return slots.block[at - tokens * width * lanes : at]
 
-        self.recomputed = taken(layout.recomputed, widths.kv).view(layout.recomputed, *row)
+        again, hidden = layout.recomputed, spec.hidden if widths.inputs else 0
+        made = taken(again, widths.again).view(kind)
+        self.recomputed = made.view(again, lanes, 2, spec.kv_heads, spec.head_dim)
         rings = range(slots.buffers)
-        self.inputs = [
-            taken(layout.recomputed, widths.inputs).view(layout.recomputed, lanes, widths.inputs) for _ in rings
-        ]
-        self.fetched = [taken(layout.fetched, widths.kv).view(layout.fetched, *row) for _ in rings]
+        self.inputs = [taken(again, widths.inputs).view(kind).view(again, lanes, hidden) for _ in rings]
+        self.fetched = [taken(layout.fetched, widths.kv).view(layout.fetched, *slots.rows.shape) for _ in rings]
         self.inputs_at, self.fetched_at = ([one.data_ptr() for one in ring] for ring in (self.inputs, self.fetched))
 
 
@@ -409,11 +399,6 @@ class StreamedStep(DecodeStep):
     def _attend(self, layer: int, inputs: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.slots.keep(layer, inputs.view(self.slots.lanes, -1))
         self.slots.attend(layer, q, k, v, self.attended)
-
-
-def _unit(widths: Widths) -> int:
-    """Elements that every place in the block is a multiple of: eight are a vector of 16 bytes."""
-    return gcd(8, widths.kv, widths.inputs)
 
 
 def _places(slots: StreamedSlots, device: torch.device) -> Tensor:

@@ -151,10 +151,10 @@ def test_the_block_is_no_larger_than_the_plan_says(model: str, dropped: Sequence
     spec = catalogue.model(model)
     plan = without_host(spec, dropped, replace(TOKENS, output=10, dtype=DType.FP16))
     columns = home_columns(plan.homes)
-    held = occupancy_of(plan, columns, flows_of(plan, columns)).hbm.max()
+    held, kv = occupancy_of(plan, columns, flows_of(plan, columns)).hbm.max(), 2 * spec.kv_dim
 
     made = schedule_of(
-        plan, Widths(slot=spec.layers * 2 * spec.kv_dim, kv=2 * spec.kv_dim, inputs=0, buffers=2), rounded=True
+        plan, Widths(slot=spec.layers * kv, kv=kv, again=kv, inputs=0, buffers=2), rounded=True
     )
 
     assert made.elements * 2 <= held

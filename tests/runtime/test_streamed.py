@@ -42,7 +42,7 @@ def drawn(rng: random.Random, spec: ModelSpec, recompute: Recompute, dtype: DTyp
 
 
 def widths(layers: int, buffers: int, kv: int = 2, inputs: int = 1) -> Widths:
-    return Widths(slot=layers * kv, kv=kv, inputs=inputs, buffers=buffers)
+    return Widths(slot=layers * kv, kv=kv, again=kv, inputs=inputs, buffers=buffers)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -86,7 +86,8 @@ def test_the_block_is_as_large_as_the_plan_says() -> None:
     kv = tuple(n - kept for n, kept in zip(off, inputs, strict=True))
     plan = replace(plan, homes=TokenHomes(hbm=hbm, host_kv=kv, activations=inputs, dropped=none, copies=none))
     held = occupancy_of(plan, home_columns(plan.homes), flows_of(plan, home_columns(plan.homes))).hbm.max()
-    sizes = Widths(slot=model.layers * 2 * model.kv_dim, kv=2 * model.kv_dim, inputs=model.hidden, buffers=2)
+    kv = 2 * model.kv_dim
+    sizes = Widths(slot=model.layers * kv, kv=kv, again=kv, inputs=model.hidden, buffers=2)
 
     made = schedule_of(plan, sizes)
 
