@@ -158,6 +158,7 @@ def attend(
     waiting += lane_head * GROUP * CHANNELS
     at_query = lane * q_stride + head * CHANNELS + channel
     q = tl.load(q_rows + at_query, mask=inside, other=0.0).to(tl.float32) * scale
+    query = q[None, :]  # once: Triton 3.6 cannot compile several loops that each make it
     total = tl.sum(q, 0) * 0.0
     peak, mixed = total - 1e30, q * 0.0  # below every score, and a number, so that blocks of padding alone leave none out
 
@@ -169,7 +170,7 @@ def attend(
         mask = there[:, None] & inside[None, :]
         k = tl.load(again_rows + at, mask=mask, other=0.0)
         v = tl.load(again_rows + at + entries, mask=mask, other=0.0)
-        score = tl.where(there, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
+        score = tl.where(there, tl.sum(query * k.to(tl.float32), 1), float("-inf"))
         peak, total, mixed = fold_native(peak, total, mixed, score, v)
 
     start = tl.maximum(recomputed, first_real)
@@ -200,7 +201,7 @@ def attend(
         v = tl.load(block + at, mask=mask, other=0)
         low_v = tl.load(block_half + rows // 2 + of_ranges, mask=there, other=0.0)
         step_v = tl.load(block_half + rows // 2 + of_ranges + 1, mask=there, other=0.0)
-        score = tl.where(there, tl.sum(q[None, :] * k.to(tl.float32), 1), float("-inf"))
+        score = tl.where(there, tl.sum(query * k.to(tl.float32), 1), float("-inf"))
         peak, total, mixed = fold_levels(peak, total, mixed, score, v, low_v, step_v)
     out = (mixed / total).to(attended.dtype.element_ty)
     tl.store(attended + (lane * heads + head) * CHANNELS + channel, out, mask=inside)
