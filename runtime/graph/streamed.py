@@ -3,14 +3,15 @@ are forwarded again, from token ids.
 
 Which tokens a layer lacks is known before the run and the oldest lie on the host as one block, so the copy engine brings
 them, as many layers ahead as the ring has buffers. The step is captured in pieces, one from each layer's attention to the
-next one's; between them the host queues copies, and projects inputs or forwards a prefix, whose numbers change from step to
-step. Inputs are saved as a layer's first norm leaves them, so that none is taken again. What pieces need to know of the row
-they look up on the device. Memory in HBM is what the plan says, staging included.
+next one's; between them the host queues copies, and projects inputs, whose number changes from step to step. A prefix is
+forwarded within the pieces, of which there are then as many sets as numbers of tokens. Inputs are saved as a layer's first
+norm leaves them, so that none is taken again. What pieces need to know of the row they look up on the device. Memory in HBM
+is what the plan says, staging included.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from runtime.graph.capturing import captured
 from runtime.graph.copy_engine import Block, CopyEngine, Mark, current_stream
 from runtime.graph.pinned import shared
-from runtime.graph.prefix import Prefix, PrefixGraphs
+from runtime.graph.prefix import Prefix
 from runtime.graph.projecting import projection_of
 from runtime.graph.quantised_streamed import RoundedRows
 from runtime.graph.schedule import Layout, Row, schedule_of
@@ -61,7 +62,6 @@ class StreamedSlots:
         self.newborn = torch.zeros((spec.layers, self.lanes, spec.hidden), dtype=dtype, device=device)
         self.padding = padding.to(torch.int32)
         self.prefix = Prefix(plan, decoder, padding) if forwards else None
-        self.forwarding = PrefixGraphs(self.prefix, spec.layers) if self.prefix is not None else None
         self.positions = torch.zeros((self.saved, self.lanes), dtype=torch.int64, device=device)  # as they are encoded
         self.held = _table([self.rows.listed(there) for there in self.schedule.rows.values()], device)
         self.places = _places(self, device)
@@ -105,7 +105,10 @@ class StreamedSlots:
         off = tokens - self.plan.homes.hbm[0]
         written = self._written_prompt(tokens)
         base = self.schedule.kept_from
-        here, there = self.slots[: tokens - off, layer], self.host_kv.device[layer, written.start - base : written.stop - base]
+        here, there = (
+            self.slots[: tokens - off, layer],
+            self.host_kv.device[layer, written.start - base : written.stop - base],
+        )
         planes = zip(self.rows.planes(here), self.rows.planes(there), strict=True)
         for (near, far), rows in zip(planes, self.rows.stored(layer, lanes, k, v), strict=True):
             near[:, lanes] = rows[:, off:].transpose(0, 1)
@@ -126,8 +129,6 @@ class StreamedSlots:
         if self.staging.layout != row.layout:
             self.staging = Staging(self, row.layout)
         self.again = [list(self._at_once(row.recomputed, inputs)) for inputs in self.staging.inputs]
-        if self.forwarding is not None:
-            self.forwarding.begin(self._made_up(row), self.staging.recomputed)
         for there, here in row.moves:
             self.slots[here].copy_(self.slots[there])
         self.reached.put(self.main)
@@ -140,21 +141,31 @@ class StreamedSlots:
         place = self.now * self.layers + layer
         self.pending.remove(place)
         buffer = place % self.buffers
-        if self._row.recomputed + self._row.fetched:
+        if self._brings(self._row):
             self.ring[buffer].hold(self.main)
         for one in self.again[buffer]:
             self.project(layer, one.inputs, one.positions, one.rows)
-        if self.forwarding is not None:
-            self.forwarding.forward(layer, self.staging.recomputed)
 
-    def capture_prefixes(self) -> None:
-        """Of all rows, so that nothing of a prefix is launched kernel by kernel; on the current stream."""
-        if self.forwarding is None:
-            return
-        wanted = {(self._made_up(row), row.layout) for row in self.schedule.rows.values()}
-        most_first = sorted(wanted, key=lambda one: one[0], reverse=True)
-        places = [(count, Staging(self, layout).recomputed) for count, layout in most_first if count]
-        self.forwarding.capture(places)
+    @property
+    def kind(self) -> tuple[int, int]:
+        """Of the row at hand: the tokens that are forwarded and where they are staged, for which the step is captured."""
+        if self.prefix is None:
+            return 0, 0
+        return self._made_up(self._row), self.staging.recomputed.data_ptr()
+
+    def first_rows(self) -> dict[tuple[int, int], int]:
+        """A row of each kind, the longest prefix first: others find room in what it took."""
+        rows = dict[tuple[int, int], int]()
+        for row in reversed(self.schedule.rows):
+            self.point(row)
+            rows.setdefault(self.kind, row)
+        return dict(sorted(rows.items(), reverse=True))
+
+    def point(self, row: int) -> None:
+        """What is launched or captured from here on is as ``row`` has it."""
+        self.now = row
+        if self.staging.layout != self._row.layout:
+            self.staging = Staging(self, self._row.layout)
 
     def _made_up(self, row: Row) -> int:
         """Tokens that are forwarded in ``row``: as many as one of few graphs does, no more than are staged."""
@@ -176,7 +187,13 @@ class StreamedSlots:
         self._fetch(self.now * self.layers + layer + self.buffers)
 
     def begin_step(self) -> None:
-        """The host has begun it."""
+        if self.prefix is not None:
+            self.prefix.begin(self._made_up(self._row))
+
+    def forward(self, layer: int) -> None:
+        """Stage the prefix's keys and values of ``layer``."""
+        if self.prefix is not None:
+            self.prefix.forward(layer, self.staging.recomputed)
 
     def keep(self, layer: int, inputs: Tensor) -> None:
         """Hold what the newborn tokens were projected from [lane, hidden] until it is written, if it is ever asked for."""
@@ -245,7 +262,7 @@ class StreamedSlots:
         if row is None or row.layout != self.staging.layout:
             return
         self.pending.add(place)
-        if row.recomputed + row.fetched == 0:
+        if not self._brings(row):
             return
         buffer, reads = place % self.buffers, self.reads
         self.reached.hold(reads.stream)
@@ -258,6 +275,10 @@ class StreamedSlots:
             there = self.there_kv.at(layer, row.recomputed - self.schedule.kept_from)
             reads.copy(self.staging.fetched_at[buffer], there, row.fetched * self.there_kv.size_bytes)
         self.ring[buffer].put(reads.stream)
+
+    def _brings(self, row: Row) -> bool:
+        """Whether copies come from the host: a prefix needs none."""
+        return row.fetched > 0 or (row.recomputed > 0 and self.saved > 0)
 
     def _forget(self) -> None:
         """Let copies end that nobody waits for; from here on the main stream is the current one."""
@@ -332,15 +353,17 @@ class StreamedStep(DecodeStep):
         weights: ComingWeights | None = None,
     ) -> None:
         super().__init__(decoder, slots, padding, cached, row, weights)
-        self.graphs: list[torch.cuda.CUDAGraph] = []
+        self.graphs: dict[tuple[int, int], list[torch.cuda.CUDAGraph]] = {}  # by the slots' kinds of rows
+        self.shared_logits = self.logits  # where each set of graphs puts its own: they must outlive it
 
     @property
     def pieces(self) -> int:
         return (1 if self.weights is None else 2) * self.decoder.spec.layers + 1
 
     def replay(self) -> None:
-        pieces: Iterator[object] = self._replayed() if self.graphs else self._pieces()
         self.slots.advance()
+        graphs = self.graphs.get(self.slots.kind)
+        pieces: Iterator[object] = self._pieces() if graphs is None else _replayed(graphs)
         for layer in range(self.decoder.spec.layers):
             next(pieces, None)
             if self.weights is not None:
@@ -356,11 +379,6 @@ class StreamedStep(DecodeStep):
         if self.weights is not None:
             self.weights.end()
 
-    def _replayed(self) -> Iterator[None]:
-        for graph in self.graphs:
-            graph.replay()
-            yield
-
     def _begin(self, layer: int) -> Iterator[int]:
         if self.weights is not None:
             yield layer
@@ -370,8 +388,8 @@ class StreamedStep(DecodeStep):
         """The host has queued what runs beside, and joins it."""
 
     def capture(self) -> None:
-        """Run twice, so that kernels are compiled, then capture each piece, where there is a step and a GPU."""
-        self.graphs = []
+        """Run twice, so that kernels are compiled, then capture for each kind of row, where there is a step and a GPU."""
+        self.graphs = {}
         if self.decoder.device.type != "cuda" or self.cached.shape[0] == 1:
             return
         stream = warming_stream(self.decoder.device)
@@ -380,15 +398,24 @@ class StreamedStep(DecodeStep):
             for _ in range(2):
                 self.seek(1)
                 self.replay()
-            self.seek(1)
             torch.cuda.synchronize()
-            self.graphs = list(self._captured())
-            self.slots.capture_prefixes()
+            self.capture_each()
         torch.cuda.current_stream().wait_stream(stream)
 
-    def _captured(self) -> Iterator[torch.cuda.CUDAGraph]:
-        """They pass tensors on to each other, so their memory is one pool's."""
-        pool, pieces = torch.cuda.graph_pool_handle(), self._pieces()
+    def capture_each(self) -> None:
+        """One set of graphs after the other uses the pool's memory, since they never run side by side."""
+        pool = torch.cuda.graph_pool_handle()
+        for kind, row in self.slots.first_rows().items():
+            self.seek(row)
+            self.slots.point(row)
+            self.slots.begin_step()  # so that a prefix's kernels are compiled and loaded
+            self.slots.forward(0)
+            self.graphs[kind] = list(self._captured(pool))
+        self.seek(1)
+
+    def _captured(self, pool: Any) -> Iterator[torch.cuda.CUDAGraph]:
+        """They pass tensors on to each other."""
+        pieces = self._pieces()
         for _ in range(self.pieces):
             yield captured(pool, partial(next, pieces, None))
 
@@ -396,9 +423,21 @@ class StreamedStep(DecodeStep):
         super().seek(row)
         self.slots.seek(row)
 
+    def _emit(self, tokens: Tensor) -> None:
+        self.shared_logits.copy_(self.logits)
+        self.logits = self.shared_logits
+        super()._emit(tokens)
+
     def _attend(self, layer: int, inputs: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.slots.keep(layer, inputs.view(self.slots.lanes, -1))
+        self.slots.forward(layer)
         self.slots.attend(layer, q, k, v, self.attended)
+
+
+def _replayed(graphs: Sequence[torch.cuda.CUDAGraph]) -> Iterator[None]:
+    for graph in graphs:
+        graph.replay()
+        yield
 
 
 def _places(slots: StreamedSlots, device: torch.device) -> Tensor:
