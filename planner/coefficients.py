@@ -20,6 +20,7 @@ from sim.flows import (
     keeps_away,
     offloaded_token_bytes,
     picked_shares,
+    reprojected_layer_bytes,
 )
 from sim.forecast import static_host_bytes
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
@@ -190,8 +191,10 @@ def _memory(setting: Setting) -> Memory:
     return Memory(
         hbm_all_in=hbm_all_in,
         freed_by_kv=layers * slot - ring * rate * gpu_kv - spilled,
-        freed_by_inputs=layers * slot - rate * (gpu_kv + (ring * inputs if from_host else 0)) - spilled,
-        freed_by_forward=layers * gpu_kv - (native_kv + 2 * inputs) * counts.decoding - spilled,
+        freed_by_inputs=layers * slot
+        - rate * (reprojected_layer_bytes(setting) + (ring * inputs if from_host else 0))
+        - spilled,
+        freed_by_forward=layers * slot - (native_kv + 2 * inputs) * counts.decoding - spilled,
         hbm_budget=setting.kv_budget_bytes / setting.concurrency,
         host_all_in=layers * host_kv * living if at_birth else np.zeros_like(rate),
         host_by_kv=np.zeros_like(rate) if at_birth else layers * host_kv * per_token,

@@ -56,11 +56,10 @@ def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away
     merges; over INT8 with one ahead that stores the newborn token.
     """
     model, kv_format = setting.model, setting.kv_format.gpu
-    if forwards(setting) and away:
-        return cost.profile.attention_setup_s
     if is_captured(setting) and streams(setting, away=away):
-        pieces = 2 if setting.weights_on_host else 1
-        return cost.profile.attention_setup_s + cost.launch_s(pieces * PIECE_LAUNCHES)
+        pieces = 0 if forwards(setting) else 2 if setting.weights_on_host else 1
+        ahead = _GROUPED_ROUNDING_LAUNCHES * (kv_format is not KvFormat.NATIVE)  # stores the newborn token
+        return cost.profile.attention_setup_s + cost.launch_s(pieces * PIECE_LAUNCHES + ahead)
     if model.heads == model.kv_heads or not is_captured(setting) or not _in_parts(setting, away=away):
         return cost.profile.attention_setup_s
     launches = _GROUPED_LAUNCHES + _ROUND_LAUNCHES * (_grouped_rounds(cost, model, sequences) - 1)

@@ -16,6 +16,7 @@ FUSED_ROWS = 64  # of a captured step: up to those its products add biases, acti
 FORWARDED_TOGETHER = (
     8  # tokens of a dropped prefix: a captured step forwards a multiple of it, and has a graph for each
 )
+_AGAIN = (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS)  # what a captured step computes tokens from again
 _PROGRAMS = 512  # that fill a large GPU, a few on each multiprocessor
 _MOST_PARTS = 16
 _SHARES = GROUP_TOKENS // PAGE_TOKENS  # pages over which a group's ranges, one for each channel, are spread
@@ -84,13 +85,18 @@ def gathers_ahead(setting: Setting) -> bool:
 
 def keeps_open_group(setting: Setting) -> bool:
     """Whether a captured step reads INT8 where the host holds it, and keys of the open group in HBM (``sim.open_group``)."""
-    waves = setting.attention.is_dense and setting.admission is Admission.WAVES
-    return waves and not setting.kv_format.are_native and is_captured(setting)
+    return not setting.kv_format.are_native and reads_in_place(setting)
 
 
 def keeps_key_ranges(setting: Setting) -> bool:
     """Whether ranges of all keys, the dead ones' too, stay in HBM: levels and the ranges of values alone come and go."""
-    return not setting.kv_format.are_native and (evicts_least_wanted(setting) or gathers_ahead(setting))
+    near = evicts_least_wanted(setting) or gathers_ahead(setting) or streams_levels(setting)
+    return not setting.kv_format.are_native and near
+
+
+def streams_levels(setting: Setting) -> bool:
+    """Whether a captured step that keeps tokens outside HBM is one that streams INT8, beside what it computes again."""
+    return not setting.kv_format.are_native and streams(setting, away=True) and is_captured(setting)
 
 
 def reads_in_place(setting: Setting) -> bool:
@@ -106,11 +112,13 @@ def streams(setting: Setting, *, away: bool) -> bool:
     They are in plans that keep some ``away`` from HBM, and where all are written at birth. It is replayed in pieces then,
     unless it ``forwards``.
     """
-    plainly = setting.attention.is_dense and setting.kv_format.are_native and setting.admission is Admission.WAVES
-    again = setting.recompute in (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS)
+    waves = setting.attention.is_dense and setting.admission is Admission.WAVES
+    again = setting.recompute in _AGAIN
+    if not setting.kv_format.are_native:  # else it is read where it lies
+        return waves and again and away
     staged = setting.fetch_by is Mechanism.COPY_ENGINE or again
     at_birth = setting.write_back is WriteBack.AT_BIRTH
-    return plainly and (at_birth or (staged and away))
+    return waves and (at_birth or (staged and away))
 
 
 def forwards(setting: Setting) -> bool:
@@ -133,12 +141,13 @@ def _keeps(setting: Setting) -> bool:
     if setting.admission is Admission.CONTINUOUS:
         whole = not formats.gpu.is_grouped or setting.model.head_dim % _SHARES == 0
         return whole and formats.gpu in (KvFormat.NATIVE, KvFormat.INT8, KvFormat.FP8)
+    again, never = dense and setting.recompute in _AGAIN, setting.recompute is Recompute.NONE
     if formats.are_native:
-        again = setting.recompute in (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS)
-        return setting.recompute is Recompute.NONE or (dense and again)
+        return never or again
     both = formats.gpu is KvFormat.INT8 and formats.host is KvFormat.INT8
     known = dense or setting.attention.selector is Selector.SWA
-    return known and both and setting.recompute is Recompute.NONE
+    at_birth = setting.write_back is WriteBack.AT_BIRTH  # when levels of keys are not known
+    return known and both and (never or (again and not at_birth))
 
 
 def _attends(setting: Setting) -> bool:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from sim.access import AGES, AccessProfile
 from sim.attention import Attention, count_tokens
-from sim.capture import evicts_least_wanted, keeps_key_ranges, keeps_open_group
+from sim.capture import evicts_least_wanted, is_captured, keeps_key_ranges, keeps_open_group, streams_levels
 from sim.homes import TokenHomes
-from sim.kv import KvFormat, inputs_layer_bytes, key_range_bytes, kv_layer_bytes, open_group_bytes
+from sim.kv import GROUP_TOKENS, KvFormat, inputs_layer_bytes, key_range_bytes, kv_layer_bytes, open_group_bytes
 from sim.open_group import fetched_layer_bytes
 from sim.plan import Placement, Plan, Recompute, Setting, WriteBack
 from sim.spec import DType, ModelSpec
@@ -229,12 +229,15 @@ def counts_of(setting: Setting) -> Counts:
 
 def held_state_bytes(setting: Setting) -> Column:
     """HBM of one sequence and layer that no choice of homes changes: selection state, keys of an open group, and ranges of
-    the dead ones' where they stay.
+    the dead ones' where they stay; where levels stream, of keys to come too: there is room for all ranges from the start.
     """
     work, dtype = setting.workload, setting.dtype
     state = _state_bytes(setting.attention, setting.model, dtype, work.prompt_tokens, work.output_tokens)
     if keeps_key_ranges(setting):
         state = state + counts_of(setting).dead * key_range_bytes(setting.model)
+    if streams_levels(setting):
+        cached = counts_of(setting).cached
+        state = state + (max(cached[-1], GROUP_TOKENS) - cached) * key_range_bytes(setting.model)
     return state + open_group_bytes(setting.model, dtype, setting.kv_format.gpu)
 
 
@@ -375,6 +378,12 @@ def _host_tokens(setting: Setting, flows: Flows) -> Column:
     return flows.on_host + on_their_way
 
 
+def reprojected_layer_bytes(setting: Setting) -> int:
+    """Of a token that is projected again, staged: as it is computed in a captured step; launched by the host, as HBM has others."""
+    kept = KvFormat.NATIVE if is_captured(setting) else setting.kv_format.gpu
+    return kv_layer_bytes(setting.model, setting.dtype, kept)
+
+
 def _staging_bytes(setting: Setting, homes: Homes, flows: Flows) -> Column:
     """Transient HBM: the ring of fetched layers, a layer's recomputed prefix, and two layers spilled in the prefill.
 
@@ -392,7 +401,7 @@ def _staging_bytes(setting: Setting, homes: Homes, flows: Flows) -> Column:
         fetched = homes.host_kv * counts_of(setting).decoding
     staged = fetched * (buffers * gpu_kv)
     if setting.recompute is not Recompute.NONE:
-        staged += flows.fetched_inputs * (buffers * inputs) + flows.reprojected * gpu_kv
+        staged += flows.fetched_inputs * (buffers * inputs) + flows.reprojected * reprojected_layer_bytes(setting)
         staged += flows.forwarded * (native_kv + 2 * inputs)
     staged[0] += 2 * (setting.workload.prompt_tokens - homes.hbm[0]) * native_kv
     return staged

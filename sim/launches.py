@@ -20,7 +20,6 @@ _PRODUCTS = 5  # of a layer, attention among them
 _MATRICES = 4  # of a layer: queries, keys and values; out; up, with its gate; down
 _STREAMED = 6  # a piece that is replayed, what comes, what goes; marks in streams for three
 _PROJECTING = 1  # a product, ordered as directly
-_FORWARDING = 1  # a layer of the prefix, replayed
 _COMING = 5  # where weights stream in as well: another piece, the block and what it lacks of the tensor that is cut; marks for two
 _BLOCKS = 2  # of a layer's streamed weights
 # What operations take the host, where one that keeps books takes 1: a layer's others, products and attention, which are chosen
@@ -83,8 +82,6 @@ def decode_operations(setting: Setting, *, away: bool, linked: bool = False) -> 
     if is_captured(setting):
         if not streams(setting, away=away) or (forwards(setting) and not linked):
             return Operations()
-        if away and setting.recompute is Recompute.TOKENS:
-            return Operations(queued=_STREAMED + _FORWARDING)
         queued = _STREAMED + (_COMING if setting.weights_on_host else 0)
         if not away or setting.recompute is not Recompute.ACTIVATIONS_HOST:
             return Operations(queued=queued)

@@ -21,16 +21,19 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Widths:
-    """Elements that a token takes: in a slot (all layers), staged as keys and values or as layer input (one layer)."""
+    """Elements that a token takes: in a slot (all layers); staged, of one layer, as keys and values that the host has, as
+    those that are computed again, or as layer input.
+    """
 
     slot: int
     kv: int
+    again: int
     inputs: int
     buffers: int  # of the ring of fetched layers
 
     def staged(self, layout: Layout) -> int:
         """Elements of all staging; what is fetched lies in a ring, what is projected does not."""
-        recomputed = layout.recomputed * (self.kv + self.buffers * self.inputs)
+        recomputed = layout.recomputed * (self.again + self.buffers * self.inputs)
         return recomputed + layout.fetched * self.buffers * self.kv
 
 

@@ -3,27 +3,28 @@ are forwarded again, from token ids.
 
 Which tokens a layer lacks is known before the run and the oldest lie on the host as one block, so the copy engine brings
 them, as many layers ahead as the ring has buffers. The step is captured in pieces, one from each layer's attention to the
-next one's; between them the host queues copies, and projects inputs or forwards a prefix, whose numbers change from step to
-step. Inputs are saved as a layer's first norm leaves them, so that none is taken again. What pieces need to know of the row
-they look up on the device. Memory in HBM is what the plan says, staging included.
+next one's; between them the host queues copies, and projects inputs, whose number changes from step to step. A prefix is
+forwarded within the pieces, of which there are then as many sets as numbers of tokens. Inputs are saved as a layer's first
+norm leaves them, so that none is taken again. What pieces need to know of the row they look up on the device. Memory in HBM
+is what the plan says, staging included.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
-from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from runtime.graph.capturing import captured
 from runtime.graph.copy_engine import Block, CopyEngine, Mark, current_stream
-from runtime.graph.launch import power_of_two
 from runtime.graph.pinned import shared
-from runtime.graph.prefix import Prefix, PrefixGraphs
+from runtime.graph.prefix import Prefix
 from runtime.graph.projecting import projection_of
-from runtime.graph.schedule import Layout, Row, Widths, schedule_of
+from runtime.graph.quantised_streamed import RoundedRows
+from runtime.graph.schedule import Layout, Row, schedule_of
 from runtime.graph.step import DecodeStep
+from runtime.graph.streamed_rows import Addressed, NativeRows, Rows
 from runtime.graph.weights import ComingWeights
 from runtime.lanes import Lanes
 from runtime.models import Decoder
@@ -36,8 +37,8 @@ _PROJECTED_ROWS = 8192  # at once: enough for the matrix units' full rate
 
 
 class StreamedSlots:
-    """HBM: slots [slot, layer, lane, key or value, head, channel], then staging. On the host keys and values
-    [layer, position, lane, key or value, head, channel] and inputs [layer, position, lane, hidden].
+    """HBM: slots [slot, layer, *row], then staging, a block of one kind of elements. On the host keys and values
+    [layer, position, *row] and inputs [layer, position, lane, hidden]. A token's row is all lanes': see ``streamed_rows``.
     """
 
     rounded = False  # as ``schedule_of`` says
@@ -46,22 +47,23 @@ class StreamedSlots:
         spec, device, dtype = decoder.spec, decoder.device, decoder.dtype
         self.plan, self.decoder, self.lanes, self.layers, self.row = plan, decoder, lanes.count, spec.layers, row
         self.buffers = min(plan.setting.prefetch_layers + 1, spec.layers)
-        kv = 2 * spec.kv_dim
         forwards = plan.setting.recompute is Recompute.TOKENS  # their layer inputs are activations like a prefill's
-        self.widths = Widths(slot=spec.layers * kv, kv=kv, inputs=0 if forwards else spec.hidden, buffers=self.buffers)
+        kind = NativeRows if plan.setting.kv_format.are_native else RoundedRows
+        self.rows: Rows = kind(plan, decoder, self.lanes)
+        self.widths = self.rows.widths(self.buffers, inputs=0 if forwards else spec.hidden)
         self.schedule = schedule_of(plan, self.widths, rounded=self.rounded)
-        self.block = torch.zeros(self.schedule.elements * self.lanes, dtype=dtype, device=device)
-        shape, most = (self.lanes, 2, spec.kv_heads, spec.head_dim), max(plan.homes.hbm)
+        self.block = torch.zeros(self.schedule.elements * self.lanes, dtype=self.rows.dtype, device=device)
+        shape, most = self.rows.shape, max(plan.homes.hbm)
         self.slots = self.block[: most * self.widths.slot * self.lanes].view(most, spec.layers, *shape)
-        self.host_kv = shared(device, (spec.layers, self.schedule.kept_to - self.schedule.kept_from, *shape), dtype)
+        kept = self.schedule.kept_to - self.schedule.kept_from
+        self.host_kv = shared(device, (spec.layers, kept, *shape), self.rows.dtype)
         self.saved = plan.saved_inputs_tokens
         self.host_inputs = shared(device, (spec.layers, self.saved, self.lanes, spec.hidden), dtype)
         self.newborn = torch.zeros((spec.layers, self.lanes, spec.hidden), dtype=dtype, device=device)
         self.padding = padding.to(torch.int32)
         self.prefix = Prefix(plan, decoder, padding) if forwards else None
-        self.forwarding = PrefixGraphs(self.prefix, spec.layers) if self.prefix is not None else None
         self.positions = torch.zeros((self.saved, self.lanes), dtype=torch.int64, device=device)  # as they are encoded
-        self.held = _table([there.positions for there in self.schedule.rows.values()], device)
+        self.held = _table([self.rows.listed(there) for there in self.schedule.rows.values()], device)
         self.places = _places(self, device)
         self.project = projection_of(decoder)
         self.reads, self.writes = CopyEngine(device), CopyEngine(device)
@@ -78,7 +80,7 @@ class StreamedSlots:
     @property
     def kv_bytes(self) -> int:
         """Of HBM, staging included."""
-        return self.block.numel() * self.block.element_size()
+        return self.block.numel() * self.block.element_size() + self.rows.kv_bytes
 
     def take(self, tokens: Tensor) -> None:
         """The prompts' tokens [lane, token], those of short prompts at the end: some may have to be forwarded again.
@@ -103,10 +105,14 @@ class StreamedSlots:
         off = tokens - self.plan.homes.hbm[0]
         written = self._written_prompt(tokens)
         base = self.schedule.kept_from
-        for part, rows in enumerate((k, v)):
-            self.slots[: tokens - off, layer, lanes, part] = rows[:, off:].transpose(0, 1)
-            there = self.host_kv.device[layer, written.start - base : written.stop - base, lanes, part]
-            there.copy_(rows[:, written].transpose(0, 1))
+        here, there = (
+            self.slots[: tokens - off, layer],
+            self.host_kv.device[layer, written.start - base : written.stop - base],
+        )
+        planes = zip(self.rows.planes(here), self.rows.planes(there), strict=True)
+        for (near, far), rows in zip(planes, self.rows.stored(layer, lanes, k, v), strict=True):
+            near[:, lanes] = rows[:, off:].transpose(0, 1)
+            far[:, lanes] = rows[:, written].transpose(0, 1)
 
     def seek(self, row: int) -> None:
         """The next step is ``row``."""
@@ -123,8 +129,6 @@ class StreamedSlots:
         if self.staging.layout != row.layout:
             self.staging = Staging(self, row.layout)
         self.again = [list(self._at_once(row.recomputed, inputs)) for inputs in self.staging.inputs]
-        if self.forwarding is not None:
-            self.forwarding.begin(self._made_up(row), self.staging.recomputed)
         for there, here in row.moves:
             self.slots[here].copy_(self.slots[there])
         self.reached.put(self.main)
@@ -137,21 +141,31 @@ class StreamedSlots:
         place = self.now * self.layers + layer
         self.pending.remove(place)
         buffer = place % self.buffers
-        if self._row.recomputed + self._row.fetched:
+        if self._brings(self._row):
             self.ring[buffer].hold(self.main)
         for one in self.again[buffer]:
             self.project(layer, one.inputs, one.positions, one.rows)
-        if self.forwarding is not None:
-            self.forwarding.forward(layer, self.staging.recomputed)
 
-    def capture_prefixes(self) -> None:
-        """Of all rows, so that nothing of a prefix is launched kernel by kernel; on the current stream."""
-        if self.forwarding is None:
-            return
-        wanted = {(self._made_up(row), row.layout) for row in self.schedule.rows.values()}
-        most_first = sorted(wanted, key=lambda one: one[0], reverse=True)
-        places = [(count, Staging(self, layout).recomputed) for count, layout in most_first if count]
-        self.forwarding.capture(places)
+    @property
+    def kind(self) -> tuple[int, int]:
+        """Of the row at hand: the tokens that are forwarded and where they are staged, for which the step is captured."""
+        if self.prefix is None:
+            return 0, 0
+        return self._made_up(self._row), self.staging.recomputed.data_ptr()
+
+    def first_rows(self) -> dict[tuple[int, int], int]:
+        """A row of each kind, the longest prefix first: others find room in what it took."""
+        rows = dict[tuple[int, int], int]()
+        for row in reversed(self.schedule.rows):
+            self.point(row)
+            rows.setdefault(self.kind, row)
+        return dict(sorted(rows.items(), reverse=True))
+
+    def point(self, row: int) -> None:
+        """What is launched or captured from here on is as ``row`` has it."""
+        self.now = row
+        if self.staging.layout != self._row.layout:
+            self.staging = Staging(self, self._row.layout)
 
     def _made_up(self, row: Row) -> int:
         """Tokens that are forwarded in ``row``: as many as one of few graphs does, no more than are staged."""
@@ -173,7 +187,13 @@ class StreamedSlots:
         self._fetch(self.now * self.layers + layer + self.buffers)
 
     def begin_step(self) -> None:
-        """The host has begun it."""
+        if self.prefix is not None:
+            self.prefix.begin(self._made_up(self._row))
+
+    def forward(self, layer: int) -> None:
+        """Stage the prefix's keys and values of ``layer``."""
+        if self.prefix is not None:
+            self.prefix.forward(layer, self.staging.recomputed)
 
     def keep(self, layer: int, inputs: Tensor) -> None:
         """Hold what the newborn tokens were projected from [lane, hidden] until it is written, if it is ever asked for."""
@@ -181,37 +201,7 @@ class StreamedSlots:
             self.newborn[layer].copy_(inputs)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
-        from runtime.graph import streamed_kernels  # machines without a GPU may lack Triton
-
-        spec, held = self.decoder.spec, self.slots[:, layer]
-        streamed_kernels.attend[spec.heads, self.lanes](
-            q,
-            k,
-            v,
-            held,
-            self.held,
-            self.block,
-            self.places,
-            self.row,
-            self.padding,
-            attended,
-            spec.head_dim**-0.5,
-            q.stride(0),
-            k.stride(0),
-            held.stride(0),
-            spec.heads,
-            spec.kv_heads,
-            self.held.shape[1],
-            layer,
-            self.layers,
-            BUFFERS=self.buffers,
-            FROM_FRONT=self.prefix is not None,
-            UNIT=_unit(self.widths),
-            CHANNELS=spec.head_dim,
-            PADDED=power_of_two(spec.head_dim),
-            BLOCK=32,
-            num_warps=1,
-        )
+        self.rows.attend(self._addressed(layer), q, k, v, attended)
 
     def settle(self, layer: int) -> None:
         """Nothing is chosen."""
@@ -229,6 +219,23 @@ class StreamedSlots:
     def picks(self) -> list[list[tuple[int, ...]]]:
         """Of every layer, none."""
         return []
+
+    def _addressed(self, layer: int) -> Addressed:
+        return Addressed(
+            layer=layer,
+            layers=self.layers,
+            buffers=self.buffers,
+            block=self.block,
+            slots=self.slots[:, layer],
+            on_host=self.host_kv.device[layer],
+            kept_from=self.schedule.kept_from,
+            listed=self.held,
+            places=self.places,
+            row=self.row,
+            padding=self.padding,
+            from_front=self.prefix is not None,
+            widths=self.widths,
+        )
 
     @property
     def _row(self) -> Row:
@@ -255,7 +262,7 @@ class StreamedSlots:
         if row is None or row.layout != self.staging.layout:
             return
         self.pending.add(place)
-        if row.recomputed + row.fetched == 0:
+        if not self._brings(row):
             return
         buffer, reads = place % self.buffers, self.reads
         self.reached.hold(reads.stream)
@@ -268,6 +275,10 @@ class StreamedSlots:
             there = self.there_kv.at(layer, row.recomputed - self.schedule.kept_from)
             reads.copy(self.staging.fetched_at[buffer], there, row.fetched * self.there_kv.size_bytes)
         self.ring[buffer].put(reads.stream)
+
+    def _brings(self, row: Row) -> bool:
+        """Whether copies come from the host: a prefix needs none."""
+        return row.fetched > 0 or (row.recomputed > 0 and self.saved > 0)
 
     def _forget(self) -> None:
         """Let copies end that nobody waits for; from here on the main stream is the current one."""
@@ -286,7 +297,7 @@ class StreamedSlots:
             yield _Again(
                 inputs=inputs[some].flatten(0, 1),
                 positions=self.positions[some].flatten(),
-                rows=self.staging.recomputed[some].view(-1, self.widths.kv),
+                rows=self.staging.recomputed[some].view(-1, 2 * self.decoder.spec.kv_dim),
             )
 
 
@@ -299,15 +310,15 @@ class _Again(NamedTuple):
 
 
 class Staging:
-    """Views of the end of the block, and the ``places`` where they begin: ``recomputed`` and each buffer of ``fetched``
-    [token, lane, key or value, head, channel], each of ``inputs`` [token, lane, hidden].
+    """Views of the end of the block, and the ``places`` where they begin: ``recomputed`` [token, lane, key or value, head,
+    channel] and each of ``inputs`` [token, lane, hidden] in the compute type, each buffer of ``fetched`` [token, *row].
     """
 
     def __init__(self, slots: StreamedSlots, layout: Layout) -> None:
         self.layout, lanes, widths = layout, slots.lanes, slots.widths
-        row = slots.slots.shape[2:]
+        spec, kind = slots.decoder.spec, slots.decoder.dtype
         at = slots.block.numel() - widths.staged(layout) * lanes
-        brought = at + layout.recomputed * (widths.kv + slots.buffers * widths.inputs) * lanes
+        brought = at + layout.recomputed * (widths.again + slots.buffers * widths.inputs) * lanes
         self.places = (at, brought, layout.fetched * widths.kv * lanes)
 
         def taken(tokens: int, width: int) -> Tensor:
@@ -315,12 +326,12 @@ class Staging:
             at += tokens * width * lanes
             return slots.block[at - tokens * width * lanes : at]
 
-        self.recomputed = taken(layout.recomputed, widths.kv).view(layout.recomputed, *row)
+        again, hidden = layout.recomputed, spec.hidden if widths.inputs else 0
+        made = taken(again, widths.again).view(kind)
+        self.recomputed = made.view(again, lanes, 2, spec.kv_heads, spec.head_dim)
         rings = range(slots.buffers)
-        self.inputs = [
-            taken(layout.recomputed, widths.inputs).view(layout.recomputed, lanes, widths.inputs) for _ in rings
-        ]
-        self.fetched = [taken(layout.fetched, widths.kv).view(layout.fetched, *row) for _ in rings]
+        self.inputs = [taken(again, widths.inputs).view(kind).view(again, lanes, hidden) for _ in rings]
+        self.fetched = [taken(layout.fetched, widths.kv).view(layout.fetched, *slots.rows.shape) for _ in rings]
         self.inputs_at, self.fetched_at = ([one.data_ptr() for one in ring] for ring in (self.inputs, self.fetched))
 
 
@@ -342,15 +353,17 @@ class StreamedStep(DecodeStep):
         weights: ComingWeights | None = None,
     ) -> None:
         super().__init__(decoder, slots, padding, cached, row, weights)
-        self.graphs: list[torch.cuda.CUDAGraph] = []
+        self.graphs: dict[tuple[int, int], list[torch.cuda.CUDAGraph]] = {}  # by the slots' kinds of rows
+        self.shared_logits = self.logits  # where each set of graphs puts its own: they must outlive it
 
     @property
     def pieces(self) -> int:
         return (1 if self.weights is None else 2) * self.decoder.spec.layers + 1
 
     def replay(self) -> None:
-        pieces: Iterator[object] = self._replayed() if self.graphs else self._pieces()
         self.slots.advance()
+        graphs = self.graphs.get(self.slots.kind)
+        pieces: Iterator[object] = self._pieces() if graphs is None else _replayed(graphs)
         for layer in range(self.decoder.spec.layers):
             next(pieces, None)
             if self.weights is not None:
@@ -366,11 +379,6 @@ class StreamedStep(DecodeStep):
         if self.weights is not None:
             self.weights.end()
 
-    def _replayed(self) -> Iterator[None]:
-        for graph in self.graphs:
-            graph.replay()
-            yield
-
     def _begin(self, layer: int) -> Iterator[int]:
         if self.weights is not None:
             yield layer
@@ -380,8 +388,8 @@ class StreamedStep(DecodeStep):
         """The host has queued what runs beside, and joins it."""
 
     def capture(self) -> None:
-        """Run twice, so that kernels are compiled, then capture each piece, where there is a step and a GPU."""
-        self.graphs = []
+        """Run twice, so that kernels are compiled, then capture for each kind of row, where there is a step and a GPU."""
+        self.graphs = {}
         if self.decoder.device.type != "cuda" or self.cached.shape[0] == 1:
             return
         stream = warming_stream(self.decoder.device)
@@ -390,15 +398,24 @@ class StreamedStep(DecodeStep):
             for _ in range(2):
                 self.seek(1)
                 self.replay()
-            self.seek(1)
             torch.cuda.synchronize()
-            self.graphs = list(self._captured())
-            self.slots.capture_prefixes()
+            self.capture_each()
         torch.cuda.current_stream().wait_stream(stream)
 
-    def _captured(self) -> Iterator[torch.cuda.CUDAGraph]:
-        """They pass tensors on to each other, so their memory is one pool's."""
-        pool, pieces = torch.cuda.graph_pool_handle(), self._pieces()
+    def capture_each(self) -> None:
+        """One set of graphs after the other uses the pool's memory, since they never run side by side."""
+        pool = torch.cuda.graph_pool_handle()
+        for kind, row in self.slots.first_rows().items():
+            self.seek(row)
+            self.slots.point(row)
+            self.slots.begin_step()  # so that a prefix's kernels are compiled and loaded
+            self.slots.forward(0)
+            self.graphs[kind] = list(self._captured(pool))
+        self.seek(1)
+
+    def _captured(self, pool: Any) -> Iterator[torch.cuda.CUDAGraph]:
+        """They pass tensors on to each other."""
+        pieces = self._pieces()
         for _ in range(self.pieces):
             yield captured(pool, partial(next, pieces, None))
 
@@ -406,14 +423,21 @@ class StreamedStep(DecodeStep):
         super().seek(row)
         self.slots.seek(row)
 
+    def _emit(self, tokens: Tensor) -> None:
+        self.shared_logits.copy_(self.logits)
+        self.logits = self.shared_logits
+        super()._emit(tokens)
+
     def _attend(self, layer: int, inputs: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
         self.slots.keep(layer, inputs.view(self.slots.lanes, -1))
+        self.slots.forward(layer)
         self.slots.attend(layer, q, k, v, self.attended)
 
 
-def _unit(widths: Widths) -> int:
-    """Elements that every place in the block is a multiple of: eight are a vector of 16 bytes."""
-    return gcd(8, widths.kv, widths.inputs)
+def _replayed(graphs: Sequence[torch.cuda.CUDAGraph]) -> Iterator[None]:
+    for graph in graphs:
+        graph.replay()
+        yield
 
 
 def _places(slots: StreamedSlots, device: torch.device) -> Tensor:

@@ -13,6 +13,8 @@ from sim.kv import KvFormat
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, WriteBack
 from sim.slots import keeps_newest
 
+_AGAIN = (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS)
+
 
 def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admission.WAVES) -> None:
     """Raise ValueError for a plan, or a decoder, that needs more than the kinds of slots that there are."""
@@ -38,7 +40,7 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
         raise ValueError(f"admission={setting.admission}, this captured step runs {admission}")
     if continuous and selector is not Selector.DENSE:
         raise ValueError(f"attention.selector={selector}, a captured step under continuous admission needs dense")
-    again = setting.recompute in (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS) and selector is Selector.DENSE
+    again = setting.recompute in _AGAIN and selector is Selector.DENSE
     if _recomputes(plan) and not again:
         raise ValueError(
             f"recompute={setting.recompute}, a captured step recomputes from activations_host or tokens, under dense"
@@ -65,19 +67,21 @@ def streams(plan: Plan) -> bool:
     """Whether dense attention needs ``runtime.graph.streamed``: for what the copy engine brings, at every step the same
     tokens and a few more, for what is computed again, and for writing back at birth.
     """
-    setting, homes = plan.setting, plan.homes
-    copies = setting.fetch_by is Mechanism.COPY_ENGINE and any(homes.host_kv)
+    setting, away = plan.setting, any(plan.homes.host_kv)
+    if (
+        not setting.kv_format.are_native
+    ):  # what is not staged is read where it lies, see ``runtime.graph.quantised_dense``
+        again = setting.recompute in _AGAIN and (away or _recomputes(plan))
+        return setting.attention.is_dense and again
+    copies = setting.fetch_by is Mechanism.COPY_ENGINE and away
     at_birth = setting.write_back is WriteBack.AT_BIRTH
-    plainly = setting.attention.is_dense and setting.kv_format.are_native
-    return plainly and (copies or _recomputes(plan) or at_birth)
+    return setting.attention.is_dense and (copies or _recomputes(plan) or at_birth)
 
 
 def _require_format(plan: Plan) -> None:
     setting = plan.setting
     if setting.kv_format.are_native:
         return
-    if _recomputes(plan):
-        raise ValueError("kv_format, a captured step that recomputes runs native")
     stored, dense = setting.kv_format.gpu, setting.attention.is_dense
     if setting.admission is Admission.CONTINUOUS:
         allowed = dense and stored in (KvFormat.NATIVE, KvFormat.FP8, KvFormat.INT8)
@@ -85,6 +89,10 @@ def _require_format(plan: Plan) -> None:
     else:
         known = dense or setting.attention.selector is Selector.SWA
         allowed = known and stored is KvFormat.INT8 and setting.kv_format.host is KvFormat.INT8
+        if (
+            setting.recompute in _AGAIN and setting.write_back is WriteBack.AT_BIRTH
+        ):  # levels of keys are not known then
+            raise ValueError("write_back=at_birth, a captured step that recomputes in int8 writes at eviction")
     if not allowed:
         raise ValueError(
             f"kv_format={stored} in HBM and {setting.kv_format.host} on the host, a captured step runs native, waves "

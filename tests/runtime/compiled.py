@@ -92,6 +92,7 @@ def plans(spec: Any, dtype: DType) -> list[Plan]:
         read,
         again,
         forwarding(few),
+        *(rounded(one) for one in (again, forwarding(few), mixed(again))),
         resident(plan(Selector.SWA), 14),
         resident(plan(Selector.SWA, KvFormat.INT8), 14),
         recent(plan(Selector.SWA), [8]),
@@ -108,6 +109,18 @@ def forwarding(plan: Plan) -> Plan:
     """What ``plan`` has on the host is dropped."""
     homes = replace(plan.homes, host_kv=plan.homes.dropped, dropped=plan.homes.host_kv)
     return Plan(setting=replace(plan.setting, recompute=Recompute.TOKENS), homes=homes)
+
+
+def rounded(plan: Plan) -> Plan:
+    """In INT8."""
+    return replace(plan, setting=replace(plan.setting, kv_format=KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)))
+
+
+def mixed(plan: Plan) -> Plan:
+    """Half of the inputs that ``plan`` keeps are keys and values instead."""
+    kept = tuple(tokens // 2 for tokens in plan.homes.activations)
+    moved = tuple(tokens - left for tokens, left in zip(plan.homes.activations, kept, strict=True))
+    return replace(plan, homes=replace(plan.homes, activations=kept, host_kv=moved))
 
 
 def swapping(plan: Plan) -> Plan:
