@@ -182,7 +182,9 @@ def _memory(setting: Setting) -> Memory:
     return Memory(
         hbm_all_in=hbm_all_in,
         freed_by_kv=layers * slot - ring * rate * gpu_kv - spilled,
-        freed_by_inputs=layers * slot - rate * (reprojected_layer_bytes(setting) + (ring * inputs if from_host else 0)) - spilled,
+        freed_by_inputs=layers * slot
+        - rate * (reprojected_layer_bytes(setting) + (ring * inputs if from_host else 0))
+        - spilled,
         freed_by_forward=layers * slot - (native_kv + 2 * inputs) * counts.decoding - spilled,
         hbm_budget=setting.kv_budget_bytes / setting.concurrency,
         host_all_in=layers * host_kv * living if at_birth else np.zeros_like(rate),

@@ -105,7 +105,10 @@ class StreamedSlots:
         off = tokens - self.plan.homes.hbm[0]
         written = self._written_prompt(tokens)
         base = self.schedule.kept_from
-        here, there = self.slots[: tokens - off, layer], self.host_kv.device[layer, written.start - base : written.stop - base]
+        here, there = (
+            self.slots[: tokens - off, layer],
+            self.host_kv.device[layer, written.start - base : written.stop - base],
+        )
         planes = zip(self.rows.planes(here), self.rows.planes(there), strict=True)
         for (near, far), rows in zip(planes, self.rows.stored(layer, lanes, k, v), strict=True):
             near[:, lanes] = rows[:, off:].transpose(0, 1)
