@@ -50,7 +50,8 @@ def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, a
 
 
 def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
-    """Before its first token: a kernel's; of a step in pieces their begins too, two a layer where its weights stream in.
+    """Before its first token: a kernel's; of a step in pieces their begins too, two a layer where its weights stream in. What
+    streams in INT8, beside tokens computed again, has a kernel ahead, and is priced as if all were in INT8.
 
     Where grouped heads are gone over in parts: of more threads, one round after the other, and with another kernel that
     merges; over INT8 with one ahead that stores the newborn token.

@@ -275,7 +275,7 @@ def traffic_of(setting: Setting, rows: Rows, saved: Column) -> Traffic:
     kept = np.maximum(0.0, np.minimum(counts.cached[step], saved) - rows.dropped) * inputs
     ring_kv = attended_kv * (not setting.host_attention)
     staged = (setting.prefetch_layers + 1) * (ring_kv * gpu_kv + fetched_inputs * inputs)
-    staged += reprojected * gpu_kv + forwarded * (native_kv + 2 * inputs)
+    staged += reprojected * (native_kv if streams_levels(setting) else gpu_kv) + forwarded * (native_kv + 2 * inputs)
     staged += 2 * native_kv * (setting.workload.prompt_tokens - rows.hbm) * (step == 0)
     on_host = held_by_host(setting, rows)
     in_hbm, from_host = (
@@ -308,15 +308,27 @@ def reads_in_place(setting: Setting) -> bool:
 def keeps_key_ranges(setting: Setting) -> bool:
     """Under sparse window attention, unless all is written at birth."""
     at_eviction = setting.write_back is WriteBack.AT_EVICTION
-    return setting.attention.selector is Selector.SWA and at_eviction and _in_int8_alone(setting)
+    window = setting.attention.selector is Selector.SWA and at_eviction and _in_int8_alone(setting)
+    return window or streams_levels(setting)
+
+
+def streams_levels(setting: Setting) -> bool:
+    """Captured dense steps over INT8 that compute others again, for which weights must not stream in if layers are run twice."""
+    again = setting.recompute is Recompute.ACTIVATIONS_HOST
+    again |= setting.recompute is Recompute.TOKENS and not setting.weights_on_host
+    at_eviction = setting.write_back is WriteBack.AT_EVICTION
+    return setting.attention.is_dense and again and at_eviction and _in_int8(setting)
 
 
 def _in_int8_alone(setting: Setting) -> bool:
+    return _in_int8(setting) and setting.recompute is Recompute.NONE
+
+
+def _in_int8(setting: Setting) -> bool:
     int8 = setting.kv_format == KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
     ringed = not setting.weights_on_host or setting.model.layers % (setting.prefetch_layers + 1) == 0
     alone = ringed and not (setting.host_attention or setting.machine.is_cpu)
-    waves = setting.admission is Admission.WAVES and setting.recompute is Recompute.NONE
-    return int8 and alone and waves
+    return int8 and alone and setting.admission is Admission.WAVES
 
 
 def _crossing(setting: Setting, attended: Column, cached: Column) -> Column:

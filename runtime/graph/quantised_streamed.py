@@ -27,7 +27,7 @@ class RoundedRows:
     def __init__(self, plan: Plan, decoder: Decoder, lanes: int) -> None:
         self.spec, self.lanes, self.entry_bytes = decoder.spec, lanes, decoder.dtype.itemsize
         self.lane_bytes = self.spec.kv_heads * head_bytes(self.spec.head_dim)
-        self.shape = (lanes * self.lane_bytes,)
+        self.shape: tuple[int, ...] = (lanes * self.lane_bytes,)
         first, channels, device = (self.spec.layers, lanes, self.spec.kv_heads), self.spec.head_dim, decoder.device
         groups = key_groups(plan.setting)
         self.key_ranges = torch.zeros((*first, groups, 2, channels), dtype=torch.float16, device=device)
@@ -48,9 +48,9 @@ class RoundedRows:
         return tuple(sorted(range(len(row.positions)), key=row.positions.__getitem__))
 
     def planes(self, rows: Tensor) -> tuple[Tensor, ...]:
-        spec, entries = self.spec, 2 * self.lanes * self.spec.kv_dim
-        levels = rows[:, :entries].unflatten(1, (self.lanes, 2, spec.kv_heads, spec.head_dim))
-        ranges = rows[:, entries:].view(torch.float16).unflatten(1, (self.lanes, spec.kv_heads, 2))
+        spec, tokens, entries = self.spec, rows.shape[0], 2 * self.lanes * self.spec.kv_dim
+        levels = rows[:, :entries].view(tokens, self.lanes, 2, spec.kv_heads, spec.head_dim)
+        ranges = rows[:, entries:].view(torch.float16).view(tokens, self.lanes, spec.kv_heads, 2)
         return levels[:, :, 0], levels[:, :, 1], ranges
 
     def stored(self, layer: int, lanes: slice, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:

@@ -62,7 +62,7 @@ class NativeRows:
 
     def __init__(self, plan: Plan, decoder: Decoder, lanes: int) -> None:  # noqa: ARG002
         self.spec = decoder.spec
-        self.shape = (lanes, 2, self.spec.kv_heads, self.spec.head_dim)
+        self.shape: tuple[int, ...] = (lanes, 2, self.spec.kv_heads, self.spec.head_dim)
         self.dtype = decoder.dtype
 
     def widths(self, buffers: int, inputs: int) -> Widths:

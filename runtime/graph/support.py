@@ -68,9 +68,7 @@ def streams(plan: Plan) -> bool:
     tokens and a few more, for what is computed again, and for writing back at birth.
     """
     setting, away = plan.setting, any(plan.homes.host_kv)
-    if (
-        not setting.kv_format.are_native
-    ):  # what is not staged is read where it lies, see ``runtime.graph.quantised_dense``
+    if not setting.kv_format.are_native:  # else it is read where it lies: ``runtime.graph.quantised_dense``
         again = setting.recompute in _AGAIN and (away or _recomputes(plan))
         return setting.attention.is_dense and again
     copies = setting.fetch_by is Mechanism.COPY_ENGINE and away
@@ -89,9 +87,8 @@ def _require_format(plan: Plan) -> None:
     else:
         known = dense or setting.attention.selector is Selector.SWA
         allowed = known and stored is KvFormat.INT8 and setting.kv_format.host is KvFormat.INT8
-        if (
-            setting.recompute in _AGAIN and setting.write_back is WriteBack.AT_BIRTH
-        ):  # levels of keys are not known then
+        again, at_birth = setting.recompute in _AGAIN, setting.write_back is WriteBack.AT_BIRTH
+        if again and at_birth:  # levels of keys are not known then
             raise ValueError("write_back=at_birth, a captured step that recomputes in int8 writes at eviction")
     if not allowed:
         raise ValueError(

@@ -30,7 +30,7 @@ from sim.forecast import forecast
 from sim.homes import TokenHomes
 from sim.kv import KvFormat
 from sim.measured import Measured
-from sim.plan import Admission, Placement, Plan, Preemption, Setting, WriteBack
+from sim.plan import Admission, Placement, Plan, Preemption, Recompute, Setting, WriteBack
 from sim.profile import Evidence, Measurement, Profile
 from sim.recipe import Recipe, plan_of
 from sim.spec import DType, WeightFormat
@@ -264,6 +264,24 @@ def test_prices_and_runtime_agree_on_sparse_waves(model: str, selector: Selector
     formats = {Selector.SWA: (KvFormat.NATIVE, KvFormat.INT8), Selector.PAGES: (KvFormat.NATIVE,)}
     assert any(plan.homes.host_kv) == (selector is not Selector.H2O)
     assert graphable(plan) == is_captured(plan.setting) == (kv in formats.get(selector, ()))
+
+
+@pytest.mark.parametrize("recompute", Recompute)
+@pytest.mark.parametrize("write_back", WriteBack)
+@pytest.mark.parametrize("kv", [KvFormat.NATIVE, KvFormat.INT8, KvFormat.FP8])
+def test_prices_and_runtime_agree_on_what_is_computed_again(
+    recompute: Recompute, write_back: WriteBack, kv: KvFormat
+) -> None:
+    """From inputs on the host or from token ids; over INT8 where all that leaves HBM does so with its levels."""
+    recipe = Recipe(model="opt-1.3b", batch=4, prompt=60, output=20, kv=kv, recompute=recompute, hbm=50)
+    machine = replace(make_machine(), gpu=catalogue.gpu("H100 SXM"))
+    plan = plan_of(recipe, machine)
+    plan = replace(plan, setting=replace(plan.setting, write_back=write_back))
+
+    again = recompute in (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS)
+    native, eight = kv is KvFormat.NATIVE, kv is KvFormat.INT8 and write_back is WriteBack.AT_EVICTION
+    known = native or kv is KvFormat.INT8 if recompute is Recompute.NONE else again and (native or eight)
+    assert graphable(plan) == is_captured(plan.setting) == known
 
 
 @pytest.mark.parametrize("weights", WeightFormat)

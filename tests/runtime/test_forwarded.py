@@ -6,8 +6,6 @@ Without a GPU the kernels are interpreted and nothing is captured; graphs are th
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -17,13 +15,11 @@ from runtime.graph.fused import FusedDecoder
 from runtime.graph.run import GraphWave
 from runtime.graph.schedule import Widths, schedule_of
 from runtime.graph.streamed import StreamedSlots
-from runtime.graph.support import require_graphable
 from runtime.models import Decoder
 from sim import catalogue
 from sim.capture import forwarded_tokens
 from sim.flows import flows_of, home_columns, occupancy_of
 from sim.homes import TokenHomes
-from sim.kv import KvFormat, KvFormats
 from sim.plan import Plan, Recompute, WriteBack
 from sim.spec import DType, ModelSpec
 from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, draw_prompts, kernels, padded
@@ -195,12 +191,3 @@ def test_what_the_host_holds_besides_takes_pieces() -> None:
     for mixed in (replace(plan, homes=moved), at_birth):
         assert type(GraphWave(mixed, made, [0] * 3).slots) is StreamedSlots
     assert type(GraphWave(plan, made, [0] * 3).slots) is ForwardedSlots
-
-
-def test_a_rounded_cache_beside_a_prefix_is_refused() -> None:
-    spec, levels = catalogue.model("OPT-125M"), KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
-    plan = without_host(spec, [9], replace(TOKENS, dtype=DType.FP16, kv_format=levels))
-    made: Any = SimpleNamespace(spec=spec, device=torch.device("cuda"), dtype=torch.float16)
-
-    with pytest.raises(ValueError, match="kv_format, a captured step that recomputes runs native"):
-        require_graphable(plan, made)

@@ -6,7 +6,7 @@ Without a GPU the same operations run over the same buffers; graphs are then rec
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -50,7 +50,8 @@ from tests.runtime.test_graph_recall import recalled
 BASE = Choice(batch=2, concurrency=2, prompt=20, output=4, dtype=DType.FP32)
 WINDOW = replace(BASE, selector=Selector.SWA, sparsity=0.7, prompt=14)
 LEVELS = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
-ROUNDED = replace(BASE, prompt=70, output=3, kv_format=LEVELS)  # a whole group, and a part
+PART: dict[str, Any] = {"prompt": 70, "output": 3, "kv_format": LEVELS}  # a whole group, and a part
+ROUNDED = replace(BASE, **PART)
 TOKENS = replace(BASE, recompute=Recompute.TOKENS)
 
 
@@ -58,9 +59,11 @@ def by_kernel(plan: Plan) -> Plan:
     return replace(plan, setting=replace(plan.setting, fetch_by=Mechanism.GATHER_KERNEL))
 
 
-def with_inputs(plan: Plan) -> Plan:
-    """Inputs in place of what the host has."""
-    homes = replace(plan.homes, host_kv=plan.homes.activations, activations=plan.homes.host_kv)
+def with_inputs(plan: Plan, most: int = 200) -> Plan:
+    """Inputs in place of what the host has, of the first tokens."""
+    inputs = tuple(min(tokens, most) for tokens in plan.homes.host_kv)
+    left = tuple(tokens - first for tokens, first in zip(plan.homes.host_kv, inputs, strict=True))
+    homes = replace(plan.homes, host_kv=left, activations=inputs)
     return Plan(setting=replace(plan.setting, recompute=Recompute.ACTIVATIONS_HOST), homes=homes)
 
 
@@ -87,6 +90,8 @@ KINDS: dict[str, tuple[type, Callable[[ModelSpec], Plan]]] = {
     ),
     "copied": (StreamedSlots, lambda spec: newest_in_hbm(all_in_hbm(spec, BASE), 9)),
     "projected": (StreamedSlots, lambda spec: with_inputs(newest_in_hbm(all_in_hbm(spec, BASE), 9))),
+    "int8 and projected": (StreamedSlots, lambda spec: with_inputs(newest_in_hbm(all_in_hbm(spec, ROUNDED), 9), 30)),
+    "int8 and forwarded": (ForwardedSlots, lambda spec: without_host(spec, [9], replace(TOKENS, **PART))),
     "forwarded beside copies": (StreamedSlots, lambda spec: at_birth(without_host(spec, [9], TOKENS))),
     "forwarded": (ForwardedSlots, lambda spec: without_host(spec, [9], TOKENS)),
     "weights int8": (
@@ -115,7 +120,8 @@ class Made(NamedTuple):
         if ON_GPU:
             self.wave.decode(1, self.wave.plan.homes.steps)
             return [self.wave.step.generated.clone(), self.wave.step.logits.clone()]
-        held = tree_leaves(vars(self.wave.slots))
+        slots = self.wave.slots
+        held = tree_leaves([vars(slots), vars(slots.rows) if isinstance(slots, StreamedSlots) else {}])
         return [self.wave.step.generated.clone(), *(one.clone() for one in held if isinstance(one, Tensor))]
 
     def by_host(self) -> "Made":

@@ -40,12 +40,14 @@ PIECEWISE = ("streamed", "inputs")
 
 
 def dense_plan(made: Decoder, kind: str, choice: Choice) -> Plan:
-    """All in HBM; read in place from the host, natively or in 8 bit; copied from it; projected again from inputs there."""
+    """All in HBM; read in place from the host, natively or in 8 bit; copied from it; projected again from inputs there, in 8 bit
+    too.
+    """
+    levels = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
     plan = all_in_hbm(made.spec, choice)
     if kind == "dense":
         return plan
     if kind == "int8":
-        levels = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
         return newest_in_hbm(replace(plan, setting=replace(plan.setting, kv_format=levels)), 8)
     if kind == "in place":
         return newest_in_hbm(replace(plan, setting=replace(plan.setting, fetch_by=Mechanism.GATHER_KERNEL)), 8)
@@ -53,7 +55,9 @@ def dense_plan(made: Decoder, kind: str, choice: Choice) -> Plan:
     if kind == "streamed":
         return plan
     homes = replace(plan.homes, host_kv=plan.homes.activations, activations=plan.homes.host_kv)
-    return Plan(setting=replace(plan.setting, recompute=Recompute.ACTIVATIONS_HOST), homes=homes)
+    formats = levels if kind == "int8 inputs" else plan.setting.kv_format
+    again = replace(plan.setting, recompute=Recompute.ACTIVATIONS_HOST, kv_format=formats)
+    return Plan(setting=again, homes=homes)
 
 
 def plan_of(made: Decoder, kind: str, dtype: DType = DType.FP32, share: float = 0.5, **changes: object) -> Plan:
@@ -96,9 +100,10 @@ def test_pages_with_streamed_weights_are_eager_ones(family: str) -> None:
 
 
 @kernels
-def test_eight_bit_waves_with_streamed_weights_are_eager_ones() -> None:
+@pytest.mark.parametrize("kind", ["int8", "int8 inputs"])
+def test_eight_bit_waves_with_streamed_weights_are_eager_ones(kind: str) -> None:
     made = decoder("opt", DType.FP32, seed=1)
-    plan = plan_of(made, "int8")
+    plan = plan_of(made, kind)
 
     eager, run = both(plan, made, lengths(plan))
 

@@ -232,6 +232,28 @@ def test_one_that_keeps_the_newest_in_hbm_does_so_too() -> None:
     assert held(plan).hbm[1:].tolist() == pytest.approx([a + b for a, b in zip(by_hand, staged, strict=True)])
 
 
+@pytest.mark.parametrize("recompute", [Recompute.ACTIVATIONS_HOST, Recompute.TOKENS])
+def test_captured_steps_over_int8_beside_what_they_compute_again_have_room_for_all_ranges(recompute: Recompute) -> None:
+    """36 of a token's 37 bytes are levels, and cross the link; a byte for each of 64 tokens and more stays in HBM, and the open
+    group's keys. Staged are two layers of what is fetched, 37 bytes a token, and of inputs, and a layer computed again, 64 each.
+    """
+    again = (0, 2, 3)
+    setting = make_setting(
+        prompt=64, output=3, recompute=recompute, kv_format=KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
+    )
+    forwards = recompute is Recompute.TOKENS
+    homes = make_homes((60, 60, 58), host_kv=(4, 3, 5), **{"dropped" if forwards else "activations": again})
+    plan = Plan(setting=setting, homes=homes)
+
+    assert link_token_bytes(setting) == 36
+    staged = [2 * 37 * kv + (64 + 2 * 32) * tokens for kv, tokens in ((3, 2), (5, 3))]
+    slots = [2 * (36 * near + 66 + 64 * 16 * 2) for near in (60, 58)]
+    assert held(plan).hbm[1:].tolist() == [levels + room for levels, room in zip(slots, staged, strict=True)]
+    assert traffic(plan).fetched_kv.tolist() == [0, 3, 5]
+    eager = replace(plan, setting=replace(setting, write_back=WriteBack.AT_BIRTH))
+    assert link_token_bytes(eager.setting) == 37
+
+
 @pytest.mark.parametrize(
     "changes",
     [

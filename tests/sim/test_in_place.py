@@ -30,6 +30,7 @@ INT8 = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
         ({"fetch_by": GATHER, "recompute": Recompute.ACTIVATIONS_HOST}, False),
         ({"fetch_by": GATHER, "recompute": Recompute.TOKENS}, False),
         ({"fetch_by": COPY, "kv_format": INT8}, True),  # whatever the plan says
+        ({"fetch_by": COPY, "kv_format": INT8, "recompute": Recompute.TOKENS}, False),
         (
             {"fetch_by": GATHER, "kv_format": KvFormats(gpu=KvFormat.INT8)},
             False,
@@ -62,6 +63,7 @@ def test_dense_attention_of_a_captured_wave_reads_in_place_what_is_not_copied(
         ({}, True),
         ({"recompute": Recompute.ACTIVATIONS_HOST, "fetch_by": COPY}, True),
         ({"recompute": Recompute.TOKENS, "fetch_by": COPY}, True),
+        ({"recompute": Recompute.ACTIVATIONS_HOST, "kv_format": INT8}, True),
         ({"weights_on_host": 0.5}, True),
         ({"weights_on_host": 0.5, "model": make_model(layers=3)}, False),  # launched kernel by kernel
         ({"kv_format": KvFormats(gpu=KvFormat.INT8)}, False),

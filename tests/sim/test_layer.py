@@ -345,6 +345,27 @@ def test_attention_of_a_step_in_pieces_and_over_pages_goes_over_a_heads_tokens_i
 
 
 @pytest.mark.parametrize(
+    ("recompute", "on_host", "pieces_s"),
+    [(Recompute.ACTIVATIONS_HOST, 1, 3), (Recompute.TOKENS, 1, 0), (Recompute.TOKENS, 0, 0)],
+)
+def test_attention_over_int8_beside_what_is_computed_again_has_a_kernel_ahead(
+    recompute: Recompute, on_host: int, pieces_s: float
+) -> None:
+    """Which stores the newborn token: 1.2 launches of 1 s; 5 tokens of 37 bytes, each with a turn of 4 + 8 s, 5/12 of that for
+    16 channels. A prefix beside what the host has takes its pieces among the launches.
+    """
+    again, setting = (0, 2), make_setting(output=2, machine=make_machine(launch_s=1.0), recompute=recompute)
+    setting = replace(setting, kv_format=KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8))
+    gone = {"dropped" if recompute is Recompute.TOKENS else "activations": again}
+    plan = Plan(setting=setting, homes=make_homes((4, 3 - on_host), host_kv=(0, on_host), **gone))
+    constants = {"attention_setup_s": 7.0, "quantised_token_s": 4.0, "streamed_token_s": 8.0}
+
+    attention_s = op(plan, "attention", **constants)[1]
+
+    assert attention_s == pytest.approx(7 + pieces_s + 1.2 + 5 * hypot(37 / 512, 5))
+
+
+@pytest.mark.parametrize(
     ("selector", "bytes_per_cached"),
     [(Selector.PAGES, 4 + 16), (Selector.TOPK, 32 + 16), (Selector.SWA, 0)],  # digests, or keys; and top-k
 )

@@ -101,6 +101,7 @@ def test_a_plan_fetches_what_they_come_to_in_tokens_and_holds_as_much_as_ever() 
         {"host_attention": True, "kv_format": KvFormats(gpu=KvFormat.INT8)},
         {"weights_on_host": 0.5, "model": make_model(layers=3)},
         {"recompute": Recompute.ACTIVATIONS_HOST},
+        {"recompute": Recompute.TOKENS},
         {"kv_format": KvFormats()},
         {"kv_format": KvFormats(gpu=KvFormat.INT8)},
         {"admission": Admission.CONTINUOUS},
