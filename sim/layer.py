@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sim.attention import Selector
 from sim.attention_prices import (
@@ -208,7 +209,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         stream=cost.transfer(Mechanism.COPY_ENGINE),
         prompt_write=cost.transfer(_prompt_written_by(setting)),
         sm_share=_sm_share(cost, setting),
-        linked_s=cost.launch_s(2 * PIECE_LAUNCHES) if forwards(setting) else 0.0,
+        linked_s=cost.launch_s(PIECE_LAUNCHES) if forwards(setting) else 0.0,
         weight_bytes=weight_bytes,
         weights_s=cost.transfer(Mechanism.COPY_ENGINE, handed_over=is_captured(setting)).at_one(weight_bytes),
         bytes_per_kv=float(sequences * link_token_bytes(setting)),
@@ -273,15 +274,19 @@ def _sm_share(cost: CostModel, setting: Setting) -> float:
 
 
 def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: bool | None = None) -> LayerTimes:
-    """Times of every step at ``prices``; ``away``, of a plan that keeps tokens outside HBM, where ``flows`` do not tell."""
+    """Times of every step at ``prices``. ``away``: whether the plan keeps tokens outside HBM, where ``flows`` are not a plan's
+    but rows of any.
+    """
     fetched = prices.bytes_per_kv * flows.fetched_kv + prices.bytes_per_inputs * flows.fetched_inputs
     written = prices.bytes_per_kv * flows.written_kv + prices.bytes_per_inputs * flows.written_inputs
     ahead, exposed = fetched * prices.ahead_share, fetched * prices.exposed_share
     ahead_s, exposed_s = prices.fetch.at(ahead), prices.fetch.at(exposed)
-    away = keeps_away(flows) if away is None else away
-    launched_s = launched_seconds(prices, flows.fetched_kv, away=away)
+    linked = flows.fetched_kv > 0
+    if away is None:  # rows of one plan, which are all replayed in pieces if any is
+        away, linked = keeps_away(flows), np.full(len(linked), linked.any())
+    launched_s = launched_seconds(prices, linked, away=away)
     gather_sms_s = _affine(0.0, prices.sm_share, ahead_s + exposed_s)
-    ops, prefill_ops = _decode_ops(prices, flows, gather_sms_s, away=away), prices.prefill
+    ops, prefill_ops = _decode_ops(prices, flows, gather_sms_s, linked, away=away), prices.prefill
     if prices.launches_felt:
         ops["launch"] = prices.launch_s + launched_s
         prefill_ops = prefill_ops | {"launch": prefill_ops["launch"] + float(launched_s[0])}
@@ -324,17 +329,19 @@ def prompt_write_seconds(prices: LayerPrices, written: Column, cost: CostModel) 
     return seconds
 
 
-def launched_seconds(prices: LayerPrices, fetched: Column, *, away: bool) -> Column:
-    """Host seconds of a layer in each step, which fetches so many tokens; ``away``: of a plan that keeps some outside HBM."""
-    seconds = np.full(len(fetched), prices.launched_away_s if away else prices.launched_s)
+def launched_seconds(prices: LayerPrices, linked: NDArray[np.bool_], *, away: bool) -> Column:
+    """Host seconds of a layer in each step, of which some are ``linked`` to the host: what it has comes between their pieces;
+    ``away``: of a plan that keeps some tokens outside HBM.
+    """
+    seconds = np.full(len(linked), prices.launched_away_s if away else prices.launched_s)
     if away and prices.launched_linked_s != prices.launched_away_s:
-        seconds[fetched > 0] = prices.launched_linked_s
+        seconds[linked] = prices.launched_linked_s
     seconds[0] = prices.prefill_launched_away_s if away else prices.prefill_launched_s
     return seconds
 
 
 def _decode_ops(
-    prices: LayerPrices, flows: Flows, gather_sms_s: Column | float, *, away: bool
+    prices: LayerPrices, flows: Flows, gather_sms_s: Column | float, linked: NDArray[np.bool_], *, away: bool
 ) -> dict[str, Column | float]:
     """Seconds of a decode layer by operation; a plain number where they depend on no token count."""
     setup_s, attention_s = (
@@ -355,7 +362,7 @@ def _decode_ops(
         "mlp": prices.mlp_s,
         "norms": 0.0,  # of a decode step: among its launches
         "gather_sms": gather_sms_s,
-        "launch": prices.launch_s + prices.linked_s * (flows.fetched_kv > 0) if prices.linked_s else prices.launch_s,
+        "launch": prices.launch_s + prices.linked_s * linked if prices.linked_s else prices.launch_s,
     }
 
 
