@@ -44,7 +44,7 @@ def test_a_window_over_int8_that_keeps_recent_tokens_decodes_as_eagerly(
 ) -> None:
     """Past the end of a group, most of whose tokens left HBM before; HBM may be given up on the way."""
     made = decoder(family, DType.FP32, seed=2)
-    output = 70 if ON_GPU else 6
+    output = min(70, 161 - prompt) if ON_GPU else 6
     plan = window(made, slots, prompt=prompt, output=output, sparsity=sparsity, lanes=3)
     assert slots_kind(plan) is QuantisedRecentSlots
     compare(plan, made, [prompt, prompt - 3, 12], DType.FP32)

@@ -100,7 +100,7 @@ def test_a_captured_prefix_is_made_up_to_eights_and_its_kernels_begin_one_after_
     ("changes", "host_kv", "launched"),
     [
         ({}, (0, 0), (False, False)),  # one graph
-        ({}, (0, 1), (False, True)),  # in pieces, from one layer's attention to the next one's
+        ({}, (0, 1), (True, True)),  # in pieces, from one layer's attention to the next one's
         ({"write_back": WriteBack.AT_BIRTH}, (0, 0), (True, True)),
         ({"kv_format": KvFormats(gpu=KvFormat.INT8)}, (0, 0), (True, True)),
     ],
