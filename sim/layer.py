@@ -40,7 +40,7 @@ ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
 _AHEAD_SM_SHARE = (
     0.05  # of multiprocessors that a gather ahead takes, or an exchange under a window: few small programs
 )
-_AHEAD_LAUNCHES = 0.7  # of a layer whose attention waits for a gather ahead: 1 to 2 us on an H200
+_AHEAD_LAUNCHES = 0.5  # of a layer whose attention waits for a gather ahead: 1 to 2 us on an H200
 _FORWARDING_LAUNCHES = 2 * PIECE_LAUNCHES  # before a piece that forwards a prefix: 22 us on an H200
 _MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
