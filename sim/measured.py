@@ -1,6 +1,7 @@
 """Raw measurements as a file, beside the profile that was fitted to them."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,13 @@ class Measured:
 
 
 def save_measured(file: Path, measured: Measured) -> None:
-    """One measurement a line: readable, and small differences between two runs stand out."""
-    head = {"schema_version": SCHEMA_VERSION, **to_plain(replace(measured, measurements=()))}
-    lines = ",\n".join(json.dumps(_plain(one), allow_nan=False) for one in measured.measurements)
-    text = json.dumps({name: value for name, value in head.items() if name != "measurements"}, indent=1)
-    write_atomically(file, f'{text[:-2]},\n "measurements": [\n{lines}\n ]\n}}\n')
+    """One measurement a line: readable, and small differences between two runs stand out. So are access profiles."""
+    plain = to_plain(replace(measured, measurements=()))
+    head = {"schema_version": SCHEMA_VERSION} | {name: plain[name] for name in ("fingerprint", "machine")}
+    listed = {name: plain[name] for name in ("access", "random_access")}
+    listed["measurements"] = [_plain(one) for one in measured.measurements]
+    lists = ",\n".join(f' "{name}": [{_lines(rows)}]' for name, rows in listed.items())
+    write_atomically(file, f"{json.dumps(head, indent=1)[:-2]},\n{lists}\n}}\n")
 
 
 def load_measured(file: Path) -> Measured:
@@ -51,6 +54,10 @@ def load_measured(file: Path) -> Measured:
 def measurements_file(profile: Path) -> Path:
     """Beside the profile."""
     return profile.with_suffix(".measurements.json")
+
+
+def _lines(rows: Sequence[Any]) -> str:
+    return ",".join(f"\n{json.dumps(row, allow_nan=False)}" for row in rows) + "\n" * bool(rows)
 
 
 def _plain(one: Measurement) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ def content_hash(profile: Profile) -> str:
 
 
 def save_profile(path: Path, profile: Profile) -> None:
-    """Write a profile so that ``load_profile`` gives it back."""
+    """Write a profile so that ``load_profile`` gives it back; a list's numbers stand on one line."""
     head = {"schema_version": PROFILE_SCHEMA_VERSION, "content_hash": content_hash(profile)}
-    write_atomically(path, json.dumps({**head, **to_plain(profile)}, indent=1, allow_nan=False) + "\n")
+    text = json.dumps({**head, **to_plain(profile)}, indent=1, allow_nan=False)
+    text = re.sub(r"\[[\d\s,.e+-]+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]), text)
+    write_atomically(path, text + "\n")
 
 
 def load_profile(path: Path) -> Profile:
