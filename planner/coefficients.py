@@ -111,9 +111,11 @@ def fetch_rate(setting: Setting) -> Column:
     Where picks differ by age, what falls on however many of the oldest tokens is no less than their smallest share of it.
     """
     counts = counts_of(setting)
-    picked = None if evicts_least_wanted(setting) else picked_shares(setting, counts)
-    if setting.host_attention or picked is None:
-        return np.zeros_like(counts.fetch_rate) if setting.host_attention else counts.fetch_rate
+    if setting.host_attention:
+        return np.zeros_like(counts.fetch_rate)
+    picked = picked_shares(setting, counts)
+    if picked is None:
+        return counts.fetch_rate
     at, shares = picked
     least: Column = (shares[:, 1:] / at[1:]).min(axis=1)
     return counts.fetch_rate * least

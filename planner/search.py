@@ -22,6 +22,7 @@ from planner.rounding import Shape, round_homes
 from planner.solution import Certificate
 from planner.solvers import SolverRun, default_solver, run_solver
 from planner.spill import SavedRange
+from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.flows import Column
 from sim.forecast import Forecast, forecast, over_capacity
@@ -108,7 +109,7 @@ class Search:
         if stage is _Stage.RESIDENT and not fits(self._problem(choice)):
             for leaf in spilling_settings(choice, self.request):
                 stage = _Stage.COUPLED if is_coupled(self._problem(leaf)) else _Stage.SPILLING
-                queue.push(stage, max(bound_s, self._rough_s(leaf)), leaf)
+                queue.push(stage, max(floor_of(bound_s, choice, leaf), self._rough_s(leaf)), leaf)
             if self.request.concurrency is None:
                 for paged in paged_settings(choice):
                     queue.push(_Stage.PAGED, max(bound_s, self._paged_s(choice)), paged)
@@ -123,7 +124,7 @@ class Search:
         found = self._solved(choice, bound_s, best_s)
         if found and waits_for_writes(found.priced):
             sibling = replace(choice, write_back=WriteBack.AT_BIRTH)
-            queue.push(_Stage.SPILLING, max(bound_s, self._least_s(sibling)), sibling)
+            queue.push(_Stage.SPILLING, max(floor_of(bound_s, choice, sibling), self._least_s(sibling)), sibling)
         return found
 
     def _problem(self, setting: Setting) -> Coefficients:
@@ -295,6 +296,11 @@ class _Queue:
     def pop(self) -> tuple[float, _Stage, Family | Setting]:
         bound_s, _, stage, choice = heapq.heappop(self._heap)
         return bound_s, stage, choice
+
+
+def floor_of(bound_s: float, choice: Setting, leaf: Setting) -> float:
+    """What ``choice``'s bound says of ``leaf``, which it fell into: nothing where the one is captured and the other is not."""
+    return bound_s if is_captured(choice) == is_captured(leaf) else 0.0
 
 
 def in_seconds(run: SolverRun, program: Program) -> SolverRun:

@@ -2,10 +2,10 @@
 
 from math import ceil, hypot
 
-from sim.capture import attention_parts, forwards, is_captured, streams
+from sim.capture import attention_parts, forwards, gathers_ahead, is_captured, streams
 from sim.cost import CostModel
 from sim.kv import KvFormat, kv_layer_bytes
-from sim.plan import Admission, Setting
+from sim.plan import Admission, Recompute, Setting
 from sim.spec import ModelSpec
 
 # Of captured attention, as an H200's kernels say. Over grouped heads: what it takes besides its setup, and another round of
@@ -16,6 +16,7 @@ _GROUPED_ROUNDING_LAUNCHES, _GROUPED_ROUNDING_TURN = 1.2, 1.0
 # Over INT8 in a list's order ranges come with each token, and take registers: of 128 channels three programs for each four.
 _LISTED_ROUNDING_TURN, _LISTED_REGISTERS = 2, 2 / 3
 _LISTED_ROUNDING_LAUNCHES = 2.5  # of 128 channels: the open group's tokens are looked up one after the other
+_AHEAD_LAUNCHES = 0.5  # what it waits for is gathered ahead, by another stream: 1 to 2 us on an H200
 _RANGE_CHANNELS = 45  # that a head's ranges count as: heads of 64 take an H200 0.63 of what those of 128 do, not half
 PIECE_LAUNCHES = 3  # of a step in pieces: what comes between one and the next, 8 to 12 us on an H200
 
@@ -59,16 +60,19 @@ def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away
     """
     model, kv_format = setting.model, setting.kv_format.gpu
     if is_captured(setting) and streams(setting, away=away):
-        pieces = 0 if forwards(setting) else 2 if setting.weights_on_host else 1
+        prefix = setting.recompute is Recompute.TOKENS  # pieces that forward one begin later
+        pieces = 0 if forwards(setting) else 1 + bool(setting.weights_on_host) + prefix
         ahead = _GROUPED_ROUNDING_LAUNCHES * (kv_format is not KvFormat.NATIVE)  # stores the newborn token
         return cost.profile.attention_setup_s + cost.launch_s(pieces * PIECE_LAUNCHES + ahead)
     listed = is_captured(setting) and not setting.attention.is_dense and kv_format is not KvFormat.NATIVE
-    looked_up_s = cost.launch_s(_LISTED_ROUNDING_LAUNCHES * model.head_dim / 128) if listed else 0.0
+    before = _LISTED_ROUNDING_LAUNCHES * model.head_dim / 128 * listed + _AHEAD_LAUNCHES * (
+        away and gathers_ahead(setting)
+    )
     if model.heads == model.kv_heads or not is_captured(setting) or not _in_parts(setting, away=away):
-        return cost.profile.attention_setup_s + looked_up_s
+        return cost.profile.attention_setup_s + cost.launch_s(before)
     launches = _GROUPED_LAUNCHES + _ROUND_LAUNCHES * (_grouped_rounds(cost, model, sequences) - 1)
     launches += _GROUPED_ROUNDING_LAUNCHES * (kv_format is not KvFormat.NATIVE)
-    return cost.profile.attention_setup_s + cost.launch_s(launches) + looked_up_s
+    return cost.profile.attention_setup_s + cost.launch_s(before + launches)
 
 
 def attention_turn_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:

@@ -16,7 +16,7 @@ FUSED_ROWS = 64  # of a captured step: up to those its products add biases, acti
 FORWARDED_TOGETHER = (
     8  # tokens of a dropped prefix: a captured step forwards a multiple of it, and has a graph for each
 )
-_AGAIN = (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS)  # what a captured step computes tokens from again
+COMPUTED_AGAIN = (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS)  # what a captured step computes tokens from again
 _PROGRAMS = 512  # that fill a large GPU, a few on each multiprocessor
 _MOST_PARTS = 16
 _SHARES = GROUP_TOKENS // PAGE_TOKENS  # pages over which a group's ranges, one for each channel, are spread
@@ -50,8 +50,7 @@ def gains_by_capture(profile: Profile) -> bool:
 def is_captured(setting: Setting) -> bool:
     """Whether a decode step of ``setting`` takes the kernels of a captured one on a CUDA device.
 
-    Where dense tokens stream in by the copy engine it is replayed in pieces, between which the host queues copies, and
-    forwards what is dropped if anything is.
+    Where dense tokens stream in by the copy engine it is replayed in pieces, between which the host queues copies.
     """
     on_gpu = not (setting.machine.is_cpu or setting.host_attention)
     return on_gpu and _brings(setting) and _keeps(setting) and _attends(setting)
@@ -113,7 +112,7 @@ def streams(setting: Setting, *, away: bool) -> bool:
     unless it ``forwards``.
     """
     waves = setting.attention.is_dense and setting.admission is Admission.WAVES
-    again = setting.recompute in _AGAIN
+    again = setting.recompute in COMPUTED_AGAIN
     if not setting.kv_format.are_native:  # else it is read where it lies
         return waves and again and away
     staged = setting.fetch_by is Mechanism.COPY_ENGINE or again
@@ -141,7 +140,7 @@ def _keeps(setting: Setting) -> bool:
     if setting.admission is Admission.CONTINUOUS:
         whole = not formats.gpu.is_grouped or setting.model.head_dim % _SHARES == 0
         return whole and formats.gpu in (KvFormat.NATIVE, KvFormat.INT8, KvFormat.FP8)
-    again, never = dense and setting.recompute in _AGAIN, setting.recompute is Recompute.NONE
+    again, never = dense and setting.recompute in COMPUTED_AGAIN, setting.recompute is Recompute.NONE
     if formats.are_native:
         return never or again
     both = formats.gpu is KvFormat.INT8 and formats.host is KvFormat.INT8

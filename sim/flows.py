@@ -282,9 +282,8 @@ def _count_columns(
 
 
 def _fetched_tokens(setting: Setting, homes: Homes, counts: Counts) -> Column:
+    """Never more than there are: few tokens may come to less than a whole one of what is picked."""
     off_hbm = homes.host_kv + homes.activations - homes.copies
-    if setting.attention.is_dense or evicts_least_wanted(setting):  # those outside are of any age
-        return off_hbm * counts.fetch_rate
     picked = picked_shares(setting, counts)
     if picked is None:
         return off_hbm * counts.fetch_rate
@@ -293,18 +292,22 @@ def _fetched_tokens(setting: Setting, homes: Homes, counts: Counts) -> Column:
     after = np.clip(np.searchsorted(at, oldest), 1, len(at) - 1)
     within = (oldest - at[after - 1]) / (at[after] - at[after - 1])
     below = shares[row, after - 1]
-    fetched: Column = counts.pool * counts.fetch_rate * (below + within * (shares[row, after] - below))
+    ends = below + within * (shares[row, after] - below)
+    fetched: Column = np.minimum(off_hbm, counts.pool * counts.fetch_rate * ends)
     return fetched
 
 
 def picked_shares(setting: Setting, counts: Counts) -> tuple[Column, NDArray[np.floating[Any]]] | None:
     """Shares of the older tokens, the oldest ones, and of each row's picks the share that falls on them, [row, share]; None
-    where picks are of every age alike.
+    where those outside HBM are of any age, or picks are of every age alike.
 
-    A window's picks are as in the first step, then more and more as later, until as many steps have gone by as tokens are local.
+    Where the unattended die a window's picks are as in the first step, then more and more as later, until as many steps have gone
+    by as tokens are local.
     """
+    if setting.attention.is_dense or evicts_least_wanted(setting):
+        return None
     ages = setting.access.ages_at(1 - setting.attention.sparsity)
-    if setting.placement is Placement.RECENT and ages is not None:
+    if setting.drop_dead and setting.placement is Placement.RECENT and ages is not None:
         first, later = (np.array((0.0, *shares, 1.0)) for shares in (ages.first, ages.later))
         steps = counts.cached - setting.workload.prompt_tokens - 1  # before this one
         gone = np.clip(_ratio(steps, counts.local), 0.0, 1.0)[:, None]

@@ -37,10 +37,7 @@ from sim.prompt_prices import forwarded, prefill_passes, prefill_s
 # A layer's GPU operations in order: until its queries are known, attention and what must precede it, the rest.
 QUERY_OPS = ("qkv", "score")
 ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
-_AHEAD_SM_SHARE = (
-    0.05  # of multiprocessors that a gather ahead takes, or an exchange under a window: few small programs
-)
-_AHEAD_LAUNCHES = 0.5  # of a layer whose attention waits for a gather ahead: 1 to 2 us on an H200
+_AHEAD_SM_SHARE = 0.05  # of multiprocessors, by a gather ahead or an exchange under a window: few small programs
 _FORWARDING_LAUNCHES = 2 * PIECE_LAUNCHES  # before a piece that forwards a prefix: 22 us on an H200
 _MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
@@ -244,7 +241,7 @@ def _launch_prices(cost: CostModel, setting: Setting, passes: int) -> dict[str, 
 def decode_launch_s(cost: CostModel, setting: Setting, rows: int) -> float:
     """What runs between a decode step's products: rotation and a gate are kernels of their own, and of many rows ReLU is."""
     model, kernels = setting.model, cost.profile.kernels_per_layer
-    kernels += (not model.positions) + model.gated_mlp + _AHEAD_LAUNCHES * gathers_ahead(setting)
+    kernels += (not model.positions) + model.gated_mlp
     if not is_captured(setting) or rows <= FUSED_ROWS:
         return cost.launch_s(kernels)
     if model.gated_mlp:
@@ -276,7 +273,7 @@ def _sm_share(cost: CostModel, setting: Setting) -> float:
 
 def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: bool | None = None) -> LayerTimes:
     """Times of every step at ``prices``. ``away``: whether the plan keeps tokens outside HBM, where ``flows`` are not a plan's
-    but rows of any.
+    but rows of any; each is then replayed in pieces for what it fetches itself.
     """
     fetched = prices.bytes_per_kv * flows.fetched_kv + prices.bytes_per_inputs * flows.fetched_inputs
     written = prices.bytes_per_kv * flows.written_kv + prices.bytes_per_inputs * flows.written_inputs

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from runtime.graph.capturing import captured
-from runtime.graph.streamed import StreamedSlots, StreamedStep
+from runtime.graph.streamed import StreamedSlots
+from runtime.graph.streamed_step import StreamedStep
 
 
 class ForwardedSlots(StreamedSlots):

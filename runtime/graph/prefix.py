@@ -20,9 +20,7 @@ class Prefix:
     def __init__(self, plan: Plan, decoder: Decoder, padding: Tensor) -> None:
         self.decoder, self.padding = FusedDecoder(decoder), padding
         lanes, prompt = padding.shape[0], plan.setting.workload.prompt_tokens
-        self.most_rows = prefill_rows(
-            lanes, prompt
-        )  # of a pass: no more than the prefill's, which workspace is there for
+        self.most_rows = prefill_rows(lanes, prompt)  # of a pass: the prefill's, which workspace is there for
         self.at = torch.arange(prompt, device=decoder.device)
         self.tokens = torch.zeros((lanes, prompt), dtype=torch.int64, device=decoder.device)
         self.positions: list[Tensor] = []  # of each pass, [lane, token]

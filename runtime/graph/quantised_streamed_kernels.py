@@ -160,10 +160,8 @@ def attend(
     q = tl.load(q_rows + at_query, mask=inside, other=0.0).to(tl.float32) * scale
     query = q[None, :]  # once: Triton 3.6 cannot compile several loops that each make it
     total = tl.sum(q, 0) * 0.0
-    peak, mixed = (
-        total - 1e30,
-        q * 0.0,
-    )  # below every score, and a number, so that blocks of padding alone leave none out
+    mixed = q * 0.0
+    peak = total - 1e30  # below every score, and a number, so that blocks of padding alone leave none out
 
     for first in range(first_real // BLOCK * BLOCK, recomputed, BLOCK):
         item = first + member

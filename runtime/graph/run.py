@@ -18,7 +18,8 @@ from runtime.graph.quantised_window import QuantisedWindowSlots
 from runtime.graph.recall import RecallSlots
 from runtime.graph.recent import RecentSlots
 from runtime.graph.step import DecodeStep
-from runtime.graph.streamed import StreamedSlots, StreamedStep
+from runtime.graph.streamed import StreamedSlots
+from runtime.graph.streamed_step import StreamedStep
 from runtime.graph.support import forwards, require_graphable, streams
 from runtime.graph.weights import ComingWeights
 from runtime.graph.widening import sharing_room

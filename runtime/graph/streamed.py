@@ -9,26 +9,22 @@ norm leaves them, so that none is taken again. What pieces need to know of the r
 is what the plan says, staging included.
 """
 
-from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from runtime.graph.capturing import captured
 from runtime.graph.copy_engine import Block, CopyEngine, Mark, current_stream
 from runtime.graph.pinned import shared
 from runtime.graph.prefix import Prefix
 from runtime.graph.projecting import projection_of
 from runtime.graph.quantised_streamed import RoundedRows
 from runtime.graph.schedule import Layout, Row, schedule_of
-from runtime.graph.step import DecodeStep
+from runtime.graph.staging import Staging, places_of, table_of
 from runtime.graph.streamed_rows import Addressed, NativeRows, Rows
-from runtime.graph.weights import ComingWeights
 from runtime.lanes import Lanes
 from runtime.models import Decoder
-from runtime.streams import warming_stream
 from runtime.tally import Tally
 from sim.capture import forwarded_tokens
 from sim.plan import Plan, Recompute, WriteBack
@@ -63,8 +59,8 @@ class StreamedSlots:
         self.padding = padding.to(torch.int32)
         self.prefix = Prefix(plan, decoder, padding) if forwards else None
         self.positions = torch.zeros((self.saved, self.lanes), dtype=torch.int64, device=device)  # as they are encoded
-        self.held = _table([self.rows.listed(there) for there in self.schedule.rows.values()], device)
-        self.places = _places(self, device)
+        self.held = table_of([self.rows.listed(there) for there in self.schedule.rows.values()], device)
+        self.places = places_of(self, device)
         self.project = projection_of(decoder)
         self.reads, self.writes = CopyEngine(device), CopyEngine(device)
         self.main = current_stream(device)
@@ -105,10 +101,8 @@ class StreamedSlots:
         off = tokens - self.plan.homes.hbm[0]
         written = self._written_prompt(tokens)
         base = self.schedule.kept_from
-        here, there = (
-            self.slots[: tokens - off, layer],
-            self.host_kv.device[layer, written.start - base : written.stop - base],
-        )
+        here = self.slots[: tokens - off, layer]
+        there = self.host_kv.device[layer, written.start - base : written.stop - base]
         planes = zip(self.rows.planes(here), self.rows.planes(there), strict=True)
         for (near, far), rows in zip(planes, self.rows.stored(layer, lanes, k, v), strict=True):
             near[:, lanes] = rows[:, off:].transpose(0, 1)
@@ -149,9 +143,8 @@ class StreamedSlots:
     @property
     def kind(self) -> tuple[int, int]:
         """Of the row at hand: the tokens that are forwarded and where they are staged, for which the step is captured."""
-        if self.prefix is None:
-            return 0, 0
-        return self._made_up(self._row), self.staging.recomputed.data_ptr()
+        tokens = 0 if self.prefix is None else self._made_up(self._row)
+        return tokens, self.staging.recomputed.data_ptr() if tokens else 0
 
     def first_rows(self) -> dict[tuple[int, int], int]:
         """A row of each kind, the longest prefix first: others find room in what it took."""
@@ -194,6 +187,16 @@ class StreamedSlots:
         """Stage the prefix's keys and values of ``layer``."""
         if self.prefix is not None:
             self.prefix.forward(layer, self.staging.recomputed)
+
+    def warm_up_prefixes(self) -> None:
+        """Compile and load what a prefix of each length needs, and let go of what that took."""
+        if self.prefix is None:
+            return
+        for row in self.first_rows().values():
+            self.point(row)
+            self.begin_step()
+            self.forward(0)
+        self.prefix.begin(0)
 
     def keep(self, layer: int, inputs: Tensor) -> None:
         """Hold what the newborn tokens were projected from [lane, hidden] until it is written, if it is ever asked for."""
@@ -307,157 +310,3 @@ class _Again(NamedTuple):
     inputs: Tensor
     positions: Tensor
     rows: Tensor
-
-
-class Staging:
-    """Views of the end of the block, and the ``places`` where they begin: ``recomputed`` [token, lane, key or value, head,
-    channel] and each of ``inputs`` [token, lane, hidden] in the compute type, each buffer of ``fetched`` [token, *row].
-    """
-
-    def __init__(self, slots: StreamedSlots, layout: Layout) -> None:
-        self.layout, lanes, widths = layout, slots.lanes, slots.widths
-        spec, kind = slots.decoder.spec, slots.decoder.dtype
-        at = slots.block.numel() - widths.staged(layout) * lanes
-        brought = at + layout.recomputed * (widths.again + slots.buffers * widths.inputs) * lanes
-        self.places = (at, brought, layout.fetched * widths.kv * lanes)
-
-        def taken(tokens: int, width: int) -> Tensor:
-            nonlocal at
-            at += tokens * width * lanes
-            return slots.block[at - tokens * width * lanes : at]
-
-        again, hidden = layout.recomputed, spec.hidden if widths.inputs else 0
-        made = taken(again, widths.again).view(kind)
-        self.recomputed = made.view(again, lanes, 2, spec.kv_heads, spec.head_dim)
-        rings = range(slots.buffers)
-        self.inputs = [taken(again, widths.inputs).view(kind).view(again, lanes, hidden) for _ in rings]
-        self.fetched = [taken(layout.fetched, widths.kv).view(layout.fetched, *slots.rows.shape) for _ in rings]
-        self.inputs_at, self.fetched_at = ([one.data_ptr() for one in ring] for ring in (self.inputs, self.fetched))
-
-
-class StreamedStep(DecodeStep):
-    """Replayed piece by piece; the slots do between them what Python must know the row for.
-
-    Where weights stream in too, a piece ends with each layer as well: the host queues the copies of those to come.
-    """
-
-    slots: StreamedSlots
-
-    def __init__(
-        self,
-        decoder: Decoder,
-        slots: StreamedSlots,
-        padding: Tensor,
-        cached: Tensor,
-        row: Tensor,
-        weights: ComingWeights | None = None,
-    ) -> None:
-        super().__init__(decoder, slots, padding, cached, row, weights)
-        self.graphs: dict[tuple[int, int], list[torch.cuda.CUDAGraph]] = {}  # by the slots' kinds of rows
-        self.shared_logits = self.logits  # where each set of graphs puts its own: they must outlive it
-
-    @property
-    def pieces(self) -> int:
-        return (1 if self.weights is None else 2) * self.decoder.spec.layers + 1
-
-    def replay(self) -> None:
-        self.slots.advance()
-        graphs = self.graphs.get(self.slots.kind)
-        pieces: Iterator[object] = self._pieces() if graphs is None else _replayed(graphs)
-        for layer in range(self.decoder.spec.layers):
-            next(pieces, None)
-            if self.weights is not None:
-                self.weights.bring_ahead(layer)
-                self.weights.wait(layer)
-            if layer:
-                self.slots.leave(layer - 1)
-            if self.weights is not None:
-                next(pieces, None)
-            self.slots.bring(layer)
-        next(pieces, None)
-        self.slots.leave(self.decoder.spec.layers - 1)
-        if self.weights is not None:
-            self.weights.end()
-
-    def _begin(self, layer: int) -> Iterator[int]:
-        if self.weights is not None:
-            yield layer
-            self._pause()
-
-    def _join(self) -> None:
-        """The host has queued what runs beside, and joins it."""
-
-    def capture(self) -> None:
-        """Run twice, so that kernels are compiled, then capture for each kind of row, where there is a step and a GPU."""
-        self.graphs = {}
-        if self.decoder.device.type != "cuda" or self.cached.shape[0] == 1:
-            return
-        stream = warming_stream(self.decoder.device)
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(2):
-                self.seek(1)
-                self.replay()
-            torch.cuda.synchronize()
-            self.capture_each()
-        torch.cuda.current_stream().wait_stream(stream)
-
-    def capture_each(self) -> None:
-        """One set of graphs after the other uses the pool's memory, since they never run side by side."""
-        pool = torch.cuda.graph_pool_handle()
-        for kind, row in self.slots.first_rows().items():
-            self.seek(row)
-            self.slots.point(row)
-            self.slots.begin_step()  # so that a prefix's kernels are compiled and loaded
-            self.slots.forward(0)
-            self.graphs[kind] = list(self._captured(pool))
-        self.seek(1)
-
-    def _captured(self, pool: Any) -> Iterator[torch.cuda.CUDAGraph]:
-        """They pass tensors on to each other."""
-        pieces = self._pieces()
-        for _ in range(self.pieces):
-            yield captured(pool, partial(next, pieces, None))
-
-    def seek(self, row: int) -> None:
-        super().seek(row)
-        self.slots.seek(row)
-
-    def _emit(self, tokens: Tensor) -> None:
-        self.shared_logits.copy_(self.logits)
-        self.logits = self.shared_logits
-        super()._emit(tokens)
-
-    def _attend(self, layer: int, inputs: Tensor, q: Tensor, k: Tensor, v: Tensor) -> None:
-        self.slots.keep(layer, inputs.view(self.slots.lanes, -1))
-        self.slots.forward(layer)
-        self.slots.attend(layer, q, k, v, self.attended)
-
-
-def _replayed(graphs: Sequence[torch.cuda.CUDAGraph]) -> Iterator[None]:
-    for graph in graphs:
-        graph.replay()
-        yield
-
-
-def _places(slots: StreamedSlots, device: torch.device) -> Tensor:
-    """[row, 7]: tokens held, recomputed and fetched, the newborn one's slot, then where staging begins in the block: what is
-    recomputed, the first buffer of what is fetched, and from each of those to the next.
-    """
-    rows = [
-        (
-            len(row.positions),
-            row.recomputed,
-            row.fetched,
-            row.newborn,
-            *Staging(slots, row.layout).places,
-        )
-        for row in slots.schedule.rows.values()
-    ]
-    return torch.tensor([(0,) * 7, *rows], dtype=torch.int64, device=device)
-
-
-def _table(rows: list[tuple[int, ...]], device: torch.device) -> Tensor:
-    """[row, slot], filled up with zeros; row 0 is the prefill, which asks for none."""
-    width = max((len(row) for row in rows), default=1)
-    return torch.tensor([[*row, *(0,) * (width - len(row))] for row in ((), *rows)], dtype=torch.int32, device=device)

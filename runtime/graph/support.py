@@ -9,11 +9,10 @@ from runtime.graph.quantised_window import has_room_for_ranges
 from runtime.graph.recall import has_room_for_copies
 from runtime.models import Decoder
 from sim.attention import Selector
+from sim.capture import COMPUTED_AGAIN
 from sim.kv import KvFormat
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, WriteBack
 from sim.slots import keeps_newest
-
-_AGAIN = (Recompute.ACTIVATIONS_HOST, Recompute.TOKENS)
 
 
 def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admission.WAVES) -> None:
@@ -40,7 +39,7 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
         raise ValueError(f"admission={setting.admission}, this captured step runs {admission}")
     if continuous and selector is not Selector.DENSE:
         raise ValueError(f"attention.selector={selector}, a captured step under continuous admission needs dense")
-    again = setting.recompute in _AGAIN and selector is Selector.DENSE
+    again = setting.recompute in COMPUTED_AGAIN and selector is Selector.DENSE
     if _recomputes(plan) and not again:
         raise ValueError(
             f"recompute={setting.recompute}, a captured step recomputes from activations_host or tokens, under dense"
@@ -69,7 +68,7 @@ def streams(plan: Plan) -> bool:
     """
     setting, away = plan.setting, any(plan.homes.host_kv)
     if not setting.kv_format.are_native:  # else it is read where it lies: ``runtime.graph.quantised_dense``
-        again = setting.recompute in _AGAIN and (away or _recomputes(plan))
+        again = setting.recompute in COMPUTED_AGAIN and (away or _recomputes(plan))
         return setting.attention.is_dense and again
     copies = setting.fetch_by is Mechanism.COPY_ENGINE and away
     at_birth = setting.write_back is WriteBack.AT_BIRTH
@@ -87,7 +86,7 @@ def _require_format(plan: Plan) -> None:
     else:
         known = dense or setting.attention.selector is Selector.SWA
         allowed = known and stored is KvFormat.INT8 and setting.kv_format.host is KvFormat.INT8
-        again, at_birth = setting.recompute in _AGAIN, setting.write_back is WriteBack.AT_BIRTH
+        again, at_birth = setting.recompute in COMPUTED_AGAIN, setting.write_back is WriteBack.AT_BIRTH
         if again and at_birth:  # levels of keys are not known then
             raise ValueError("write_back=at_birth, a captured step that recomputes in int8 writes at eviction")
     if not allowed:

@@ -20,24 +20,31 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given
 
 from builders import make_machine, make_model, make_products, make_profile
 from exhaustive import Optimum, exhaustive_optimum, optimum_of_setting, settings_to_search
 from instances import FAMILIES, Family
 from planner.bound import least_bound
-from planner.coefficients import coefficients_of
+from planner.coefficients import coefficients_of, fetch_rate
 from planner.objective import objective_weights
 from planner.optimum import optimum
+from planner.options import families, resident_settings, spilling_settings
 from planner.request import Request
-from planner.search import Search
+from planner.search import Search, floor_of
+from sim import catalogue
+from sim.attention import Selector
 from sim.capture import evicts_least_wanted, keeps_open_group
 from sim.cost import CostModel
+from sim.flows import flows_of, home_columns
 from sim.forecast import Forecast, forecast, over_capacity
 from sim.homes import PhaseName, TokenHomes
 from sim.kv import KvFormat, KvFormats, kv_layer_bytes
 from sim.plan import Admission, Plan, Setting
-from sim.spec import DType
+from sim.profile import Profile
+from sim.spec import DType, MachineSpec
 from sim.workload import Workload
+from strategies import plans
 
 WITHIN = 1e-3
 EXACT = 1e-9  # sums of the same seconds in another order
@@ -238,3 +245,37 @@ def _every_row(cached: int) -> list[tuple[int, int, int, int, int]]:
     """Dense attention selects every token, so nothing is copied."""
     rows = product(range(cached + 1), repeat=4)
     return [(*row, 0) for row in rows if sum(row) == cached]
+
+
+@given(plans(Selector.SWA))
+def test_a_token_outside_hbm_is_fetched_no_less_than_the_program_counts(plan: Plan) -> None:
+    """Whether the oldest are picked most or least, in the first steps or later."""
+    homes = home_columns(plan.homes)
+    outside = homes.host_kv + homes.activations - homes.copies
+    flows = flows_of(plan, homes)
+
+    fetched = flows.fetched_kv + flows.reprojected
+    assert (fetched >= fetch_rate(plan.setting) * outside * (1 - 1e-9) - 1e-9).all()
+
+
+def test_what_bounds_captured_kernels_bounds_no_others() -> None:
+    """A list over INT8 is looked up before it is attended to; launched kernel by kernel, as where the host's format is another, it
+    is not, and a nominal profile has launches cost nothing.
+    """
+    machine = MachineSpec(name="h200", gpu=catalogue.gpu("h200"), host=catalogue.host())
+    work = Workload(batch=4, prompt_tokens=512, output_tokens=512)
+    request = Request(
+        machine=machine,
+        profile=Profile.nominal(machine),
+        model=catalogue.model("opt-6.7b"),
+        workload=work,
+        concurrency=4,
+    )
+    search = Search(request, CostModel(machine=machine, profile=request.profile))
+    choices = resident_settings(next(families(request)), request)
+    pairs = [(choice, leaf) for choice in choices for leaf in spilling_settings(choice, request)]
+
+    still = {one: search._still_s(one) for pair in pairs for one in pair}
+    assert any(still[leaf] < still[choice] for choice, leaf in pairs)
+    assert all(floor_of(still[choice], choice, leaf) <= still[leaf] for choice, leaf in pairs)
+    assert any(floor_of(still[choice], choice, leaf) == still[choice] for choice, leaf in pairs)

@@ -22,7 +22,7 @@ from runtime.attention import Plain
 from runtime.execute import execute
 from runtime.graph.fused import FusedDecoder
 from runtime.graph.run import GraphWave, slots_kind
-from runtime.graph.streamed import StreamedStep
+from runtime.graph.streamed_step import StreamedStep
 from runtime.graph.widening import sharing_room
 from runtime.lanes import Lanes
 from runtime.models import Decoder, as_planned

@@ -12,7 +12,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from runtime.graph.schedule import Schedule, Widths, schedule_of
-from runtime.graph.streamed import StreamedSlots, StreamedStep
+from runtime.graph.streamed import StreamedSlots
+from runtime.graph.streamed_step import StreamedStep
 from runtime.models.decoder import Decoder
 from sim import catalogue
 from sim.flows import flows_of, home_columns, occupancy_of

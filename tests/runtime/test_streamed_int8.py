@@ -14,9 +14,9 @@ import torch
 
 from runtime.execute import Options, Run, execute
 from runtime.graph.execute import Captures
-from runtime.graph.forwarded import ForwardedSlots, ForwardedStep
+from runtime.graph.forwarded import ForwardedSlots
 from runtime.graph.run import GraphWave
-from runtime.graph.streamed import StreamedStep
+from runtime.graph.streamed_step import StreamedStep
 from runtime.graph.support import require_graphable
 from sim import catalogue
 from sim.capture import is_captured
@@ -139,7 +139,9 @@ def crossing(plan: Plan, kv: Column, inputs: Column) -> list[float]:
 @kernels
 @pytest.mark.skipif(ON_GPU, reason="a GPU captures")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # what a capture reads is arbitrary
-@pytest.mark.parametrize(("family", "places"), [("opt", PREFIX), ("grouped qwen3", PROJECTED_AND_HOST)])
+@pytest.mark.parametrize(
+    ("family", "places"), [("opt", PREFIX), ("grouped qwen3", PROJECTED_AND_HOST), ("opt", PREFIX_AND_HOST)]
+)
 def test_what_is_captured_at_one_row_is_right_at_every_other(
     family: str, places: Places, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,12 +152,8 @@ def test_what_is_captured_at_one_row_is_right_at_every_other(
     whole, logits = wave.run(prompts).tokens, wave.step.logits.clone()
 
     with recorded_graphs(monkeypatch), torch.inference_mode():
-        if isinstance(wave.step, ForwardedStep):
-            wave.step.graphs = wave.step._captured()
-        else:
-            assert isinstance(wave.step, StreamedStep)
-            wave.step.seek(1)
-            wave.step.graphs = list(wave.step._captured())
+        assert isinstance(wave.step, StreamedStep)
+        wave.step.capture_each()
         again = wave.run(prompts).tokens
 
     torch.testing.assert_close(again, whole, atol=0, rtol=0)

@@ -120,11 +120,13 @@ def test_dense_attention_reaches_every_token_once_a_step(plan: Plan) -> None:
 @ANY
 @given(plans())
 def test_every_step_reaches_no_more_than_it_keeps(plan: Plan) -> None:
-    flows = flows_of(plan, home_columns(plan.homes))
+    homes = home_columns(plan.homes)
+    flows = flows_of(plan, homes)
 
     if not plan.setting.attention.is_dense:
         moved = flows.fetched_kv + flows.reprojected
         assert (moved <= flows.selected + 1e-9).all()
+        assert (moved <= homes.host_kv + homes.activations - homes.copies + 1e-9).all()
         assert (flows.forwarded == 0).all()
         assert (flows.host_attended == 0).all()
     assert (flows.kept <= flows.cached).all()

@@ -125,6 +125,9 @@ def test_a_windows_picks_grow_younger_until_all_its_newest_tokens_have_come_sinc
         [0, *(2 * some * (1 - gone) for some, gone in zip(alike, (0, 1 / 4, 2 / 5, 3 / 5, 4 / 5), strict=True))]
     )
     assert traffic(plan).fetched_kv.tolist() == pytest.approx([0, *alike])
+    undying = newest_in_hbm(replace(setting, drop_dead=False, access=looked_at), slots=10)
+    unknown = replace(undying, setting=replace(undying.setting, access=setting.access))
+    assert traffic(undying).fetched_kv.tolist() == traffic(unknown).fetched_kv.tolist()
 
 
 @pytest.mark.parametrize(
