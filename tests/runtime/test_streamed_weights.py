@@ -11,7 +11,7 @@ import torch
 from runtime.execute import execute
 from runtime.graph.execute import Captures
 from runtime.graph.run import GraphWave
-from runtime.graph.streamed import StreamedStep
+from runtime.graph.streamed_step import StreamedStep
 from runtime.models import Decoder, as_planned
 from runtime.models.streamed import StreamedLayers
 from sim.attention import Selector
@@ -189,12 +189,12 @@ def test_pieces_captured_once_take_the_weights_that_come_between(kind: str, monk
 
     with recorded_graphs(monkeypatch), torch.inference_mode():
         assert isinstance(wave.step, StreamedStep)
-        wave.step.seek(1)
-        wave.step.graphs = list(wave.step._captured())
+        wave.step.capture_each()
         again = wave.run(prompts).tokens
 
     torch.testing.assert_close(again, whole, atol=0, rtol=0)
-    replays = [graph.replays for graph in wave.step.graphs if isinstance(graph, RecordedGraph)]
+    [graphs] = wave.step.graphs.values()
+    replays = [graph.replays for graph in graphs if isinstance(graph, RecordedGraph)]
     assert replays == (2 * made.spec.layers + 1) * [plan.homes.steps - 1]
 
 
