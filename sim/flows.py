@@ -263,7 +263,7 @@ def _count_columns(
         returning = access.returning if least_wanted else 1.0
         pool, picks = pool - selected, selected * turnover * returning
         copies = selected * np.minimum(np.arange(steps) * turnover, 1.0) * returning
-    fetched = decoding if attention.is_dense else _ratio(picks, pool) * decoding
+    fetched = decoding if attention.is_dense else np.minimum(_ratio(picks, pool), 1.0) * decoding  # of few, all
     dying = np.diff(dead, append=dead[-1])
     exchanging = least_wanted * decoding * (np.arange(steps) < steps - 1)  # a prompt is kept as the first step needs it
     return Counts(
