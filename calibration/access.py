@@ -1,7 +1,7 @@
 """Access profiles from runs: how many of a selector's picks are new at each step, and how old they are."""
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -9,12 +9,12 @@ from statistics import mean
 from typing import NamedTuple
 
 from calibration.families.base import Scope
-from calibration.runner import Runner
+from calibration.runner import Ran, Runner
 from runtime.execute import execute
 from runtime.models import load_decoder
-from runtime.options import Options
+from runtime.options import Options, Run
 from runtime.prompts import Text, read_prompts
-from runtime.recorder import LanePicks, Record, SelectionStats
+from runtime.recorder import LanePicks, Record
 from sim.access import AccessProfile, LivingAges, measured_access
 from sim.attention import Selector, TokenCounts
 from sim.plan import Placement, Plan
@@ -65,12 +65,15 @@ def random_weights_access(
 
 
 def _seen(runner: Runner, keep: float, plan: Plan) -> Seen:
-    """A window's picks of captured steps, where there are such: they take a hundredth of the time."""
+    """A window's picks of captured steps, where there are such: plans that are validated take those."""
     if plan.setting.attention.selector is Selector.SWA and runner.device.type == "cuda":
         return Seen(keep, plan, runner.window_picks(plan), None)
-    ran = runner.run(plan, record=_RECORD)
+    return _of_run(keep, plan, runner.run(plan, record=_RECORD))
+
+
+def _of_run(keep: float, plan: Plan, ran: Ran | Run) -> Seen:
     assert ran.picks is not None
-    return Seen(keep, plan, ran.picks, _kept_mass(ran.stats))
+    return Seen(keep, plan, ran.picks, mean(one.mass or 0.0 for wave in ran.stats for one in wave))
 
 
 def checkpoint_access(folder: Path, prompts: Path, scope: Scope) -> tuple[AccessProfile, ...]:
@@ -97,8 +100,7 @@ def checkpoint_access(folder: Path, prompts: Path, scope: Scope) -> tuple[Access
             )
             plan = plan_for(spec, recipe, scope.machine)
             ran = execute(plan, decoder, texts, options=Options(stop=False, record=_RECORD))
-            assert ran.picks is not None
-            seen.append(Seen(keep / 100, plan, ran.picks, _kept_mass(ran.stats)))
+            seen.append(_of_run(keep / 100, plan, ran))
         where = f"{folder.name}, {len(texts)} prompts of {prompts.name}, {_OUTPUT} steps"
         profiles.append(access_of(selector, seen, f"{where}, {datetime.date.today()}"))
     return tuple(profiles)
@@ -123,11 +125,6 @@ def access_of(selector: Selector, seen: Sequence[Seen], source: str) -> AccessPr
         living_ages=tuple(_living_ages(one) for one in seen) if selector is Selector.SWA else None,
         source=f"{source}{kept}; perplexity: {usual.source}",
     )
-
-
-def _kept_mass(stats: Iterable[Iterable[SelectionStats]]) -> float:
-    """Share of the attention to all living tokens that falls on the attended ones."""
-    return mean(one.mass or 0.0 for wave in stats for one in wave)
 
 
 def _turnover(picks: LanePicks) -> float:

@@ -15,7 +15,9 @@ _GROUPED_LAUNCHES, _ROUND_LAUNCHES, _GROUPED_PROGRAMS, _GROUPED_TURN, _ROUNDING_
 _GROUPED_ROUNDING_LAUNCHES, _GROUPED_ROUNDING_TURN = 1.2, 1.0
 # Over INT8 in a list's order ranges come with each token, and take registers: of 128 channels three programs for each four.
 _LISTED_ROUNDING_TURN, _LISTED_REGISTERS = 2, 2 / 3
-_LISTED_ROUNDING_LAUNCHES = 2.5  # of 128 channels: the open group's tokens are looked up one after the other
+_LISTED_ROUNDING_LAUNCHES = (
+    2.5  # of 128 channels, over grouped heads as well: for one, the open group's are looked up one by one
+)
 _AHEAD_LAUNCHES = 0.5  # what it waits for is gathered ahead, by another stream: 1 to 2 us on an H200
 _RANGE_CHANNELS = 45  # that a head's ranges count as: heads of 64 take an H200 0.63 of what those of 128 do, not half
 PIECE_LAUNCHES = 3  # of a step in pieces: what comes between one and the next, 8 to 12 us on an H200
@@ -52,8 +54,9 @@ def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, a
 
 
 def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
-    """Before its first token: a kernel's; of a step in pieces their begins too, two a layer where its weights stream in. What
-    streams in INT8, beside tokens computed again, has a kernel ahead, and is priced as if all were in INT8.
+    """Before its first token: a kernel's; of a step in pieces their begins too, another a layer where its weights stream in or a
+    prefix is forwarded. What streams in INT8, beside tokens computed again, has a kernel ahead, and is priced as if all were in
+    INT8.
 
     Where grouped heads are gone over in parts: of more threads, one round after the other, and with another kernel that
     merges; over INT8 with one ahead that stores the newborn token.

@@ -49,8 +49,8 @@ class LayerPrices:
 
     The integer program and the engine read these same numbers. ``launched_s`` is what the host takes to launch a layer,
     nothing where it replays a captured step. That goes on beside the GPU's work, or, ``launches_felt``, on top of it where a
-    CPU does both. The ``_away`` ones are of plans that keep anything outside HBM, at any step; the ``_linked`` one is of steps
-    that fetch some of it, where that makes a difference: they are replayed in pieces, which begin after ``linked_s`` in all.
+    CPU does both. The ``_away`` ones are of plans that keep anything outside HBM, at any step; the ``_linked`` one is of plans
+    that fetch some of it, where that makes a difference: their steps are replayed in pieces, which begin after ``linked_s``.
     ``begun_s``, in the prefill's launches as well, is a layer's share of what the host does before the first one, when the GPU
     has nothing to do yet.
     """

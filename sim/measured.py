@@ -31,11 +31,10 @@ class Measured:
 
 def save_measured(file: Path, measured: Measured) -> None:
     """One measurement a line: readable, and small differences between two runs stand out. So are access profiles."""
-    plain = to_plain(replace(measured, measurements=()))
-    head = {"schema_version": SCHEMA_VERSION} | {name: plain[name] for name in ("fingerprint", "machine")}
-    listed = {name: plain[name] for name in ("access", "random_access")}
-    listed["measurements"] = [_plain(one) for one in measured.measurements]
-    lists = ",\n".join(f' "{name}": [{_lines(rows)}]' for name, rows in listed.items())
+    plain = {"schema_version": SCHEMA_VERSION, **to_plain(replace(measured, measurements=()))}
+    plain["measurements"] = [_plain(one) for one in measured.measurements]
+    head = {name: value for name, value in plain.items() if not isinstance(value, list)}
+    lists = ",\n".join(f' "{name}": [{_lines(rows)}]' for name, rows in plain.items() if isinstance(rows, list))
     write_atomically(file, f"{json.dumps(head, indent=1)[:-2]},\n{lists}\n}}\n")
 
 

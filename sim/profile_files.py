@@ -28,7 +28,7 @@ def save_profile(path: Path, profile: Profile) -> None:
     """Write a profile so that ``load_profile`` gives it back; a list's numbers stand on one line."""
     head = {"schema_version": PROFILE_SCHEMA_VERSION, "content_hash": content_hash(profile)}
     text = json.dumps({**head, **to_plain(profile)}, indent=1, allow_nan=False)
-    text = re.sub(r"\[[\d\s,.e+-]+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]), text)
+    text = re.sub(r"\[\n[\d\s,.e+-]+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]), text)
     write_atomically(path, text + "\n")
 
 

@@ -11,6 +11,16 @@ import triton.language as tl
 from runtime.graph.quantised_kernels import fold_levels, fold_native, levels_of, range_of, score_levels
 
 
+@triton.jit
+def _row_of(row, places):
+    """The step's number and place in the table; where the recomputed and the fetched tokens end; the newborn one's position."""
+    now = tl.load(row)
+    place = places + 7 * now
+    recomputed = tl.load(place + 1).to(tl.int32)
+    off = recomputed + tl.load(place + 2).to(tl.int32)
+    return now, place, recomputed, off, off + tl.load(place).to(tl.int32) - 1
+
+
 @triton.jit(do_not_specialize=["width", "layer", "layers", "kept_from"])
 def bear(
     k_rows,  # [lane, key head, channel], lanes ``kv_stride`` apart, of the newborn token
@@ -40,11 +50,7 @@ def bear(
     lane, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     channel, member = tl.arange(0, PADDED), tl.arange(0, GROUP)
     inside = channel < CHANNELS
-    now = tl.load(row)
-    place = places + 7 * now
-    recomputed = tl.load(place + 1).to(tl.int32)
-    off = recomputed + tl.load(place + 2).to(tl.int32)
-    position = off + tl.load(place).to(tl.int32) - 1
+    now, place, recomputed, off, position = _row_of(row, places)
     waits = position % GROUP
     frozen = position - waits
     own_row = lane * kv_stride + head * CHANNELS + channel
@@ -135,13 +141,10 @@ def attend(
     key_head = head // (heads // key_heads)
     channel, member = tl.arange(0, PADDED), tl.arange(0, BLOCK)
     inside = channel < CHANNELS
-    now = tl.load(row)
-    place = places + 7 * now
-    recomputed = tl.load(place + 1).to(tl.int32)
-    off = recomputed + tl.load(place + 2).to(tl.int32)
-    cached = off + tl.load(place).to(tl.int32)
-    waits = (cached - 1) % GROUP
-    frozen = cached - 1 - waits
+    now, place, recomputed, off, position = _row_of(row, places)
+    cached = position + 1
+    waits = position % GROUP
+    frozen = position - waits
     closes = waits == GROUP - 1
     first_real = tl.load(padding + lane)
     buffer = (now * layers + layer) % BUFFERS

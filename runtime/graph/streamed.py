@@ -117,11 +117,9 @@ class StreamedSlots:
 
     def advance(self) -> None:
         """Slots and staging of the next row, and its first fetches where the step before had no room for them."""
-        self.now += 1
+        self.point(self.now + 1)
         row = self._row
         self.written.hold(self.main)
-        if self.staging.layout != row.layout:
-            self.staging = Staging(self, row.layout)
         self.again = [list(self._at_once(row.recomputed, inputs)) for inputs in self.staging.inputs]
         for there, here in row.moves:
             self.slots[here].copy_(self.slots[there])

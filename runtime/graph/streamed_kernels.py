@@ -27,7 +27,7 @@ def attend(
     v_rows,
     held_rows,  # slots, ``held_stride`` apart
     held_positions,  # [row, slot], rows ``width`` apart
-    block,  # where all of it lies, staging too: recomputed tokens, the oldest, and the ring of those fetched, which follow
+    block,  # where all of it lies, staging too: recomputed tokens, the oldest, and the ring of those fetched, the next ones
     places,  # [row, 7]: see ``runtime.graph.streamed``
     row,  # [1]
     padding,  # [lane]

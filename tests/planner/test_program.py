@@ -159,7 +159,7 @@ def test_a_forwarded_prefix_takes_the_program_what_it_takes_the_engine(changes: 
     machine, model = make_machine(flop_per_s=512.0, launch_s=2.0), make_model(layers=6)
     shape = {"batch": 16, "prompt": 40, "output": 37, "kv_budget_bytes": 16 * 50 * 384}
     setting = make_setting(**shape, machine=machine, model=model, recompute=TOKENS, **changes)
-    cost = make_cost(machine, kernels_per_layer=3.0, prompt_tile_s=40.0)
+    cost = make_cost(machine, kernels_per_layer=3.0, prompt_tile_s=640.0)
     dropped = [ceil(1.5 * max(0, step - 10)) for step in range(37)]
     plan = Plan(setting=setting, homes=make_homes([40 + n - gone for n, gone in enumerate(dropped)], dropped=dropped))
     problem, request = coefficients_of(setting, cost), _request(setting, cost)
@@ -175,7 +175,7 @@ def test_a_forwarded_prefix_takes_the_program_what_it_takes_the_engine(changes: 
     layer_s = [seconds.value() * program.unit_s for seconds in program.layer_s[0]]
     assert is_captured(setting) == (not setting.weights_on_host)
     assert dropped[-1] == 39
-    assert len(price.pieces) > 1
+    assert len(price.pieces) > 2
     assert run.is_optimal
     assert wave.times.ops["forward"].tolist() == [price.at_one(gone) for gone in dropped]
     assert layer_s == pytest.approx(wave.times.layer_s.tolist(), rel=1e-6)

@@ -14,6 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from runtime.graph.run import GraphWave
+from runtime.graph.streamed_step import StreamedStep
+from runtime.wave import Prompts
+
 
 class RecordedGraph(TorchDispatchMode):
     """``recording`` is the one whose capture has begun."""
@@ -75,3 +79,19 @@ def _again(func: Any, args: Any, kwargs: Any, out: Any) -> None:
     for new, old in zip(tree_leaves(func(*args, **kwargs)), tree_leaves(out), strict=True):
         if isinstance(old, Tensor) and new.data_ptr() != old.data_ptr():
             old.copy_(new)
+
+
+def assert_replayed_alike(wave: GraphWave, prompts: Prompts, monkeypatch: Any) -> list[list[int]]:
+    """Whatever its step is captured as, ``prompts`` come to the same tokens and logits. Returns, of each kind of row, how often
+    its graphs were replayed.
+    """
+    assert isinstance(wave.step, StreamedStep)
+    whole, logits = wave.run(prompts).tokens, wave.step.logits.clone()
+    with recorded_graphs(monkeypatch), torch.inference_mode():
+        wave.step.capture_each()
+        again = wave.run(prompts).tokens
+    torch.testing.assert_close(again, whole, atol=0, rtol=0)
+    torch.testing.assert_close(wave.step.logits, logits, atol=1e-4, rtol=0)
+    return [
+        [graph.replays for graph in graphs if isinstance(graph, RecordedGraph)] for graphs in wave.step.graphs.values()
+    ]

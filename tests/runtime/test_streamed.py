@@ -23,7 +23,7 @@ from sim.plan import Plan, Recompute, WriteBack
 from sim.spec import DType, ModelSpec
 from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, draw_prompts, kernels
 from tests.runtime.plans import Choice, all_in_hbm, draw_plan
-from tests.runtime.recorded import RecordedGraph, recorded_graphs
+from tests.runtime.recorded import RecordedGraph, assert_replayed_alike, recorded_graphs
 
 SOURCES = [Recompute.NONE, Recompute.ACTIVATIONS_HOST]
 
@@ -201,20 +201,10 @@ def test_pieces_captured_at_one_row_are_right_at_every_other(
     plan = drawn(rng, made.spec, recompute)
     longest = plan.setting.workload.prompt_tokens
     prompts = padded(draw_prompts([longest, 2, longest - 1], seed), longest, made.device)
-    wave = GraphWave(plan, made, prompts.padding.tolist())
-    whole, logits = wave.run(prompts).tokens, wave.step.logits.clone()
 
-    with recorded_graphs(monkeypatch), torch.inference_mode():
-        assert isinstance(wave.step, StreamedStep)
-        wave.step.capture_each()
-        again = wave.run(prompts).tokens
+    replays = assert_replayed_alike(GraphWave(plan, made, prompts.padding.tolist()), prompts, monkeypatch)
 
-    torch.testing.assert_close(again, whole, atol=0, rtol=0)
-    torch.testing.assert_close(wave.step.logits, logits, atol=1e-4, rtol=0)
     steps = plan.homes.steps - 1
-    replays = [
-        [graph.replays for graph in graphs if isinstance(graph, RecordedGraph)] for graphs in wave.step.graphs.values()
-    ]
     assert [sum(of_piece) for of_piece in zip(*replays, strict=True)] == 3 * [steps]
     assert all(min(of_kind) > 0 for of_kind in replays)
 

@@ -16,7 +16,6 @@ from runtime.execute import Options, Run, execute
 from runtime.graph.execute import Captures
 from runtime.graph.forwarded import ForwardedSlots
 from runtime.graph.run import GraphWave
-from runtime.graph.streamed_step import StreamedStep
 from runtime.graph.support import require_graphable
 from sim import catalogue
 from sim.capture import is_captured
@@ -28,7 +27,7 @@ from sim.spec import DType, ModelSpec
 from sim.trace import Resource
 from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, draw_prompts, kernels, padded
 from tests.runtime.plans import Choice, all_in_hbm, draw_plan
-from tests.runtime.recorded import recorded_graphs
+from tests.runtime.recorded import assert_replayed_alike
 
 INT8 = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
 TOKENS, INPUTS = Recompute.TOKENS, Recompute.ACTIVATIONS_HOST
@@ -148,16 +147,8 @@ def test_what_is_captured_at_one_row_is_right_at_every_other(
     made = decoder(family, DType.FP32, seed=5)
     plan = places.plan(made.spec)
     prompts = padded(plan, made, draw_prompts([61, 61], seed=3))
-    wave = GraphWave(plan, made, [0, 0])
-    whole, logits = wave.run(prompts).tokens, wave.step.logits.clone()
 
-    with recorded_graphs(monkeypatch), torch.inference_mode():
-        assert isinstance(wave.step, StreamedStep)
-        wave.step.capture_each()
-        again = wave.run(prompts).tokens
-
-    torch.testing.assert_close(again, whole, atol=0, rtol=0)
-    torch.testing.assert_close(wave.step.logits, logits, atol=1e-4, rtol=0)
+    assert_replayed_alike(GraphWave(plan, made, [0, 0]), prompts, monkeypatch)
 
 
 @pytest.mark.parametrize("places", [PREFIX, PROJECTED])

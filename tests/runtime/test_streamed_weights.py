@@ -11,7 +11,6 @@ import torch
 from runtime.execute import execute
 from runtime.graph.execute import Captures
 from runtime.graph.run import GraphWave
-from runtime.graph.streamed_step import StreamedStep
 from runtime.models import Decoder, as_planned
 from runtime.models.streamed import StreamedLayers
 from sim.attention import Selector
@@ -31,7 +30,7 @@ from tests.runtime.graphs import (
     resident,
 )
 from tests.runtime.plans import Choice, all_in_hbm
-from tests.runtime.recorded import RecordedGraph, recorded_graphs
+from tests.runtime.recorded import assert_replayed_alike
 from tests.runtime.test_captured import CAPTURED, EAGER, both, decoded, held, moved
 
 STEPS = 18 if ON_GPU else 4
@@ -184,17 +183,9 @@ def test_pieces_captured_once_take_the_weights_that_come_between(kind: str, monk
     plan = plan_of(made, kind, output=3)
     stored = as_planned(made, plan.setting)
     prompts = padded(plan, stored, draw_prompts(lengths(plan), 1))
-    wave = GraphWave(plan, stored, prompts.padding.tolist())
-    whole = wave.run(prompts).tokens
 
-    with recorded_graphs(monkeypatch), torch.inference_mode():
-        assert isinstance(wave.step, StreamedStep)
-        wave.step.capture_each()
-        again = wave.run(prompts).tokens
+    [replays] = assert_replayed_alike(GraphWave(plan, stored, prompts.padding.tolist()), prompts, monkeypatch)
 
-    torch.testing.assert_close(again, whole, atol=0, rtol=0)
-    [graphs] = wave.step.graphs.values()
-    replays = [graph.replays for graph in graphs if isinstance(graph, RecordedGraph)]
     assert replays == (2 * made.spec.layers + 1) * [plan.homes.steps - 1]
 
 

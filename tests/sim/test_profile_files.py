@@ -16,7 +16,11 @@ from sim.spec import DType
 
 AGAIN = "run `planner calibrate -o FILE` on the machine"
 WINDOW = AccessProfile(
-    selector=Selector.SWA, keep_shares=(0.2,), turnovers=(0.01,), perplexity_ratios=(1.0,), source="a run here"
+    selector=Selector.SWA,
+    keep_shares=(0.2,),
+    turnovers=(0.01,),
+    perplexity_ratios=(1.0,),
+    source="of model[1 2], [3, 4]",
 )
 
 
