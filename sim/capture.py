@@ -127,11 +127,8 @@ def forwards(setting: Setting) -> bool:
 
 
 def _brings(setting: Setting) -> bool:
-    """Streamed weights: every layer has one buffer of the ring at all its turns, so that copies have fixed ends, and no
-    prefix takes another turn.
-    """
-    ringed = setting.model.layers % (setting.prefetch_layers + 1) == 0
-    return not setting.weights_on_host or (ringed and setting.recompute is not Recompute.TOKENS)
+    """Streamed weights: every layer has one buffer of the ring at all its turns, so that copies have fixed ends."""
+    return not setting.weights_on_host or setting.model.layers % (setting.prefetch_layers + 1) == 0
 
 
 def _keeps(setting: Setting) -> bool:

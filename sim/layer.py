@@ -12,6 +12,7 @@ from sim.attention_prices import (
     attention_flops,
     attention_s_per_kept,
     attention_setup_s,
+    pieces_begun,
     rounding_s,
 )
 from sim.capture import (
@@ -38,7 +39,6 @@ from sim.prompt_prices import forwarded, prefill_passes, prefill_s
 QUERY_OPS = ("qkv", "score")
 ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
 _AHEAD_SM_SHARE = 0.05  # of multiprocessors, by a gather ahead or an exchange under a window: few small programs
-_FORWARDING_LAUNCHES = 2 * PIECE_LAUNCHES  # before a piece that forwards a prefix: 22 us on an H200
 _MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
 
@@ -207,7 +207,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         stream=cost.transfer(Mechanism.COPY_ENGINE),
         prompt_write=cost.transfer(_prompt_written_by(setting)),
         sm_share=_sm_share(cost, setting),
-        linked_s=cost.launch_s(_FORWARDING_LAUNCHES) if forwards(setting) else 0.0,
+        linked_s=cost.launch_s(pieces_begun(setting) * PIECE_LAUNCHES) if forwards(setting) else 0.0,
         weight_bytes=weight_bytes,
         weights_s=cost.transfer(Mechanism.COPY_ENGINE, handed_over=is_captured(setting)).at_one(weight_bytes),
         bytes_per_kv=float(sequences * link_token_bytes(setting)),

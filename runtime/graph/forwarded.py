@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from runtime.graph.capturing import captured
+from runtime.graph.step import DecodeStep
 from runtime.graph.streamed import StreamedSlots
 from runtime.graph.streamed_step import StreamedStep
 
@@ -28,7 +29,7 @@ class ForwardedSlots(StreamedSlots):
 
 
 class ForwardedStep(StreamedStep):
-    """Nothing comes between its pieces: they are one graph."""
+    """Nothing comes between its pieces: they are one graph, of which copies of streamed weights are nodes."""
 
     slots: ForwardedSlots
 
@@ -42,3 +43,9 @@ class ForwardedStep(StreamedStep):
 
     def _captured(self, pool: Any) -> Iterator[torch.cuda.CUDAGraph]:
         yield captured(pool, self._run)
+
+    def _begin(self, layer: int) -> Iterator[int]:
+        yield from DecodeStep._begin(self, layer)
+
+    def _join(self) -> None:
+        DecodeStep._join(self)

@@ -73,7 +73,8 @@ class GraphWave:
         self.weights: ComingWeights | None = None
         if forwards(plan):
             self.slots = ForwardedSlots(plan, decoder, self.lanes, self.padding, self.row)
-            self.step = ForwardedStep(decoder, self.slots, self.padding, cached, self.row)
+            self.weights = ComingWeights(streamed, self.slots.reads) if streamed else None
+            self.step = ForwardedStep(decoder, self.slots, self.padding, cached, self.row, self.weights)
         elif streams(plan):
             self.slots = StreamedSlots(plan, decoder, self.lanes, self.padding, self.row)
             self.weights = ComingWeights(streamed, self.slots.reads) if streamed else None

@@ -31,10 +31,6 @@ def require_graphable(plan: Plan, decoder: Decoder, admission: Admission = Admis
             f"layers={setting.model.layers}, a captured step with weights_on_host needs a multiple of the "
             f"{buffers} buffers that they come in"
         )
-    if setting.weights_on_host and setting.recompute is Recompute.TOKENS:
-        raise ValueError(
-            "recompute=tokens with weights_on_host, a prefix would need the weights at another turn: run eagerly"
-        )
     if setting.admission is not admission:
         raise ValueError(f"admission={setting.admission}, this captured step runs {admission}")
     if continuous and selector is not Selector.DENSE:

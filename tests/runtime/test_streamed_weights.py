@@ -34,13 +34,13 @@ from tests.runtime.recorded import assert_replayed_alike
 from tests.runtime.test_captured import CAPTURED, EAGER, both, decoded, held, moved
 
 STEPS = 18 if ON_GPU else 4
-GROUPED = ["dense", "streamed", "inputs", "swa"] if ON_GPU else ["inputs"]
-PIECEWISE = ("streamed", "inputs")
+GROUPED = ["dense", "streamed", "inputs", "tokens", "tokens beside kv", "swa"] if ON_GPU else ["inputs", "tokens"]
+PIECEWISE = ("streamed", "inputs", "tokens beside kv")
 
 
 def dense_plan(made: Decoder, kind: str, choice: Choice) -> Plan:
-    """All in HBM; read in place from the host, natively or in 8 bit; copied from it; projected again from inputs there, in 8 bit
-    too.
+    """All in HBM; read in place from the host, natively or in 8 bit; copied from it; projected again from inputs there, or
+    forwarded again from token ids, all of it or but a token that the host has, in 8 bit too.
     """
     levels = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
     plan = all_in_hbm(made.spec, choice)
@@ -53,10 +53,15 @@ def dense_plan(made: Decoder, kind: str, choice: Choice) -> Plan:
     plan = newest_in_hbm(plan, 8)
     if kind == "streamed":
         return plan
-    homes = replace(plan.homes, host_kv=plan.homes.activations, activations=plan.homes.host_kv)
-    formats = levels if kind == "int8 inputs" else plan.setting.kv_format
-    again = replace(plan.setting, recompute=Recompute.ACTIVATIONS_HOST, kv_format=formats)
-    return Plan(setting=again, homes=homes)
+    away, none = plan.homes.host_kv, (0,) * plan.homes.steps
+    if "inputs" in kind:
+        recompute, homes = Recompute.ACTIVATIONS_HOST, replace(plan.homes, host_kv=none, activations=away)
+    else:
+        kept = tuple(min(1, tokens) for tokens in away) if kind == "tokens beside kv" else none
+        dropped = tuple(tokens - on_host for tokens, on_host in zip(away, kept, strict=True))
+        recompute, homes = Recompute.TOKENS, replace(plan.homes, host_kv=kept, dropped=dropped)
+    formats = levels if "int8" in kind else plan.setting.kv_format
+    return Plan(setting=replace(plan.setting, recompute=recompute, kv_format=formats), homes=homes)
 
 
 def plan_of(made: Decoder, kind: str, dtype: DType = DType.FP32, share: float = 0.5, **changes: object) -> Plan:
@@ -77,7 +82,10 @@ def lengths(plan: Plan) -> list[int]:
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
-        *(("opt", kind) for kind in ("dense", "in place", "streamed", "inputs", "swa")),
+        *(
+            ("opt", kind)
+            for kind in ("dense", "in place", "streamed", "inputs", "tokens", "tokens beside kv", "swa")
+        ),
         *(("grouped qwen3", kind) for kind in GROUPED),
     ],
 )
@@ -99,7 +107,7 @@ def test_pages_with_streamed_weights_are_eager_ones(family: str) -> None:
 
 
 @kernels
-@pytest.mark.parametrize("kind", ["int8", "int8 inputs"])
+@pytest.mark.parametrize("kind", ["int8", "int8 inputs", "int8 tokens"])
 def test_eight_bit_waves_with_streamed_weights_are_eager_ones(kind: str) -> None:
     made = decoder("opt", DType.FP32, seed=1)
     plan = plan_of(made, kind)
@@ -111,7 +119,15 @@ def test_eight_bit_waves_with_streamed_weights_are_eager_ones(kind: str) -> None
 
 @kernels
 @pytest.mark.parametrize(
-    ("kind", "share", "ahead"), [("dense", 0.01, 1), ("dense", 0.5, 3), ("streamed", 0.77, 3), ("inputs", 1.0, 1)]
+    ("kind", "share", "ahead"),
+    [
+        ("dense", 0.01, 1),
+        ("dense", 0.5, 3),
+        ("streamed", 0.77, 3),
+        ("inputs", 1.0, 1),
+        ("tokens", 0.5, 3),
+        ("tokens beside kv", 0.77, 1),
+    ],
 )
 def test_any_share_and_any_ring_that_divides_the_layers(kind: str, share: float, ahead: int) -> None:
     made = decoder("deep opt", DType.FP32, seed=2)
@@ -142,7 +158,7 @@ def test_what_is_stored_in_fewer_bits_streams_so_and_is_widened_where_it_came(
 
 
 @kernels
-@pytest.mark.parametrize("kind", ["dense", "streamed"])
+@pytest.mark.parametrize("kind", ["dense", "streamed", "tokens"])
 def test_waves_follow_each_other_and_eager_ones_come_between(kind: str) -> None:
     """What they leave in the ring is not what the next wave begins with."""
     made = decoder("deep opt", DType.FP32, seed=3)
@@ -184,9 +200,11 @@ def test_pieces_captured_once_take_the_weights_that_come_between(kind: str, monk
     stored = as_planned(made, plan.setting)
     prompts = padded(plan, stored, draw_prompts(lengths(plan), 1))
 
-    [replays] = assert_replayed_alike(GraphWave(plan, stored, prompts.padding.tolist()), prompts, monkeypatch)
+    sets = assert_replayed_alike(GraphWave(plan, stored, prompts.padding.tolist()), prompts, monkeypatch)
 
-    assert replays == (2 * made.spec.layers + 1) * [plan.homes.steps - 1]
+    assert all(len(replays) == 2 * made.spec.layers + 1 for replays in sets)
+    assert [sum(each) for each in zip(*sets, strict=True)] == (2 * made.spec.layers + 1) * [plan.homes.steps - 1]
+    assert len(sets) == len(set(plan.homes.dropped[1:]))  # another for each number of forwarded tokens
 
 
 @kernels
