@@ -2,12 +2,15 @@
 
 from math import ceil
 
+import numpy as np
+
 from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns, occupancy_of
-from sim.footprint import largest_matrix_entries, prefill_rows
+from sim.footprint import activation_bytes, largest_matrix_entries, prefill_rows
 from sim.forecast import static_hbm_bytes
 from sim.plan import Admission, Plan, Setting
+from sim.scheduled import admit
 from sim.slot_bytes import slots_bytes
 from sim.spec import DType, WeightFormat
 
@@ -20,7 +23,9 @@ def peak_allocated_bytes(plan: Plan, cost: CostModel) -> int:
     """
     setting = plan.setting
     libraries = multiplying_streams(setting) * round(cost.profile.library_bytes)
-    static = static_hbm_bytes(setting) - _turned_in_place_bytes(setting) + libraries
+    passed = _passed_rows(plan)
+    unused = _never_passed_bytes(setting, passed) + _turned_in_place_bytes(setting, passed)
+    static = static_hbm_bytes(setting) - unused + libraries
     return static + ceil(_pool_bytes(plan)) + _whole_wave_bytes(setting) + _widening_bytes(setting)
 
 
@@ -40,13 +45,32 @@ def _pool_bytes(plan: Plan) -> float:
     return setting.concurrency * float(held[1:].max(initial=0.0) or held[0])
 
 
-def _turned_in_place_bytes(setting: Setting) -> int:
+def _passed_rows(plan: Plan) -> int:
+    """Of the largest prefill pass: under continuous admission pages may do for fewer prompts than may run at once."""
+    setting = plan.setting
+    room = prefill_rows(setting.concurrency, setting.workload.prompt_tokens)
+    if setting.admission is not Admission.CONTINUOUS:
+        return room
+    homes = home_columns(plan.homes)
+    planned = admit(setting, occupancy_of(plan, homes, flows_of(plan, homes)))
+    return min(room, int((planned.prefilled_tokens / np.maximum(planned.prefill_passes, 1)).max()))
+
+
+def _never_passed_bytes(setting: Setting, passed: int) -> int:
+    """Of the workspace, what rows take that no pass has."""
+    room = prefill_rows(setting.concurrency, setting.workload.prompt_tokens)
+    most, rows = (
+        activation_bytes(setting.model, setting.dtype, max(setting.concurrency, one)) for one in (room, passed)
+    )
+    return most - rows
+
+
+def _turned_in_place_bytes(setting: Setting, passed: int) -> int:
     """Rotated queries and keys, which the workspace has room for: where steps are captured prompts' are turned where they lie."""
     model = setting.model
     if model.positions or not is_captured(setting):
         return 0
-    rows = prefill_rows(setting.concurrency, setting.workload.prompt_tokens)
-    return rows * (model.query_dim + model.kv_dim) * setting.dtype.size_bytes
+    return passed * (model.query_dim + model.kv_dim) * setting.dtype.size_bytes
 
 
 def _whole_wave_bytes(setting: Setting) -> int:

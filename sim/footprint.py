@@ -28,11 +28,17 @@ def workspace_bytes(
     not pass hold their layer's input, or its output.
     """
     rows = max(sequences, prefill_rows(sequences, prompt_tokens))
+    waiting = (sequences * prompt_tokens - prefill_rows(sequences, prompt_tokens)) if weights_on_host else 0
+    return (
+        activation_bytes(model, dtype, rows) + waiting * model.hidden * dtype.size_bytes + sequences * model.vocab * 4
+    )
+
+
+def activation_bytes(model: ModelSpec, dtype: DType, rows: int) -> int:
+    """Of a pass of so many ``rows`` through a layer."""
     rotated = 0 if model.positions and not model.qk_norm else model.query_dim + model.kv_dim
     attention_row = 2 * model.hidden + model.query_dim + 2 * model.kv_dim + rotated
-    activations = rows * attention_row + _gone_entries(model, rows)
-    waiting = (sequences * prompt_tokens - prefill_rows(sequences, prompt_tokens)) if weights_on_host else 0
-    return (activations + waiting * model.hidden) * dtype.size_bytes + sequences * model.vocab * 4
+    return (rows * attention_row + _gone_entries(model, rows)) * dtype.size_bytes
 
 
 def _gone_entries(model: ModelSpec, rows: int) -> int:

@@ -140,3 +140,10 @@ def test_pages_take_the_whole_budget() -> None:
     setting = make_setting(batch=3, admission=Admission.CONTINUOUS, kv_budget_bytes=50_000)
 
     assert peak(in_hbm(setting)) == WEIGHTS + captured(12, 12, 3) + 50_000
+
+
+def test_prompts_that_pages_do_not_do_for_are_no_rows_of_a_pass() -> None:
+    """Two pages, of 16 tokens in two layers: the third sequence enters when another has ended."""
+    setting = make_setting(batch=3, admission=Admission.CONTINUOUS, kv_budget_bytes=2 * 16 * 2 * 64)
+
+    assert peak(in_hbm(setting)) == WEIGHTS + captured(8, 8, 3) + 4096
