@@ -5,18 +5,25 @@ of the paths through a step only the two that weigh most are kept, so no plan of
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.coefficients import Coefficients, Timing, evenly_attended, least_h2d_bytes, still_flows
+from planner.coefficients import (
+    Coefficients,
+    Timing,
+    evenly_attended,
+    gpu_s_off_hbm,
+    least_h2d_bytes,
+    still_flows,
+)
 from planner.options import Family
 from planner.request import Objective, Request
 from planner.spill import SLACK, Line, SavedRange, Spill, any_saved, spill_of
-from sim.attention_prices import attention_s_per_token
+from sim.attention_prices import attention_s_per_token, least_attention_s
 from sim.cost import CostModel
 from sim.flows import Column, counts_of
 from sim.footprint import PREFILL_CHUNK_TOKENS, layer_weight_bytes
@@ -80,6 +87,20 @@ def still_bound(problem: Coefficients, cost: CostModel) -> tuple[Column, ...]:
     setting, flows = problem.setting, still_flows(problem.setting)
     times = (layer_times(timing.prices, flows, cost, away=False) for timing in problem.timings)
     return tuple(step_seconds(one, setting.model.layers, setting.prefetch_layers) for one in times)
+
+
+def spilling_bound(problem: Coefficients, cost: CostModel) -> tuple[Column, ...]:
+    """The same by the quickest attention that any kernels could give: below every plan that keeps tokens elsewhere, however it
+    attends.
+    """
+    setting, flows = problem.setting, still_flows(problem.setting)
+    steps = list[Column]()
+    for timing in problem.timings:
+        setup_s, kept_s = least_attention_s(cost, setting, timing.sequences)
+        prices = replace(timing.prices, attention_s=setup_s, attention_s_per_kept=kept_s)
+        times = layer_times(prices, flows, cost, away=False)
+        steps.append(step_seconds(times, setting.model.layers, setting.prefetch_layers))
+    return tuple(steps)
 
 
 def fits(problem: Coefficients) -> bool:
@@ -157,7 +178,9 @@ def _lines(problem: Coefficients, timing: Timing, spill: Spill) -> _Lines:
     return _Lines(
         fetch_base=fetch_base,
         fetch_slope=per_byte_s * bytes_slope,
-        gpu_base=timing.still.layer_s[steps] + gpu_by_kv * spill.kv_base + share * (fetch_base - streamed_s),
+        gpu_base=timing.still.layer_s[steps]
+        + gpu_s_off_hbm(problem.setting, timing, steps, spill.kv_base)
+        + share * (fetch_base - streamed_s),
         gpu_slope=gpu_by_kv * spill.kv_slope + share * per_byte_s * bytes_slope,
     )
 

@@ -138,6 +138,14 @@ def least_h2d_bytes(setting: Setting, timing: Timing, steps: NDArray[np.intp], k
     return timing.prices.bytes_per_kv * counts.fetch_rate * crossing_kv(setting, counts, kv)
 
 
+def gpu_s_off_hbm(setting: Setting, timing: Timing, steps: NDArray[np.intp], kv: Column) -> Column:
+    """What ``kv`` tokens on the host cost the GPU at ``steps``, one layer: less than nothing where it waits for the link."""
+    if not keeps_open_group(setting):
+        return timing.gpu_s_by_kv[steps] * kv
+    crossing = least_h2d_bytes(setting, timing, steps, kv) / timing.prices.bytes_per_kv
+    return -timing.prices.spared_s_per_fetched * crossing
+
+
 def _h2d_bytes(setting: Setting, prices: LayerPrices) -> tuple[Column, Column]:
     """A token on the host, and what is spared of all together: a straight line, no higher than what is fetched, [step]."""
     rate = fetch_rate(setting)
@@ -148,10 +156,12 @@ def _h2d_bytes(setting: Setting, prices: LayerPrices) -> tuple[Column, Column]:
 
 
 def _gpu_s_by_kv(setting: Setting, prices: LayerPrices) -> Column:
-    """What a token on the host costs the GPU: converting what is fetched; less attention where the CPU does it."""
+    """What a token on the host costs the GPU at least: converting what is fetched; less attention where the CPU does it, or where
+    it waits for the link meanwhile.
+    """
     if setting.host_attention:
         return -prices.attention_s_per_kept_away * counts_of(setting).decoding
-    return fetch_rate(setting) * prices.convert_s_per_moved
+    return fetch_rate(setting) * (prices.convert_s_per_moved - prices.spared_s_per_fetched)
 
 
 def still_flows(setting: Setting) -> Flows:

@@ -9,7 +9,16 @@ from functools import partial
 
 import numpy as np
 
-from planner.bound import family_bound, fits, is_coupled, least_bound, paged_bound, rough_bound, still_bound
+from planner.bound import (
+    family_bound,
+    fits,
+    is_coupled,
+    least_bound,
+    paged_bound,
+    rough_bound,
+    spilling_bound,
+    still_bound,
+)
 from planner.coefficients import Coefficients, coefficients_of
 from planner.neighbours import centre_of, centre_of_lines
 from planner.objective import latency_weights, objective_of, objective_weights
@@ -102,17 +111,14 @@ class Search:
         """Look into the choice with the least bound: queue what it falls into, or find its best plan."""
         if isinstance(choice, Family):
             for setting in resident_settings(choice, self.request):
-                queue.push(_Stage.RESIDENT, max(bound_s, self._still_s(setting)), setting)
+                self._push(queue, bound_s, setting)
                 for assisted in assisted_settings(setting):
                     queue.push(_Stage.SPILLING, max(bound_s, self._rough_s(assisted)), assisted)
             return None
         if stage is _Stage.RESIDENT and not fits(self._problem(choice)):
             for leaf in spilling_settings(choice, self.request):
-                stage = _Stage.COUPLED if is_coupled(self._problem(leaf)) else _Stage.SPILLING
-                queue.push(stage, max(floor_of(bound_s, choice, leaf), self._rough_s(leaf)), leaf)
-            if self.request.concurrency is None:
-                for paged in paged_settings(choice):
-                    queue.push(_Stage.PAGED, max(bound_s, self._paged_s(choice)), paged)
+                if is_captured(leaf) == is_captured(choice):
+                    self._push_leaf(queue, bound_s, leaf)
             return None
         if stage is _Stage.COUPLED:
             queue.push(_Stage.SPILLING, max(bound_s, self._least_s(choice)), choice)
@@ -124,8 +130,28 @@ class Search:
         found = self._solved(choice, bound_s, best_s)
         if found and waits_for_writes(found.priced):
             sibling = replace(choice, write_back=WriteBack.AT_BIRTH)
-            queue.push(_Stage.SPILLING, max(floor_of(bound_s, choice, sibling), self._least_s(sibling)), sibling)
+            floor_s = bound_s if is_captured(choice) == is_captured(sibling) else 0.0
+            queue.push(_Stage.SPILLING, max(floor_s, self._least_s(sibling)), sibling)
         return found
+
+    def _push(self, queue: "_Queue", bound_s: float, setting: Setting) -> None:
+        """Queue a setting with all in HBM, or, where that does not fit, for what it falls into; beside it what its own bound says
+        nothing of: plans that are launched otherwise, and continuous admission.
+        """
+        if fits(self._problem(setting)):
+            queue.push(_Stage.RESIDENT, max(bound_s, self._still_s(setting)), setting)
+            return
+        queue.push(_Stage.RESIDENT, max(bound_s, self._spilling_s(setting)), setting)
+        for leaf in spilling_settings(setting, self.request):
+            if is_captured(leaf) != is_captured(setting):
+                self._push_leaf(queue, bound_s, leaf)
+        if self.request.concurrency is None:
+            for paged in paged_settings(setting):
+                queue.push(_Stage.PAGED, max(bound_s, self._paged_s(setting)), paged)
+
+    def _push_leaf(self, queue: "_Queue", bound_s: float, leaf: Setting) -> None:
+        stage = _Stage.COUPLED if is_coupled(self._problem(leaf)) else _Stage.SPILLING
+        queue.push(stage, max(bound_s, self._rough_s(leaf)), leaf)
 
     def _problem(self, setting: Setting) -> Coefficients:
         if setting not in self._problems:
@@ -134,6 +160,9 @@ class Search:
 
     def _still_s(self, setting: Setting) -> float:
         return self._judge(setting, still_bound(self._problem(setting), self.cost))
+
+    def _spilling_s(self, setting: Setting) -> float:
+        return self._judge(setting, spilling_bound(self._problem(setting), self.cost))
 
     def _rough_s(self, setting: Setting) -> float:
         """What no plan of ``setting`` that spills beats, whatever couples its steps; infinite if none fits."""
@@ -296,11 +325,6 @@ class _Queue:
     def pop(self) -> tuple[float, _Stage, Family | Setting]:
         bound_s, _, stage, choice = heapq.heappop(self._heap)
         return bound_s, stage, choice
-
-
-def floor_of(bound_s: float, choice: Setting, leaf: Setting) -> float:
-    """What ``choice``'s bound says of ``leaf``, which it fell into: nothing where the one is captured and the other is not."""
-    return bound_s if is_captured(choice) == is_captured(leaf) else 0.0
 
 
 def in_seconds(run: SolverRun, program: Program) -> SolverRun:

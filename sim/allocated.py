@@ -46,7 +46,10 @@ def _pool_bytes(plan: Plan) -> float:
 
 
 def _passed_rows(plan: Plan) -> int:
-    """Of the largest prefill pass: under continuous admission pages may do for fewer prompts than may run at once."""
+    """Of the largest prefill pass: under continuous admission pages may do for fewer prompts than may run at once.
+
+    Passes of one step, of other lengths each, are taken alike; the first step, which has most newcomers, has one.
+    """
     setting = plan.setting
     room = prefill_rows(setting.concurrency, setting.workload.prompt_tokens)
     if setting.admission is not Admission.CONTINUOUS:

@@ -1,23 +1,19 @@
 """What attending to kept tokens takes a decode step, as the kernels that do it run: by bytes, by programs and by their rounds."""
 
-from math import ceil, hypot
+from math import floor, hypot
+from typing import Any, NamedTuple, cast
+
+import numpy as np
 
 from sim.capture import attention_parts, forwards, gathers_ahead, is_captured, streams
-from sim.cost import CostModel
+from sim.cost import Amount, CostModel
 from sim.kv import KvFormat, kv_layer_bytes
 from sim.plan import Admission, Recompute, Setting
 from sim.spec import ModelSpec
 
-# Of captured attention, as an H200's kernels say. Over grouped heads: what it takes besides its setup, and another round of
-# programs, in launches; those that a multiprocessor has at once; a token's turn beside that of a warp by itself. Over INT8: the
-# programs at once, each with rows that it widens.
-_GROUPED_LAUNCHES, _ROUND_LAUNCHES, _GROUPED_PROGRAMS, _GROUPED_TURN, _ROUNDING_PROGRAMS = 1.2, 1.2, 4, 0.6, 12
-_GROUPED_ROUNDING_LAUNCHES, _GROUPED_ROUNDING_TURN = 1.2, 1.0
-# Over INT8 in a list's order ranges come with each token, and take registers: of 128 channels three programs for each four.
-_LISTED_ROUNDING_TURN, _LISTED_REGISTERS = 2, 2 / 3
-_LISTED_ROUNDING_LAUNCHES = (
-    2.5  # of 128 channels, over grouped heads as well: for one, the open group's are looked up one by one
-)
+_LISTED_READ = 1.25  # of what levels of a token and ranges of its value take, as an H200's kernels do
+_GROUPED_PROGRAMS = 4  # over grouped heads, that a multiprocessor has at once
+_STORED_LAUNCHES = 1.2  # of a kernel ahead of attention over INT8
 _AHEAD_LAUNCHES = 0.5  # what it waits for is gathered ahead, by another stream: 1 to 2 us on an H200
 _RANGE_CHANNELS = 45  # that a head's ranges count as: heads of 64 take an H200 0.63 of what those of 128 do, not half
 PIECE_LAUNCHES = 3  # of a step in pieces: what comes between one and the next, 8 to 12 us on an H200
@@ -29,9 +25,14 @@ def attention_flops(model: ModelSpec, sequences: int) -> float:
 
 
 def attention_s_per_token(cost: CostModel, setting: Setting) -> float:
-    """A token that one of many sequences attends to, one layer: what it takes where enough others keep the GPU busy."""
+    """A token that one of many sequences attends to, one layer: what it takes where enough others keep the GPU busy.
+
+    Over INT8 in a list's order ranges come with each token, captured or not.
+    """
     kv_format = setting.kv_format.gpu
     kv_bytes = float(kv_layer_bytes(setting.model, setting.dtype, kv_format))
+    if kv_format.is_grouped and not (setting.attention.is_dense or setting.machine.is_cpu):
+        kv_bytes *= _LISTED_READ
     if setting.admission is Admission.CONTINUOUS and is_captured(setting):  # each query head has a program of its own
         kv_bytes *= 1 + cost.profile.paged_again_share * (setting.model.heads // setting.model.kv_heads - 1)
     return cost.attention_s(kv_bytes, attention_flops(setting.model, 1), setting.dtype, kv_format)
@@ -43,38 +44,109 @@ def rounding_s(cost: CostModel, setting: Setting, tokens: int) -> float:
     return slower * cost.conversion_s(3 * tokens * kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.gpu))
 
 
+class _Programs(NamedTuple):
+    """Captured attention of one query head and sequence each, as an H200's kernels do it: those that a multiprocessor has at
+    once, a token's turn beside that of a warp by itself, and as many turns as all that run at once take before their first.
+    """
+
+    at_once: float
+    turn: float
+    begun: float
+
+    @classmethod
+    def of(cls, setting: Setting) -> "_Programs":
+        """Over INT8 rows are widened, in a list's order ranges come with each token: both take registers."""
+        channels = setting.model.head_dim
+        if not setting.kv_format.gpu.is_grouped:
+            return cls(at_once=24 if channels <= 64 else 20, turn=1.0, begun=0)
+        if setting.attention.is_dense:
+            return cls(at_once=12, turn=1.0, begun=100)
+        return cls(at_once=12 * min(1.0, 96 / channels), turn=1.1, begun=125)
+
+
+class _GroupedPrograms(NamedTuple):
+    """The same of all query heads that share keys, over a part of their tokens, with another kernel that merges: launches before
+    the first token, besides those for each round of programs, and a token's turn.
+    """
+
+    launches: float
+    each_round: float
+    turn: float
+
+    @classmethod
+    def of(cls, setting: Setting) -> "_GroupedPrograms":
+        """Over INT8 a kernel ahead stores the newborn token."""
+        if setting.kv_format.gpu is KvFormat.NATIVE:
+            return cls(launches=0.0, each_round=1.2, turn=0.6)
+        if setting.attention.is_dense:
+            return cls(launches=0.5, each_round=1.4, turn=1.0)
+        return cls(launches=0.8, each_round=2.2, turn=2.15)
+
+
 def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
     """A token of each of ``sequences``: what HBM takes for all, and what a head's program takes for one after the other.
 
-    Few sequences wait for the programs, many for HBM; in between both are felt, less than one after the other.
+    Few sequences wait for the programs, many for HBM; in between both are felt, less than one after the other. Where there are
+    more programs than the GPU has room for, the others follow once those have ended.
     """
-    return hypot(
-        sequences * attention_s_per_token(cost, setting), attention_turn_s(cost, setting, sequences, away=away)
-    )
+    turn_s = attention_turn_s(cost, setting, sequences, away=away)
+    grouped = setting.model.heads > setting.model.kv_heads and _in_parts(setting, away=away)
+    if not is_captured(setting) or grouped:
+        return hypot(sequences * attention_s_per_token(cost, setting), turn_s)
+    return float(attended_s(cost, setting, float(sequences), 1.0, turn_s))
+
+
+def attended_s(cost: CostModel, setting: Setting, sequences: Amount, tokens: Amount, in_turn_s: Amount) -> Amount:
+    """What a captured step's programs take, one for each head of ``sequences``, which have so many ``tokens`` in the mean, where
+    the longest goes over its own in ``in_turn_s``: round by round.
+    """
+    heads, room = setting.model.heads, _programs_at_once(cost, setting)
+    each_s = attention_s_per_token(cost, setting) / heads * tokens
+    rounds, rest = np.divmod(sequences * heads, room)
+
+    def together_s(programs: Any) -> Any:
+        return np.hypot(programs * each_s, in_turn_s)
+
+    seconds: Any = rounds * together_s(room) + (rest > 0) * together_s(rest)
+    return cast(Amount, seconds)
+
+
+def _programs_at_once(cost: CostModel, setting: Setting) -> int:
+    return floor(_Programs.of(setting).at_once * cost.machine.gpu.sm_count)
 
 
 def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
     """Before its first token: a kernel's; of a step in pieces their begins too, another a layer where its weights stream in or a
     prefix is forwarded. What streams in INT8, beside tokens computed again, has a kernel ahead, and is priced as if all were in
-    INT8.
-
-    Where grouped heads are gone over in parts: of more threads, one round after the other, and with another kernel that
-    merges; over INT8 with one ahead that stores the newborn token.
+    INT8. Elsewhere what programs do before they read, or begins of more kernels where grouped heads are gone over in parts.
     """
     model, kv_format = setting.model, setting.kv_format.gpu
-    if is_captured(setting) and streams(setting, away=away):
+    setup_s, captured = cost.profile.attention_setup_s, is_captured(setting)
+    if captured and streams(setting, away=away):
         pieces = 0 if forwards(setting) else pieces_begun(setting)
-        ahead = _GROUPED_ROUNDING_LAUNCHES * (kv_format is not KvFormat.NATIVE)  # stores the newborn token
-        return cost.profile.attention_setup_s + cost.launch_s(pieces * PIECE_LAUNCHES + ahead)
-    listed = is_captured(setting) and not setting.attention.is_dense and kv_format is not KvFormat.NATIVE
-    before = _LISTED_ROUNDING_LAUNCHES * model.head_dim / 128 * listed + _AHEAD_LAUNCHES * (
-        away and gathers_ahead(setting)
-    )
-    if model.heads == model.kv_heads or not is_captured(setting) or not _in_parts(setting, away=away):
-        return cost.profile.attention_setup_s + cost.launch_s(before)
-    launches = _GROUPED_LAUNCHES + _ROUND_LAUNCHES * (_grouped_rounds(cost, model, sequences) - 1)
-    launches += _GROUPED_ROUNDING_LAUNCHES * (kv_format is not KvFormat.NATIVE)
-    return cost.profile.attention_setup_s + cost.launch_s(before + launches)
+        ahead = _STORED_LAUNCHES * (kv_format is not KvFormat.NATIVE)  # stores the newborn token
+        return setup_s + cost.launch_s(pieces * PIECE_LAUNCHES + ahead)
+    if not captured:
+        return setup_s
+    setup_s += cost.launch_s(_AHEAD_LAUNCHES * (away and gathers_ahead(setting)))
+    if _in_parts(setting, away=away) and model.heads > model.kv_heads:
+        kind = _GroupedPrograms.of(setting)
+        return setup_s + cost.launch_s(kind.launches + kind.each_round * _grouped_rounds(cost, model, sequences))
+    return setup_s + sequences * attention_begun_s(cost, setting)
+
+
+def least_attention_s(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
+    """Before the first token, and for each of ``sequences``' tokens: what no kernels fall below, whatever they stage, forward or
+    go over in parts.
+    """
+    return cost.profile.attention_setup_s, sequences * attention_s_per_token(cost, setting)
+
+
+def attention_begun_s(cost: CostModel, setting: Setting) -> float:
+    """Of each sequence, what a captured step's programs keep multiprocessors from before their first token."""
+    kind = _Programs.of(setting)
+    turn_s = kind.turn * cost.attention_turn_s(setting.model.head_dim, setting.kv_format.gpu)
+    return kind.begun * turn_s * setting.model.heads / _programs_at_once(cost, setting)
 
 
 def pieces_begun(setting: Setting) -> int:
@@ -85,22 +157,19 @@ def pieces_begun(setting: Setting) -> int:
 def attention_turn_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
     """A token of the programs that go over it: in parts side by side, but for those over pages and of steps in pieces.
 
-    Programs that widen what they read keep their multiprocessor busy: those of the next round add to them.
+    Programs over grouped heads that widen what they read keep their multiprocessor busy: those of the next round add to them.
     """
     model, kv_format, captured = setting.model, setting.kv_format.gpu, is_captured(setting)
-    if not captured:
-        return cost.attention_turn_s(model.head_dim, kv_format)
-    if not _in_parts(setting, away=away):
+    if captured and not _in_parts(setting, away=away):
         paged = setting.admission is Admission.CONTINUOUS
         return cost.attention_turn_s(model.head_dim, kv_format, paged=paged, streamed=not paged)
-    turn_s, native = cost.attention_turn_s(model.head_dim, kv_format), kv_format is KvFormat.NATIVE
-    programs, listed = float(_ROUNDING_PROGRAMS), not native and not setting.attention.is_dense
-    if listed:
-        turn_s, programs = _LISTED_ROUNDING_TURN * turn_s, programs * 64 / max(64, _LISTED_REGISTERS * model.head_dim)
-    if model.heads > model.kv_heads:
-        turn_s /= attention_parts(sequences, model.kv_heads, model.heads)
-        return turn_s * (_GROUPED_TURN if native else _GROUPED_ROUNDING_TURN * _grouped_rounds(cost, model, sequences))
-    return turn_s if native else turn_s * ceil(sequences * model.heads / (programs * cost.machine.gpu.sm_count))
+    turn_s = cost.attention_turn_s(model.head_dim, kv_format)
+    if not captured:
+        return turn_s
+    if model.heads == model.kv_heads:
+        return _Programs.of(setting).turn * turn_s
+    turn_s *= _GroupedPrograms.of(setting).turn / attention_parts(sequences, model.kv_heads, model.heads)
+    return turn_s if kv_format is KvFormat.NATIVE else turn_s * _grouped_rounds(cost, model, sequences)
 
 
 def _grouped_rounds(cost: CostModel, model: ModelSpec, sequences: int) -> float:

@@ -15,7 +15,9 @@ from sim.spec import DType, MachineSpec, WeightFormat, weight_bytes_per_paramete
 Amount = TypeVar("Amount", float, Column)
 # Cosines and sines of five angles: a hypotenuse is the largest of such sums, to 2 %. Streaming alone comes first, arithmetic last.
 _TANGENTS = ((1.0, 0.0), *((cos(turn * pi / 8), sin(turn * pi / 8)) for turn in (1, 2, 3)), (0.0, 1.0))
-_SETTLING_S = 0.08  # an H200's clocks: prefills of 0.06, 0.26 and 0.4 s; an H100's of 0.1, 0.4 and 1.5 s
+SETTLING_S = (
+    0.08  # of clocks: an H200's prefills of 0.06 to 0.4 s, and steps that recompute; an H100's of 0.1, 0.4 and 1.5 s
+)
 _KNOWN_BEYOND = 4  # times the most rows that were measured, from which on a product is taken for what its curve says
 QUERY_TILE = 64  # of a head's queries, which a program of a GPU's causal attention takes together
 
@@ -131,7 +133,7 @@ class CostModel:
         lowers clocks by and by, as exp(-t / settling), to ``prefill_sustained_share``.
         """
         until: Any = before_s + whole_s
-        fallen: Any = until * fallen_share(until, _SETTLING_S) - before_s * fallen_share(before_s, _SETTLING_S)
+        fallen: Any = until * fallen_share(until, SETTLING_S) - before_s * fallen_share(before_s, SETTLING_S)
         share: Any = np.where(whole_s > 0, fallen / np.maximum(whole_s, np.finfo(np.float64).tiny), 0.0)[()]
         slower: Amount = 1 + share * (1 / self.profile.prefill_sustained_share - 1)
         return slower

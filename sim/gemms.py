@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import ceil
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from sim.capture import is_captured
+from sim.capture import FUSED_ROWS, is_captured
 from sim.cost import Amount, CostModel, Pieces
 from sim.flows import Column
 from sim.footprint import PREFILL_CHUNK_TOKENS
@@ -15,6 +16,8 @@ from sim.spec import DType, ModelSpec, WeightFormat
 
 Rows = TypeVar("Rows", int, Column)
 _TOGETHER = {"mlp": ("up", "down")}  # priced as one
+# Of a captured step's products, as ``runtime.graph.step.Tilings`` has them: columns of a program, and parts of its sums.
+TILE_COLUMNS, TILE_PARTS = 64, {"qkv": 1, "out": 2, "up": 1, "down": 2}
 _FEW_ROWS, _ROWS_TOGETHER = 256, 128  # of a prompt's products: few run as they are, more in multiples
 
 
@@ -26,6 +29,19 @@ def layer_matrices(model: ModelSpec) -> dict[str, tuple[int, int]]:
         "up": (model.hidden, (2 if model.gated_mlp else 1) * model.intermediate),
         "down": (model.intermediate, model.hidden),
     }
+
+
+def filled_share(cost: CostModel, setting: Setting, rows: int) -> float:
+    """Multiprocessors for which a captured step's products have programs, in the mean over a layer's weights; all of them where
+    the rows are so many that the products are cuBLAS's.
+    """
+    if rows > FUSED_ROWS:
+        return 1.0
+    shapes = layer_matrices(setting.model)
+    programs = {name: ceil(outputs / TILE_COLUMNS) * TILE_PARTS[name] for name, (_, outputs) in shapes.items()}
+    weights = {name: inputs * outputs for name, (inputs, outputs) in shapes.items()}
+    filled = sum(min(1.0, programs[name] / cost.machine.gpu.sm_count) * weights[name] for name in shapes)
+    return filled / sum(weights.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,7 +27,7 @@ from sim.capture import (
 from sim.cost import CostModel, Pieces
 from sim.flows import Column, Flows, keeps_away, link_token_bytes
 from sim.footprint import layer_weight_bytes
-from sim.gemms import LayerGemms, decoded_products_s
+from sim.gemms import LayerGemms, decoded_products_s, filled_share
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
 from sim.launches import begin_operations, decode_operations, end_operations, prefill_operations
 from sim.passes import OPERATIONS, of_inputs
@@ -39,6 +39,7 @@ from sim.prompt_prices import forwarded, prefill_passes, prefill_s
 QUERY_OPS = ("qkv", "score")
 ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
 _AHEAD_SM_SHARE = 0.05  # of multiprocessors, by a gather ahead or an exchange under a window: few small programs
+_ENOUGH = 0.9  # of the multiprocessors that products have programs for: HBM keeps them waiting on an H200
 _MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
 
@@ -47,12 +48,13 @@ REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
 class LayerPrices:
     """Seconds (and link bytes) of one layer for ``sequences`` at once. ``per_*`` are for each token of one sequence.
 
-    The integer program and the engine read these same numbers. ``launched_s`` is what the host takes to launch a layer,
-    nothing where it replays a captured step. That goes on beside the GPU's work, or, ``launches_felt``, on top of it where a
-    CPU does both. The ``_away`` ones are of plans that keep anything outside HBM, at any step; the ``_linked`` one is of plans
-    that fetch some of it, where that makes a difference: their steps are replayed in pieces, which begin after ``linked_s``.
-    ``begun_s``, in the prefill's launches as well, is a layer's share of what the host does before the first one, when the GPU
-    has nothing to do yet.
+    The integer program and the engine read these same numbers. ``spared_s_per_fetched`` of attention that reads in place what
+    the host holds: it waits for the link then, and does the rest meanwhile. ``launched_s`` is what the host takes to launch a
+    layer, nothing where it replays a captured step. That goes on beside the GPU's work, or, ``launches_felt``, on top of it
+    where a CPU does both. The ``_away`` ones are of plans that keep anything outside HBM, at any step; the ``_linked`` one is of
+    plans that fetch some of it, where that makes a difference: their steps are replayed in pieces, which begin after
+    ``linked_s``. ``begun_s``, in the prefill's launches as well, is a layer's share of what the host does before the first one,
+    when the GPU has nothing to do yet.
     """
 
     sequences: int
@@ -71,6 +73,7 @@ class LayerPrices:
     attention_s_away: float
     attention_s_per_kept: float
     attention_s_per_kept_away: float
+    spared_s_per_fetched: float
     reproject: Pieces
     forward: Pieces
     host_attention: Pieces
@@ -163,13 +166,14 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
     gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
     gemms = LayerGemms.of(cost, setting)
     score_s, score_s_per_cached = _score(cost, setting, sequences)
-    felt = _exposed_share(cost, sequences) if is_captured(setting) else 1.0
+    felt = _exposed_share(cost, setting, sequences) if is_captured(setting) else 1.0
     select_s, select_s_per_kept = (felt * seconds for seconds in choice_prices(cost, setting, sequences))
     gathers = not setting.attention.is_dense and setting.placement is Placement.RECENT and not is_captured(setting)
     quantises = formats.gpu is not KvFormat.NATIVE and not is_captured(setting)  # a captured step's attention does it
     kv_flops = attention_flops(model, sequences)
     guess, late = setting.guess_hits, setting.attention.selector.recalls or reads_in_place(setting)
     kept_s, kept_away_s = (attention_s_per_kept(cost, setting, sequences, away=away) for away in (False, True))
+    fetch, bytes_per_kv = _fetched_by(cost, setting), float(sequences * link_token_bytes(setting))
     most_tokens = setting.workload.cached_tokens
     weight_bytes = setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format)
     decoded_s = decoded_products_s(cost, setting, sequences)
@@ -192,6 +196,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         attention_s_away=attention_setup_s(cost, setting, sequences, away=True),
         attention_s_per_kept=kept_s,
         attention_s_per_kept_away=kept_away_s,
+        spared_s_per_fetched=min(kept_away_s, bytes_per_kv * fetch.pieces[-1][1]) if reads_in_place(setting) else 0.0,
         reproject=recomputed(
             cost,
             gemms.kv,
@@ -203,14 +208,14 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         ),
         forward=forwarded(cost, setting, sequences, beside_s=beside_s, layer_steps=layer_steps),
         host_attention=cost.host_attention(sequences * host_kv, kv_flops),
-        fetch=_fetched_by(cost, setting),
+        fetch=fetch,
         stream=cost.transfer(Mechanism.COPY_ENGINE),
         prompt_write=cost.transfer(_prompt_written_by(setting)),
         sm_share=_sm_share(cost, setting),
         linked_s=cost.launch_s(pieces_begun(setting) * PIECE_LAUNCHES) if forwards(setting) else 0.0,
         weight_bytes=weight_bytes,
         weights_s=cost.transfer(Mechanism.COPY_ENGINE, handed_over=is_captured(setting)).at_one(weight_bytes),
-        bytes_per_kv=float(sequences * link_token_bytes(setting)),
+        bytes_per_kv=bytes_per_kv,
         bytes_per_inputs=float(sequences * inputs_layer_bytes(model, dtype)),
         exposed_share=(1.0 if guess is None else 1.0 - guess) if late else 0.0,
         ahead_share=(0.0 if guess is None else 1.0) if late else 1.0,
@@ -354,7 +359,8 @@ def _decode_ops(
         "convert": _affine(prices.convert_s, prices.convert_s_per_moved, flows.fetched_kv + flows.written_kv),
         "reproject": prices.reproject.at(flows.reprojected),
         "forward": prices.forward.at(flows.forwarded),
-        "attention": _affine(setup_s, attention_s, flows.kept - flows.host_attended),
+        "attention": _affine(setup_s, attention_s, flows.kept - flows.host_attended)
+        - prices.spared_s_per_fetched * flows.fetched_kv,
         "select": _affine(prices.select_s, prices.select_s_per_kept, flows.kept),
         "out": prices.out_s,
         "mlp": prices.mlp_s,
@@ -405,7 +411,9 @@ def _branches(setting: Setting) -> bool:
     return setting.attention.selector.chooses_ahead and not setting.machine.is_cpu
 
 
-def _exposed_share(cost: CostModel, sequences: int) -> float:
-    """Of a captured step's choice. A sequence's program holds a multiprocessor; on the others the products go on beside it."""
-    share, held = cost.profile.selection_exposed_share, min(1.0, sequences / cost.machine.gpu.sm_count)
-    return share + (1 - share) * held
+def _exposed_share(cost: CostModel, setting: Setting, sequences: int) -> float:
+    """Of a captured step's choice. A sequence's program holds a multiprocessor; on the others the products go on beside it, and
+    lose nothing as long as those are nearly as many as they have programs for.
+    """
+    share, free = cost.profile.selection_exposed_share, max(0.0, 1 - sequences / cost.machine.gpu.sm_count)
+    return share + (1 - share) * max(0.0, 1 - free / (_ENOUGH * filled_share(cost, setting, sequences)))

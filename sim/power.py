@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from sim.cost import CostModel, Pieces, fallen_share
+from sim.cost import SETTLING_S, CostModel, Pieces, fallen_share
 from sim.flows import Column
 
-_SETTLING_S = 0.3  # of steps that recompute: in 0.6 s an H200's lose 0.4 of what they will, then all of it
 _LOOKED_AT = 40
 _TANGENTS = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # of the most tokens; a line's error between two is about 1 % at most
 
@@ -53,7 +52,7 @@ def held_back_s(cost: CostModel, arithmetic_s: Column, beside_s: Column, share: 
 
 def settled_share(layer_s: float, layer_steps: int | None) -> float:
     """Of what clocks will fall by, what they have in the mean over ``layer_steps`` layers; None: all of it."""
-    return 1.0 if layer_steps is None else float(fallen_share(layer_steps * layer_s, _SETTLING_S))
+    return 1.0 if layer_steps is None else float(fallen_share(layer_steps * layer_s, SETTLING_S))
 
 
 def _felt(pieces: list[tuple[float, float]], most_tokens: int) -> tuple[tuple[float, float], ...]:

@@ -21,7 +21,7 @@ from sim.power import held_back_s, settled_share
 
 # Of float32 weights until heads are summed: scores written and read in 16 bit, widened, scaled and masked (each a pass to
 # and one from memory, or by a captured step's kernel all at once), their softmax, the sum.
-_CHOICE_PASSES, _CAPTURED_CHOICE_PASSES = 9, 5
+_CHOICE_PASSES, _CAPTURED_CHOICE_PASSES = 9, 7
 # Of captured prompts: a layer's kernels, none of them made one, that a decode step has not; 24 to 27 us a layer of few rows on
 # an H200.
 _PROMPT_LAUNCHES, _STAGED_LAUNCHES = 6, 2  # the latter of a prefix, whose keys and values are staged

@@ -9,7 +9,13 @@ import numpy as np
 
 from sim.admission import Rules, Schedule, schedule
 from sim.attention import PAGE_TOKENS
-from sim.attention_prices import attention_s_per_token, attention_turn_s, rounding_s
+from sim.attention_prices import (
+    attended_s,
+    attention_begun_s,
+    attention_s_per_token,
+    attention_turn_s,
+    rounding_s,
+)
 from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.flows import Column, Flows, Occupancy, held_state_bytes
@@ -79,7 +85,12 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     if not is_captured(setting):  # whose attention rounds newborn tokens itself
         rounded = rounded + decoding
     in_turn_s = attention_turn_s(cost, setting, 1) * planned.largest(flows.kept)
-    attention_s = one.attention_s * some + np.hypot(attention_s_per_token(cost, setting) * kept, in_turn_s)
+    if is_captured(setting):
+        begun_s, mean = attention_begun_s(cost, setting), kept / np.maximum(decoding, 1)
+        attention_s = (one.attention_s - begun_s) * some + begun_s * decoding
+        attention_s += attended_s(cost, setting, decoding, mean, in_turn_s)
+    else:
+        attention_s = one.attention_s * some + np.hypot(attention_s_per_token(cost, setting) * kept, in_turn_s)
 
     by_name = prompt_products_s(cost, setting, tokens / np.maximum(passes, 1))
     prefilled_s = {name: passes * seconds for name, seconds in by_name.items()}

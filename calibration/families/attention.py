@@ -26,7 +26,8 @@ from sim.profile import Measurement
 from sim.recipe import Recipe, plan_of
 from sim.spec import ModelSpec
 
-_KEPT = (64, 128, 256, 512, 1024)
+_KEPT = (64, 256, 512, 1024)
+_LISTED = (479, 70)  # prompt and percentage of a window over 8 bit, whose tokens come in a list's order
 _KEPT_OTHERWISE = (
     224,
     992,
@@ -78,6 +79,10 @@ def _stored(scope: Scope, name: str, model: ModelSpec) -> Iterator[Recipe]:
             yield replace(dense, admission=Admission.CONTINUOUS, kv=KvFormat.FP8)
     if _BATCH_BETWEEN in scope.batches:
         yield replace(_recipe(scope, name, _BATCH_BETWEEN, _KEPT_OTHERWISE[-1]), kv=KvFormat.INT8)
+    prompt, keep = _LISTED
+    for batch in (scope.batches[0], _BATCH_BETWEEN, scope.batches[-1]) if scope.thorough else ():
+        dense = replace(_recipe(scope, name, batch, prompt + 1), kv=KvFormat.INT8)
+        yield replace(dense, selector=Selector.SWA, keep=keep, placement=Placement.RESIDENT)
 
 
 def _prompt(scope: Scope, heads: tuple[int, int, int], lanes: int, tokens: int) -> Case:

@@ -60,13 +60,13 @@ def _recipes(scope: Scope) -> Iterator[Recipe]:
 
 def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
     window = _window(dense, 20)
-    for keep in scope.some((10, 70, 20)):
-        yield replace(window, keep=keep)
+    yield replace(window, keep=70)
     yield replace(dense, hbm=50)
     yield replace(window, hbm=60)
     yield replace(dense, kv=KvFormat.INT8)
     if scope.thorough:
-        yield replace(window, keep=70, batch=scope.batches[-1])
+        for batch in scope.batches[-2:]:  # choices that hold half of the multiprocessors, and all of them
+            yield replace(window, keep=70, batch=batch)
         yield replace(dense, hbm=80)
         yield replace(window, hbm=60, placement=Placement.RECENT)
         yield replace(window, kv=KvFormat.INT8)

@@ -150,7 +150,10 @@ def test_the_bound_of_a_prefill_counts_the_prompt_that_it_writes_at_birth() -> N
     assert bounds_s[0] == bounds_s[1] + 2 * (2 + 8)
 
 
-@pytest.mark.parametrize("changes", [{}, {"weights_on_host": 0.5}, {"write_back": WriteBack.AT_BIRTH}], ids=str)
+EAGER = {"weights_on_host": 0.5, "prefetch_layers": 3}  # four buffers do not divide six layers
+
+
+@pytest.mark.parametrize("changes", [{}, EAGER, {"weights_on_host": 0.5}, {"write_back": WriteBack.AT_BIRTH}], ids=str)
 def test_a_forwarded_prefix_takes_the_program_what_it_takes_the_engine(changes: dict[str, Any]) -> None:
     """Of 16 sequences, from none to all of 40 tokens, by each of the pieces of one price: captured, or kernel by kernel.
 
@@ -173,7 +176,7 @@ def test_a_forwarded_prefix_takes_the_program_what_it_takes_the_engine(changes: 
     (wave,) = forecast(plan, cost).waves
     price = problem.timings[0].prices.forward
     layer_s = [seconds.value() * program.unit_s for seconds in program.layer_s[0]]
-    assert is_captured(setting) == (not setting.weights_on_host)
+    assert is_captured(setting) == (changes is not EAGER)
     assert dropped[-1] == 39
     assert len(price.pieces) > 2
     assert run.is_optimal
@@ -236,9 +239,11 @@ def _request(setting: Setting, cost: CostModel) -> Request:
     )
 
 
-@pytest.mark.parametrize("seed, close", [(1, 1e-3), (6, 2e-2), (13, 2e-3)])
+@pytest.mark.parametrize("seed, close", [(1, 3e-3), (6, 2e-2), (13, 2e-3)])
 def test_where_keys_wait_in_hbm_program_and_bound_promise_no_more_than_a_plan_keeps(seed: int, close: float) -> None:
-    """The program, whose fetch is a straight line, comes close with more tokens on the host than a group has; 6 has 52."""
+    """The program, whose fetch is a straight line, comes close with more tokens on the host than a group has; 6 has 52. It
+    takes attention to be spared a whole token for each on the host, which seed 1 has the most of.
+    """
     request = next(family for family in FAMILIES if family.name == "open group").request(seed)
     cost = CostModel(machine=request.machine, profile=request.profile)
     setting = next(setting for setting in settings_to_search(request) if keeps_open_group(setting))

@@ -29,9 +29,9 @@ from planner.bound import least_bound
 from planner.coefficients import coefficients_of, fetch_rate
 from planner.objective import objective_weights
 from planner.optimum import optimum
-from planner.options import families, resident_settings, spilling_settings
+from planner.options import families, paged_settings, resident_settings, spilling_settings
 from planner.request import Request
-from planner.search import Search, floor_of
+from planner.search import PRUNE_SHARE, Found, Search
 from sim import catalogue
 from sim.attention import Selector
 from sim.capture import evicts_least_wanted, keeps_open_group
@@ -258,24 +258,54 @@ def test_a_token_outside_hbm_is_fetched_no_less_than_the_program_counts(plan: Pl
     assert (fetched >= fetch_rate(plan.setting) * outside * (1 - 1e-9) - 1e-9).all()
 
 
-def test_what_bounds_captured_kernels_bounds_no_others() -> None:
-    """A list over INT8 is looked up before it is attended to; launched kernel by kernel, as where the host's format is another, it
-    is not, and a nominal profile has launches cost nothing.
-    """
+@pytest.mark.parametrize(
+    ("batch", "prompt", "output", "concurrency", "kv_formats", "room"),
+    [
+        (
+            512,
+            256,
+            64,
+            512,
+            (),
+            0.999,
+        ),  # all in HBM heads that are shared are gone over in many parts, streamed ones in one
+        (4, 128, 512, None, (KvFormat.INT8,), 0.99),  # over pages each query head has a program of its own
+        (4, 128, 512, None, (), 0.999),  # inputs in HBM are recomputed kernel by kernel, which no launch slows here
+    ],
+)
+def test_what_bounds_one_way_to_attend_prunes_no_other(
+    batch: int, prompt: int, output: int, concurrency: int | None, kv_formats: tuple[KvFormat, ...], room: float
+) -> None:
+    """A little less HBM than all of it needs; every other plan of the same concurrency is no better than the answer."""
     machine = MachineSpec(name="h200", gpu=catalogue.gpu("h200"), host=catalogue.host())
-    work = Workload(batch=4, prompt_tokens=512, output_tokens=512)
     request = Request(
         machine=machine,
         profile=Profile.nominal(machine),
-        model=catalogue.model("opt-6.7b"),
-        workload=work,
-        concurrency=4,
+        model=catalogue.model("qwen3-0.6b"),
+        workload=Workload(batch=batch, prompt_tokens=prompt, output_tokens=output),
+        concurrency=concurrency,
+        max_sparsity=0.0,
+        kv_formats=kv_formats,
     )
-    search = Search(request, CostModel(machine=machine, profile=request.profile))
-    choices = resident_settings(next(families(request)), request)
-    pairs = [(choice, leaf) for choice in choices for leaf in spilling_settings(choice, request)]
+    cost = CostModel(machine=machine, profile=request.profile)
+    *_, whole = resident_settings(next(families(request)), request)
+    needed_bytes = whole.concurrency * coefficients_of(whole, cost).memory.hbm_all_in.max()
+    short = replace(request, kv_budget_bytes=int(room * needed_bytes))
 
-    still = {one: search._still_s(one) for pair in pairs for one in pair}
-    assert any(still[leaf] < still[choice] for choice, leaf in pairs)
-    assert all(floor_of(still[choice], choice, leaf) <= still[leaf] for choice, leaf in pairs)
-    assert any(floor_of(still[choice], choice, leaf) == still[choice] for choice, leaf in pairs)
+    search = Search(short, cost)
+    best = search.best(lossless_only=False)
+
+    assert best is not None
+    others_s = [found.objective_s for found in _each_found(search)]
+    assert len(others_s) > 1
+    assert best.certificate.bound_s <= min(others_s) * (1 + 1e-9)
+    assert best.found.objective_s <= min(others_s) * (1 + PRUNE_SHARE)
+
+
+def _each_found(search: Search) -> Iterator[Found]:
+    """Of every setting of the first concurrency, whatever its bound: what spills, and what is admitted as pages fall free."""
+    for setting in resident_settings(next(families(search.request)), search.request):
+        found = [search._solved(leaf, 0.0, float("inf")) for leaf in spilling_settings(setting, search.request)]
+        if search.request.concurrency is None:
+            found += [search._fitted(paged) for paged in paged_settings(setting)]
+        yield from (one for one in found if one is not None)

@@ -40,7 +40,7 @@ PIECEWISE = ("streamed", "inputs", "tokens beside kv")
 
 def dense_plan(made: Decoder, kind: str, choice: Choice) -> Plan:
     """All in HBM; read in place from the host, natively or in 8 bit; copied from it; projected again from inputs there, or
-    forwarded again from token ids, all of it or but a token that the host has, in 8 bit too.
+    the prompt's forwarded again from token ids, but for a token that the host may have, in 8 bit too.
     """
     levels = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
     plan = all_in_hbm(made.spec, choice)
@@ -58,8 +58,10 @@ def dense_plan(made: Decoder, kind: str, choice: Choice) -> Plan:
         recompute, homes = Recompute.ACTIVATIONS_HOST, replace(plan.homes, host_kv=none, activations=away)
     else:
         kept = tuple(min(1, tokens) for tokens in away) if kind == "tokens beside kv" else none
-        dropped = tuple(tokens - on_host for tokens, on_host in zip(away, kept, strict=True))
-        recompute, homes = Recompute.TOKENS, replace(plan.homes, host_kv=kept, dropped=dropped)
+        lost = tuple(min(choice.prompt, gone - there) for gone, there in zip(away, kept, strict=True))
+        cached = plan.setting.token_counts.cached
+        hbm = tuple(tokens - gone - there for tokens, gone, there in zip(cached, lost, kept, strict=True))
+        recompute, homes = Recompute.TOKENS, replace(plan.homes, hbm=hbm, host_kv=kept, dropped=lost)
     formats = levels if "int8" in kind else plan.setting.kv_format
     return Plan(setting=replace(plan.setting, recompute=recompute, kv_format=formats), homes=homes)
 
@@ -82,10 +84,7 @@ def lengths(plan: Plan) -> list[int]:
 @pytest.mark.parametrize(
     ("family", "kind"),
     [
-        *(
-            ("opt", kind)
-            for kind in ("dense", "in place", "streamed", "inputs", "tokens", "tokens beside kv", "swa")
-        ),
+        *(("opt", kind) for kind in ("dense", "in place", "streamed", "inputs", "tokens", "tokens beside kv", "swa")),
         *(("grouped qwen3", kind) for kind in GROUPED),
     ],
 )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from runtime.graph.products import MOST_ROWS, Tiling
 from runtime.graph.step import Tilings
 from sim.capture import FUSED_ROWS
+from sim.gemms import TILE_COLUMNS, TILE_PARTS
 
 H200 = 132  # multiprocessors
 TILINGS = Tilings()
@@ -71,3 +72,8 @@ def test_rounds_of_two_programs_each_are_full_where_all_have_two(rows: int, mult
     assert LARGE.is_even(rows, at_once, multiprocessors)
     assert LARGE.is_even(rows, 2 * at_once, multiprocessors)
     assert not LARGE.is_even(rows, at_once + LARGE.columns, multiprocessors)
+
+
+def test_programs_are_as_many_as_prices_count() -> None:
+    assert {name: getattr(TILINGS, name).parts for name in TILE_PARTS} == TILE_PARTS
+    assert {getattr(TILINGS, name).columns for name in TILE_PARTS} == {TILE_COLUMNS}

@@ -5,16 +5,19 @@ The tiny model's layer takes 3 s until its query is known, 1/8 s to attend to a 
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from builders import make_cost, make_machine, make_model, make_setting, newest_in_hbm
+from builders import in_hbm, make_cost, make_machine, make_model, make_setting, newest_in_hbm
 from sim.attention import Selector
 from sim.capture import reads_in_place
+from sim.cost import CostModel
 from sim.engine import simulate
+from sim.flows import flows_of, home_columns
 from sim.forecast import forecast
 from sim.kv import KvFormat, KvFormats
-from sim.layer import layer_prices
-from sim.plan import Admission, Mechanism, Placement, Recompute, WriteBack
+from sim.layer import LayerTimes, layer_prices, layer_times
+from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, WriteBack
 from sim.trace import Resource
 
 GATHER, COPY = Mechanism.GATHER_KERNEL, Mechanism.COPY_ENGINE
@@ -82,7 +85,9 @@ def test_copies_for_a_step_in_pieces_wait_until_streams_agree(changes: dict[str,
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_a_layer_is_its_work_and_what_it_reads_from_the_host(depth: int) -> None:
-    """Three layers; 7, then 8 tokens on the host at 2 s each, behind a start of 1 s. The last step writes nothing back."""
+    """Three layers; 7, then 8 tokens on the host at 2 s each, behind a start of 1 s: attention goes over them meanwhile, over the
+    one in HBM after. The last step writes nothing back.
+    """
     machine = make_machine(link_bytes_per_s=32.0)
     setting = make_setting(
         prompt=7, output=3, machine=machine, model=make_model(layers=3), fetch_by=GATHER, prefetch_layers=depth
@@ -92,8 +97,23 @@ def test_a_layer_is_its_work_and_what_it_reads_from_the_host(depth: int) -> None
     step_s = forecast(plan, cost).waves[0].step_s.tolist()
 
     written_s = 2  # of the newborn token, behind its layer; longer than the head takes
-    assert step_s[1:] == [3 * (3 + 8 / 8 + 2 + 1 + 7 * 2) + written_s, 3 * (3 + 9 / 8 + 2 + 1 + 8 * 2) + 1]
+    assert step_s[1:] == [3 * (3 + 1 / 8 + 2 + 1 + 7 * 2) + written_s, 3 * (3 + 1 / 8 + 2 + 1 + 8 * 2) + 1]
     assert simulate(plan, cost).outcome.makespan_s == sum(step_s)
+
+
+def test_a_link_quicker_than_attention_spares_it_no_more_than_it_takes() -> None:
+    """7, then 8 tokens on the host, each there in 1/16 s, and attended to in 5/12 s: a turn of 16 channels."""
+    machine = make_machine(link_bytes_per_s=1024.0)
+    setting = make_setting(prompt=7, output=3, machine=machine, fetch_by=GATHER)
+    cost = make_cost(machine, attention_token_s=1.0)
+    near, away = (layer_of(plan, cost) for plan in (in_hbm(setting), newest_in_hbm(setting, slots=1)))
+
+    assert near.ops["attention"][1:] - away.ops["attention"][1:] == pytest.approx(np.array([7, 8]) / 16)
+    assert away.correct_s[1:] == pytest.approx(np.array([7, 8]) / 16)
+
+
+def layer_of(plan: Plan, cost: CostModel) -> LayerTimes:
+    return layer_times(layer_prices(cost, plan.setting, 1), flows_of(plan, home_columns(plan.homes)), cost)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -126,11 +146,11 @@ def test_the_link_is_busy_between_a_layers_query_and_its_attention() -> None:
     gpu, link = Resource.GPU, Resource.H2D
     assert [row for row in rows if row[1] is gpu] == [
         ("query", gpu, 0, 0, 3),
-        ("attend", gpu, 0, 7, 7.625),
-        ("rest", gpu, 0, 7.625, 9.625),
-        ("query", gpu, 1, 9.625, 12.625),
-        ("attend", gpu, 1, 16.625, 17.25),
-        ("rest", gpu, 1, 17.25, 19.25),
-        ("head", gpu, None, 19.25, 20.25),
+        ("attend", gpu, 0, 7, 7.125),  # to the token in HBM; the others while they came
+        ("rest", gpu, 0, 7.125, 9.125),
+        ("query", gpu, 1, 9.125, 12.125),
+        ("attend", gpu, 1, 16.125, 16.25),
+        ("rest", gpu, 1, 16.25, 18.25),
+        ("head", gpu, None, 18.25, 19.25),
     ]
-    assert [row[2:] for row in rows if row[1] is link] == [(0, 3, 7), (1, 12.625, 16.625)]
+    assert [row[2:] for row in rows if row[1] is link] == [(0, 3, 7), (1, 12.125, 16.125)]

@@ -65,14 +65,14 @@ def test_what_is_recomputed_is_priced_by_tangents_of_the_limit(
     ("layer_steps", "share"),
     [
         (0, 0.0),  # no step decodes
-        (1, 1 - (1 - exp(-4 / 3)) / (4 / 3)),
-        (4, 1 - (1 - exp(-16 / 3)) / (16 / 3)),
+        (1, 1 - (1 - exp(-5)) / 5),
+        (4, 1 - (1 - exp(-20)) / 20),
         (10**9, 1.0),
         (None, 1.0),
     ],
 )
 def test_the_limit_is_felt_for_as_long_as_clocks_have_fallen(layer_steps: int | None, share: float) -> None:
-    """1/10 s a row, 8 rows at most: 4 of them, half of the most, take 0.4 s a layer; clocks fall as exp(-t / 0.3 s), by 3/10.
+    """1/10 s a row, 8 rows at most: 4 of them, half of the most, take 0.4 s a layer; clocks fall as exp(-t / 0.08 s), by 3/10.
 
     Alone, products take the same share longer whatever their number.
     """
@@ -90,13 +90,13 @@ def test_what_is_beside_takes_time_in_which_clocks_fall() -> None:
 
     pieces = recomputed(cost, product, 0.05, sequences=1, beside_s=0.2, most_tokens=8, layer_steps=3)
 
-    share = 1 - (1 - exp(-8)) / 8
+    share = 1 - (1 - exp(-30)) / 30
     assert pieces.at_one(8) == pytest.approx(8 * 0.15 + share * (cost.power_capped_s(0.8, 0.2 + 0.4) - 0.8), rel=1e-6)
 
 
 def test_a_run_that_is_repeated_until_clocks_fall_no_more_feels_all_of_the_limit() -> None:
     """As calibration measures; three steps of two layers are over sooner."""
-    machine = make_machine(hbm_bytes_per_s=2048e3, flop_per_s=256e3)
+    machine = make_machine(hbm_bytes_per_s=8192e3, flop_per_s=1024e3)
     setting = make_setting(machine=machine, recompute=Recompute.ACTIVATIONS_HOST)
     free, limited = make_cost(setting.machine), make_cost(setting.machine, **LIMITED)
 

@@ -234,7 +234,7 @@ def test_many_numbers_are_made_up_as_each_is() -> None:
 @pytest.mark.parametrize(("layer_steps", "share"), [(0, 0.0), (4, None), (None, 1.0)])
 def test_what_is_forwarded_loses_clocks_as_steps_go_on(layer_steps: int | None, share: float | None) -> None:
     """Products draw all power at half of their rate and other work draws half of it: they fit where a^2 / u = u + R, with
-    a of twice their 5 s a row and R half of the rest. Clocks fall as exp(-t / 0.3 s), over as many layers as take 2 s and
+    a of twice their 5 s a row and R half of the rest. Clocks fall as exp(-t / 0.08 s), over as many layers as take 2 s and
     what a prefix of half the tokens takes.
     """
     setting = forwarding(1, 11, **EAGER)
@@ -244,7 +244,7 @@ def test_what_is_forwarded_loses_clocks_as_steps_go_on(layer_steps: int | None, 
 
     each_s = [seconds_of(1, tokens, captured=False) for tokens in range(1, 12)]
     if share is None:
-        settled = 4 * (2 + each_s[5]) / 0.3
+        settled = 4 * (2 + each_s[5]) / 0.08
         share = 1 - (1 - exp(-settled)) / settled
     for tokens in (1, 11):
         products_s = hypotenuse(3, 3 * tokens) + 2 * hypotenuse(1, tokens)
