@@ -236,8 +236,9 @@ def measured_figures(plan: Plan, runner: Runner, predicted_s: float) -> Figures:
     runner.warm(plan)
     repeats = repeats_of(predicted_s)
     runs = [runner.run(plan) for _ in range(repeats)]
+    peak_bytes = max((ran.peak_bytes for ran in runs if ran.peak_bytes is not None), default=None)
     figures = sorted(
-        (replace(Figures.of(ran.trace, ran.peak_bytes), launch_s=ran.launch_s) for ran in runs),
+        (replace(Figures.of(ran.trace, peak_bytes), launch_s=ran.launch_s) for ran in runs),
         key=lambda one: one.makespan_s,
     )
     return figures[(repeats - 1) // 2]

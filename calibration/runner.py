@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from runtime.execute import DTYPES, execute
+from runtime.graph.execute import Captures
 from runtime.graph.run import GraphWave
 from runtime.models import Decoder, as_planned, random_decoder
 from runtime.models.config import config_from_spec
@@ -43,11 +44,13 @@ class Ran:
 
 @dataclass(slots=True)
 class Runner:
-    """Keeps the last model's weights."""
+    """Keeps the last model's weights, and what the last plan captured: its first run takes it, and the most memory."""
 
     device: torch.device
     _held: Weights | None = None
     _decoder: Decoder | None = field(default=None, repr=False)
+    _plan: Plan | None = field(default=None, repr=False)
+    _captures: Captures = field(default_factory=Captures, repr=False)
 
     def warm(self, plan: Plan) -> None:
         """Load, compile and choose what ``plan`` needs, by its first steps."""
@@ -55,12 +58,14 @@ class Runner:
 
     def run(self, plan: Plan, *, record: Record | None = None) -> Ran:
         """Random prompts of the full length through ``plan``."""
+        if self._plan != plan:
+            self._begin(plan)
         decoder, prompts = self.decoder(plan.setting), _prompts(plan).tolist()
         options = Options(stop=False, record=record or Record(selections=False))
         self._reset_peak()
         with _uncollected():
             before_s = launch_s(self.device)
-            ran = execute(plan, decoder, prompts, options=options)
+            ran = execute(plan, decoder, prompts, options=options, captured=self._captures)
             after_s = launch_s(self.device)
         return Ran(
             trace=ran.trace,
@@ -72,6 +77,7 @@ class Runner:
 
     def window_picks(self, plan: Plan) -> LanePicks:
         """Of one wave of captured steps under sparse window attention: read off the device before each."""
+        self._begin(plan)
         wave = GraphWave(plan, self.decoder(plan.setting), [0] * plan.setting.workload.batch)
         counts, picks = plan.setting.token_counts, list[list[list[tuple[int, ...]]]]()
 
@@ -95,6 +101,14 @@ class Runner:
             self._decoder, self._held = as_planned(drawn, setting), wanted
         return self._decoder
 
+    def _begin(self, plan: Plan) -> None:
+        """Let go of the last plan's graphs, and of what libraries keep for streams that ran before: a run's peak is its own."""
+        self._plan, self._captures = plan, Captures()
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+            torch._C._cuda_clearCublasWorkspaces()  # public only as what empties every cache
+
     def _forget(self) -> None:
         """Give memory back before other weights take it."""
         gc.collect()
@@ -102,13 +116,10 @@ class Runner:
             torch.cuda.empty_cache()
 
     def _reset_peak(self) -> None:
-        """What earlier runs took is kept at hand, so that a prefill does not wait for the allocator. Libraries let go of what
-        they keep for streams that ran before: a run's peak is then its own. No graph lives that would use it.
-        """
+        """What earlier runs took is kept at hand, so that a prefill does not wait for the allocator."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-            torch._C._cuda_clearCublasWorkspaces()  # public only as what empties every cache
             torch.cuda.reset_peak_memory_stats()
 
     def _peak_bytes(self) -> int | None:

@@ -10,6 +10,7 @@ from calibration.families.base import Case, Scope
 from calibration.runner import Runner
 from calibration.timer import Spread
 from sim.attention import Selector
+from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.footprint import layer_weight_bytes
 from sim.forecast import forecast
@@ -17,7 +18,7 @@ from sim.kv import KvFormat
 from sim.plan import Placement, Recompute
 from sim.predict import FIRST_STEADY_STEP
 from sim.profile import Measurement, Profile
-from sim.recipe import Recipe, model_of, plan_of
+from sim.recipe import Recipe, model_of, plan_of, shortened
 from sim.spec import WeightFormat
 
 _DEEP_SHARE = 0.6  # of the memory that may be used, for the layers of a deep model
@@ -112,21 +113,22 @@ def _nominal(scope: Scope) -> CostModel:
 
 
 def measured(scope: Scope, runner: Runner, recipe: Recipe) -> tuple[Measurement, ...]:
-    """The prefill and a decode step; after a run that loads and compiles what is needed."""
+    """The prefill and a decode step; after a run that loads and compiles what is needed, and captures it where there is a graph."""
     plan = plan_of(recipe, scope.machine)
-    runner.warm(plan)
-    prefills, steps, paces, peak_bytes = list[float](), list[list[float]](), list[float](), 0
+    prefills, steps, paces = list[float](), list[list[float]](), list[float]()
+    peaks = [runner.run(plan if is_captured(plan.setting) else shortened(plan, 3)).peak_bytes]
     for _ in range(_RUNS):
         ran = runner.run(plan)
         ends = ran.trace.waves[0].step_end_s
         prefills.append(ends[0])
         steps.append(steady(ends))
         paces.append(ran.launch_s)
-        peak_bytes = ran.peak_bytes or 0
+        peaks.append(ran.peak_bytes)
         ran_s = sum(prefills) + sum(map(sum, steps))
         enough = _LEAST_RUNS if ran_s > _SHORT_S else 2 * _LEAST_RUNS
         if len(steps) >= enough and not (scope.on_gpu and _settles(recipe, ran_s)):
             break
+    peak_bytes = max(peak or 0 for peak in peaks)
     settled = steps if recipe.recompute is Recompute.NONE else steps[-_LEAST_RUNS:]
     last = [seconds for run in settled for seconds in run]
     pace_s = mean(paces)
