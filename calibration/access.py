@@ -122,7 +122,7 @@ def access_of(selector: Selector, seen: Sequence[Seen], source: str) -> AccessPr
         age_shares=_age_shares([(one.plan.setting.token_counts, one.picks) for one in seen])
         if selector.recalls
         else _EVERY_AGE_ALIKE,  # what other selectors leave out dies: hardly more lives than is picked
-        living_ages=_ages_by_keep(selector, seen),
+        living_ages=tuple(_living_ages(one) for one in seen) if selector is Selector.SWA else None,
         source=f"{source}{kept}; perplexity: {usual.source}",
     )
 
@@ -139,30 +139,13 @@ def _turnover(picks: LanePicks) -> float:
     return mean(shares) if shares else 0.0
 
 
-def _ages_by_keep(selector: Selector, seen: Sequence[Seen]) -> tuple[LivingAges, ...] | None:
-    """Of a window's picks; of new ones where any token may return."""
-    if selector is Selector.SWA:
-        return tuple(map(_living_ages, seen))
-    return tuple(map(_new_ages, seen)) if selector.recalls else None
-
-
-def _new_ages(seen: Seen) -> LivingAges:
-    """In the mean over all steps."""
-    found = picked_ages(seen.plan, _recorded(seen), new=True)
-    shares = tuple(map(mean, zip(*found, strict=True)))
-    return LivingAges(first=shares, later=shares)
-
-
-def _recorded(seen: Seen) -> RecordedSelection:
-    picks = tuple(tuple(tuple(layer) for layer in step) for step in seen.picks)
-    return RecordedSelection(selector=seen.plan.setting.attention.selector, picks=picks)
-
-
 def _living_ages(seen: Seen) -> LivingAges:
     """``later`` in the mean over the steps from which on all of the local window has come since the prompt; of a run that has
     fewer, over the last quarter.
     """
-    local, ages = seen.plan.setting.token_counts.local, picked_ages(seen.plan, _recorded(seen))
+    picks = tuple(tuple(tuple(layer) for layer in step) for step in seen.picks)
+    selector, local = seen.plan.setting.attention.selector, seen.plan.setting.token_counts.local
+    ages = picked_ages(seen.plan, RecordedSelection(selector=selector, picks=picks))
     last = [of_step for step, of_step in enumerate(ages) if step >= local[step + 1]]
     later = max(last, ages[-max(1, len(ages) // 4) :], key=len)
     return LivingAges(first=ages[0], later=tuple(map(mean, zip(*later, strict=True))))

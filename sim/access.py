@@ -41,8 +41,8 @@ class AccessProfile:
     (x, picks) corners from (0, 0) to (1, 1); the straight line, picks of every age alike, is assumed unless measured.
     ``returned_share`` is of new picks where the least wanted leave HBM (``sim.capture.evicts_least_wanted``): those that
     come from outside it, relative to what picks of all tokens alike would bring; None: not measured.
-    ``living_ages`` are of picks where the unattended die, of new ones where any token may return, one for each of
-    ``keep_shares``; None: not looked at, of every age alike among the living, or as ``age_shares`` says.
+    ``living_ages`` are of picks where the unattended die, one for each of ``keep_shares``; None: not looked at, of every age
+    alike among the living.
     ``model`` is the catalogue's name of the one that it holds for, None where it stands for any.
     """
 

@@ -302,14 +302,12 @@ def picked_shares(setting: Setting, counts: Counts) -> tuple[Column, NDArray[np.
     where those outside HBM are of any age, or picks are of every age alike.
 
     Where the unattended die a window's picks are as in the first step, then more and more as later, until as many steps have gone
-    by as tokens are local. Where any may return and what is selected stays in HBM those picks count that are new.
+    by as tokens are local.
     """
     if setting.attention.is_dense or evicts_least_wanted(setting):
         return None
     ages = setting.access.ages_at(1 - setting.attention.sparsity)
-    recent, recalls = setting.placement is Placement.RECENT, setting.attention.selector.recalls
-    looked_at = not recent if recalls else recent and setting.drop_dead
-    if ages is not None and looked_at:
+    if setting.drop_dead and setting.placement is Placement.RECENT and ages is not None:
         first, later = (np.array((0.0, *shares, 1.0)) for shares in (ages.first, ages.later))
         steps = counts.cached - setting.workload.prompt_tokens - 1  # before this one
         gone = np.clip(_ratio(steps, counts.local), 0.0, 1.0)[:, None]

@@ -68,15 +68,14 @@ def replayed_flows(plan: Plan, recording: RecordedSelection) -> Flows:
     )
 
 
-def picked_ages(plan: Plan, recording: RecordedSelection, *, new: bool = False) -> list[tuple[float, ...]]:
-    """Of each decode step's picks the shares on the oldest eighth, two eighths and so on of its living older tokens; of those
-    that are ``new`` alone, from the second step on.
+def picked_ages(plan: Plan, recording: RecordedSelection) -> list[tuple[float, ...]]:
+    """Of each decode step's picks the shares on the oldest eighth, two eighths and so on of its living older tokens.
 
     Each pick counts for the whole of its own share of them, evenly, however few there are.
     """
     _require_same_shape(plan, recording)
     replay = _Replay(plan, recording)
-    return [replay.ages(step, new=new) for step in range(1 + new, replay.steps)]
+    return [replay.ages(step) for step in range(1, replay.steps)]
 
 
 class _Replay:
@@ -122,12 +121,10 @@ class _Replay:
             written[step] += (leaves & (self.tokens >= self.inputs[step + 1][:, None])).sum()
         return written
 
-    def ages(self, step: int, *, new: bool) -> tuple[float, ...]:
+    def ages(self, step: int) -> tuple[float, ...]:
         """See ``picked_ages``."""
         older = self._living(step) & (self.tokens < self.window_start[step])
         picked, turn, number = self._picked(step), np.cumsum(older, axis=1), older.sum(axis=1, keepdims=True)
-        if new:
-            picked &= ~self._picked(step - 1)
         if not picked.any():
             return tuple(share / AGES for share in range(1, AGES))
         return tuple(

@@ -2,7 +2,6 @@
 
 import random
 from dataclasses import replace
-from statistics import mean
 from types import SimpleNamespace
 from typing import Any
 
@@ -128,26 +127,17 @@ def test_two_days_differ_by_family() -> None:
 
 
 def test_an_access_profile_says_what_a_run_did() -> None:
-    """Of the picks of steps that follow another one, none, one of three and two of four are new: the third of 20 older tokens,
-    then the fourth and the tenth. An eighth of them is two and a half.
-    """
-    recipe = Recipe(model=MODEL, batch=1, prompt=20, output=5, selector=Selector.TOPK, keep=30, dtype=DType.FP32)
-    plan = plan_of(replace(recipe, placement=Placement.RESIDENT), machine())
-    counts = plan.setting.token_counts
-    assert [n - near for n, near in zip(counts.cached, counts.local, strict=True)][1:] == [18, 19, 20, 20]
-    picks: Any = [[[step]] * 2 for step in ((0, 1, 15), (0, 1, 15), (0, 2, 15), (0, 2, 3, 9))]
+    """Of the picks of steps that follow another one, none, one of three and two of three are new."""
+    picks: Any = [[[step]] for step in ((0, 1, 15), (0, 1, 15), (0, 2, 15), (2, 3, 9))]
 
-    access = access_of(Selector.TOPK, [Seen(0.3, plan, picks, 0.8)], "here")
+    access = access_of(Selector.PAGES, [Seen(0.4, swa_plan(), picks, 0.8)], "here")
 
-    assert access.turnovers == (pytest.approx((0 + 1 / 3 + 2 / 4) / 3),)
-    assert access.keep_shares == (0.3,)
+    assert access.turnovers == (pytest.approx(1 / 3),)
+    assert access.keep_shares == (0.4,)
     assert access.age_shares[0] == (0.0, 0.0)
-    assert access.age_shares[1][1] == pytest.approx(9 / 13)  # fall on the oldest quarter
-    none_new, third = [share / 8 for share in range(1, 8)], [0.5, 1, 1, 1, 1, 1, 1]
-    fourth_and_tenth = [0, 0.5, 0.5, 1, 1, 1, 1]
-    shares = tuple(map(mean, zip(none_new, third, fourth_and_tenth, strict=True)))
-    assert access.living_ages == (LivingAges(first=shares, later=shares),)
-    assert access.source.startswith("here; attention kept 80% at 30%; perplexity: 91M-parameter")
+    assert access.age_shares[1][1] == pytest.approx(8 / 12)  # fall on the oldest quarter
+    assert access.living_ages is None
+    assert access.source.startswith("here; attention kept 80% at 40%; perplexity: 91M-parameter")
 
 
 def test_an_access_profile_says_how_old_a_windows_picks_are_when_it_begins_and_later() -> None:

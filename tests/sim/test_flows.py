@@ -8,7 +8,7 @@ import pytest
 from builders import in_hbm, make_homes, make_machine, make_model, make_setting, newest_in_hbm
 from sim.access import AccessProfile, LivingAges
 from sim.attention import Selector
-from sim.flows import Flows, Occupancy, counts_of, flows_between, flows_of, home_columns, link_token_bytes, occupancy_of
+from sim.flows import Flows, Occupancy, counts_of, flows_of, home_columns, link_token_bytes, occupancy_of
 from sim.kv import KvFormat, KvFormats
 from sim.plan import Placement, Plan, Recompute, WriteBack
 from sim.spec import CPU_LINK, DType, LinkSpec
@@ -101,27 +101,6 @@ def test_the_oldest_tokens_are_fetched_as_often_as_they_are_picked() -> None:
     flows = traffic(newest_in_hbm(setting, slots=7))
 
     assert flows.fetched_kv.tolist() == pytest.approx([0, 3 * 0.2])
-
-
-@pytest.mark.parametrize(("placement", "share"), [(Placement.RESIDENT, 0.1), (Placement.RECENT, 0.2)])
-def test_of_tokens_that_may_return_the_new_picks_count_where_the_others_are_in_hbm(
-    placement: Placement, share: float
-) -> None:
-    """All picks fall on the oldest half twice as often as the new ones do, of which there are half as many."""
-    ages = LivingAges(first=(0, 0, 0, 0.1, 0.3, 0.5, 0.7), later=(0, 0, 0, 0.1, 0.3, 0.5, 0.7))
-    every = half_new(Selector.TOPK, age_shares=((0.0, 0.0), (0.5, 0.2), (1.0, 1.0)))
-    access = replace(every, living_ages=(ages,) * len(every.keep_shares))
-    setting = make_setting(Selector.TOPK, prompt=10, output=2, sparsity=0.5, access=access, placement=placement)
-    counts, kept = counts_of(setting), setting.token_counts
-    assert (kept.cached[1], kept.local[1], kept.selected[1]) == (11, 3, 3)
-
-    half = counts.pool[1] / 2
-    homes = make_homes((10, 11 - half), host_kv=(0, half))
-    columns = home_columns(homes)
-
-    fetched = flows_between(setting, counts, columns, columns.following(counts), 0).fetched_kv
-
-    assert fetched[1] == pytest.approx(3 * share * (0.5 if placement is Placement.RESIDENT else 1))
 
 
 def test_a_windows_picks_grow_younger_until_all_its_newest_tokens_have_come_since() -> None:
