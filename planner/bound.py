@@ -79,19 +79,15 @@ def _case_bound(problem: Coefficients, case: SavedRange, judge: Callable[[tuple[
 
 
 def still_bound(problem: Coefficients, cost: CostModel) -> tuple[Column, ...]:
-    """Seconds of each step for each wave size if all fitted HBM, [step] each: no home elsewhere is faster.
-
-    Nor are the kernels of plans that keep tokens elsewhere, which differ by where those come from: ``problem``'s own, streamed,
-    may be slower than those of a setting that recomputes in another way.
-    """
+    """Seconds of each step for each wave size if all fitted HBM, [step] each: no home elsewhere is faster by the same kernels."""
     setting, flows = problem.setting, still_flows(problem.setting)
     times = (layer_times(timing.prices, flows, cost, away=False) for timing in problem.timings)
     return tuple(step_seconds(one, setting.model.layers, setting.prefetch_layers) for one in times)
 
 
 def spilling_bound(problem: Coefficients, cost: CostModel) -> tuple[Column, ...]:
-    """The same by the quickest attention that any kernels could give: below every plan that keeps tokens elsewhere, however it
-    attends.
+    """The same by the quickest attention that any kernels could give: below every plan that keeps tokens elsewhere, streams them,
+    forwards them or reads them in place. Of plans that are launched otherwise it says nothing.
     """
     setting, flows = problem.setting, still_flows(problem.setting)
     steps = list[Column]()

@@ -18,6 +18,7 @@ from calibration.roofline import roofline_s, with_hindsight
 from calibration.runner import Runner
 from calibration.timer import CpuTimer, Spread
 from calibration.verdict import explained_by
+from runtime.execute import execute
 from runtime.graph.support import require_graphable
 from runtime.recorder import Record
 from sim import catalogue
@@ -162,6 +163,24 @@ def test_a_windows_picks_are_read_off_captured_steps() -> None:
     plan, runner = plan_of(replace(recipe, placement=Placement.RESIDENT), machine()), Runner(device=CPU)
 
     assert runner.window_picks(plan) == runner.run(plan, record=Record(picks=True)).picks
+
+
+def test_runs_of_one_plan_share_what_was_captured_for_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, kept = Runner(device=CPU), list[object]()
+
+    def spy(*args: Any, captured: object, **options: Any) -> Any:
+        kept.append(captured)
+        return execute(*args, captured=captured, **options)
+
+    monkeypatch.setattr("calibration.runner.execute", spy)
+    for _ in range(2):
+        runner.run(swa_plan())
+    runner.warm(swa_plan())
+    runner.run(swa_plan())
+
+    first, again, warming, anew = kept
+    assert first is again
+    assert len({id(one) for one in (first, warming, anew)}) == 3
 
 
 def test_access_is_measured_on_random_weights() -> None:
