@@ -16,9 +16,9 @@ from planner.coefficients import (
     Coefficients,
     Timing,
     evenly_attended,
-    gpu_s_off_hbm,
     least_h2d_bytes,
     still_flows,
+    waited_pieces,
 )
 from planner.options import Family
 from planner.request import Objective, Request
@@ -163,7 +163,7 @@ class _Lines:
 
 
 def _lines(problem: Coefficients, timing: Timing, spill: Spill) -> _Lines:
-    steps, (setup_s, per_byte_s) = spill.steps, timing.prices.fetch.pieces[-1]
+    steps, (setup_s, per_byte_s) = spill.steps, waited_pieces(timing.prices)[-1]
     by_kv, by_second = timing.h2d_bytes_by_kv[steps], timing.h2d_bytes_by_inputs[steps]
     bytes_base = least_h2d_bytes(problem.setting, timing, steps, spill.kv_base)
     bytes_slope = by_kv * spill.kv_slope + by_second
@@ -174,9 +174,7 @@ def _lines(problem: Coefficients, timing: Timing, spill: Spill) -> _Lines:
     return _Lines(
         fetch_base=fetch_base,
         fetch_slope=per_byte_s * bytes_slope,
-        gpu_base=timing.still.layer_s[steps]
-        + gpu_s_off_hbm(problem.setting, timing, steps, spill.kv_base)
-        + share * (fetch_base - streamed_s),
+        gpu_base=timing.still.layer_s[steps] + gpu_by_kv * spill.kv_base + share * (fetch_base - streamed_s),
         gpu_slope=gpu_by_kv * spill.kv_slope + share * per_byte_s * bytes_slope,
     )
 

@@ -138,12 +138,12 @@ def least_h2d_bytes(setting: Setting, timing: Timing, steps: NDArray[np.intp], k
     return timing.prices.bytes_per_kv * counts.fetch_rate * crossing_kv(setting, counts, kv)
 
 
-def gpu_s_off_hbm(setting: Setting, timing: Timing, steps: NDArray[np.intp], kv: Column) -> Column:
-    """What ``kv`` tokens on the host cost the GPU at ``steps``, one layer: less than nothing where it waits for the link."""
-    if not keeps_open_group(setting):
-        return timing.gpu_s_by_kv[steps] * kv
-    crossing = least_h2d_bytes(setting, timing, steps, kv) / timing.prices.bytes_per_kv
-    return -timing.prices.spared_s_per_fetched * crossing
+def waited_pieces(prices: LayerPrices) -> tuple[tuple[float, float], ...]:
+    """The fetch's, by bytes, less what attention is spared that reads them in place: a step takes one after the other, so that
+    only the sum counts.
+    """
+    spared_s = prices.spared_s_per_fetched / prices.bytes_per_kv
+    return tuple((constant_s, per_byte_s - spared_s) for constant_s, per_byte_s in prices.fetch.pieces)
 
 
 def _h2d_bytes(setting: Setting, prices: LayerPrices) -> tuple[Column, Column]:
@@ -156,12 +156,10 @@ def _h2d_bytes(setting: Setting, prices: LayerPrices) -> tuple[Column, Column]:
 
 
 def _gpu_s_by_kv(setting: Setting, prices: LayerPrices) -> Column:
-    """What a token on the host costs the GPU at least: converting what is fetched; less attention where the CPU does it, or where
-    it waits for the link meanwhile.
-    """
+    """What a token on the host costs the GPU: converting what is fetched; less attention where the CPU does it."""
     if setting.host_attention:
         return -prices.attention_s_per_kept_away * counts_of(setting).decoding
-    return fetch_rate(setting) * (prices.convert_s_per_moved - prices.spared_s_per_fetched)
+    return fetch_rate(setting) * prices.convert_s_per_moved
 
 
 def still_flows(setting: Setting) -> Flows:

@@ -1,6 +1,6 @@
 """How long fetches, layers, write-backs and steps take: at least what each of their pieces and paths says."""
 
-from planner.coefficients import Timing
+from planner.coefficients import Timing, waited_pieces
 from planner.program import Program, Term
 from sim.flows import counts_of
 from sim.plan import Recompute, WriteBack
@@ -19,7 +19,7 @@ def define_fetch_time_constraints(program: Program) -> None:
                     f"streamed_wave_{timing.sequences}_step_{knot}", [], [(fetch_s[place], -1.0)], -streamed_s
                 )
                 continue
-            for number, (constant_s, per_byte_s) in enumerate(timing.prices.fetch.pieces):
+            for number, (constant_s, per_byte_s) in enumerate(waited_pieces(timing.prices)):
                 terms = [
                     (program.kv[place], per_byte_s * float(timing.h2d_bytes_by_kv[knot])),
                     (program.inputs[place], per_byte_s * float(timing.h2d_bytes_by_inputs[knot])),

@@ -28,9 +28,8 @@ from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices,
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, Setting, WriteBack
 from sim.spec import CPU_LINK, WeightFormat
 
-FILLED = (
-    (768 * 1 + 256 * 2 + 128 * 1 + 128 * 2) / 1280 / 10
-)  # of 10 multiprocessors, by a product's one or two programs
+# Of 10 multiprocessors, by a product's one or two programs.
+FILLED = (768 * 1 + 256 * 2 + 128 * 1 + 128 * 2) / 1280 / 10
 
 
 def times_of(plan: Plan, cost: CostModel | None = None) -> LayerTimes:
