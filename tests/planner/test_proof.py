@@ -261,16 +261,13 @@ def test_a_token_outside_hbm_is_fetched_no_less_than_the_program_counts(plan: Pl
 @pytest.mark.parametrize(
     ("batch", "prompt", "output", "concurrency", "kv_formats", "room"),
     [
-        (
-            512,
-            256,
-            64,
-            512,
-            (),
-            0.999,
-        ),  # all in HBM heads that are shared are gone over in many parts, streamed ones in one
-        (4, 128, 512, None, (KvFormat.INT8,), 0.99),  # over pages each query head has a program of its own
-        (4, 128, 512, None, (), 0.999),  # inputs in HBM are recomputed kernel by kernel, which no launch slows here
+        # All in HBM heads that are shared are gone over in many parts, streamed ones in one.
+        (512, 256, 64, 512, (), 0.999),
+        (512, 256, 64, None, (KvFormat.INT8,), 0.999),
+        # Over pages each query head has a program of its own.
+        (8, 128, 2048, None, (KvFormat.INT8,), 0.999),
+        # Inputs in HBM are recomputed kernel by kernel, which no launch slows here.
+        (4, 128, 512, None, (), 0.999),
     ],
 )
 def test_what_bounds_one_way_to_attend_prunes_no_other(
