@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from builders import hypotenuse, in_hbm, make_cost, make_machine, make_setting
+from builders import hypotenuse, in_hbm, make_cost, make_machine, make_model, make_setting
 from sim.admission import Run, Schedule
 from sim.attention_prices import attention_turn_s
 from sim.cost import CostModel
@@ -31,10 +31,12 @@ STAGGERED = Schedule(
 )
 
 
-def staggered(kv: KvFormat = KvFormat.NATIVE, *, planned: Schedule = STAGGERED, **constants: float) -> LayerTimes:
-    machine = make_machine(flop_per_s=512.0)
-    formats = KvFormats(gpu=kv, host=kv)
-    setting = make_setting(batch=2, machine=machine, admission=Admission.CONTINUOUS, concurrency=2, kv_format=formats)
+def staggered(
+    kv: KvFormat = KvFormat.NATIVE, *, planned: Schedule = STAGGERED, heads: int = 1, **constants: float
+) -> LayerTimes:
+    machine, model = make_machine(flop_per_s=512.0), make_model(heads=heads, kv_heads=heads)
+    admitted = {"admission": Admission.CONTINUOUS, "concurrency": 2, "kv_format": KvFormats(gpu=kv, host=kv)}
+    setting = make_setting(batch=2, machine=machine, model=model, **admitted)
     cost: CostModel = make_cost(machine, **constants)
     plan = in_hbm(setting)
     return scheduled_times(cost, setting, flows_of(plan, home_columns(plan.homes)), planned)
@@ -59,6 +61,15 @@ def test_attention_waits_for_the_lane_with_most_tokens() -> None:
     seconds = staggered(attention_token_s=1e6).ops["attention"]
 
     assert (seconds[1:] / per_token_s).tolist() == pytest.approx([5, 6, 7, 7], rel=1e-3)
+
+
+def test_attention_of_more_heads_than_run_at_once_is_gone_through_in_rounds() -> None:
+    """240 programs at once: one sequence's 300 in two rounds, two's 600 in three, of as many tokens as the longest has."""
+    per_token_s = attention_turn_s(make_cost(attention_token_s=1e6), make_setting(admission=Admission.CONTINUOUS), 1)
+
+    seconds = staggered(heads=300, attention_token_s=1e6).ops["attention"]
+
+    assert (seconds[1:] / per_token_s).tolist() == pytest.approx([2 * 5, 3 * 6, 3 * 7, 2 * 7], rel=1e-3)
 
 
 def test_each_who_enters_attends_to_a_prompt_of_its_own() -> None:
