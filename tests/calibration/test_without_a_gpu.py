@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from calibration.bench import cases, measure, scope_of
-from calibration.families import attention, fetches, host, products, transfers
+from calibration.families import attention, fetches, host, products, steps, transfers
 from calibration.families.base import Scope
 from calibration.fit import fit
 from calibration.machine import machine_at, name_at
@@ -23,6 +23,7 @@ from sim.cost import CostModel
 from sim.measured import Measured
 from sim.predict import RECORDED_ONLY, predictable
 from sim.profile import Measurement, Profile
+from sim.recipe import Recipe
 from sim.spec import DType, MachineSpec
 from sim.units import MIB
 from tests.calibration.tiny import CPU, fingerprint
@@ -259,3 +260,14 @@ def test_products_alone_make_a_profile() -> None:
     assert profile.link_efficiency == Profile.nominal(CARD).link_efficiency
     assert profile.evidence
     assert profile.evidence.machine is None
+
+
+def test_the_most_memory_is_that_of_the_run_that_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first, which is not timed; later ones replay what it captured."""
+    taken = iter([9, *[5] * 20])
+    monkeypatch.setattr(Runner, "_peak_bytes", lambda _: next(taken))
+    recipe = Recipe(model="opt-125m/2/128", batch=2, prompt=8, output=4, dtype=DType.FP32)
+
+    (_, prefill) = steps.measured(scope(), Runner(device=CPU), recipe)
+
+    assert prefill.peak_bytes == 9
