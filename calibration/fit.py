@@ -1,35 +1,23 @@
 """A profile from measurements: bounded, robust least squares on the ratio of predicted to measured seconds."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
+from calibration.problem import LEAST, MOST, Problem, problem_of
 from sim.allocated import multiplying_streams, peak_allocated_bytes
 from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.measured import Measured
-from sim.predict import Prediction, predictable, usual_launch_s
+from sim.predict import Prediction, usual_launch_s
 from sim.profile import Estimate, Evidence, FamilyError, MeasuredProduct, Measurement, Profile
 from sim.recipe import Recipe, plan_of
 from sim.spec import DType, MachineSpec
 
-# What one unit of an amount is while fitting, where its nominal value is nothing.
-_TYPICAL = {
-    "product_setup_s": 5e-6,
-    "attention_setup_s": 5e-6,
-    "attention_token_s": 1e-6,
-    "quantised_token_s": 1e-6,
-    "paged_token_s": 1e-6,
-    "streamed_token_s": 1e-6,
-    "host_operation_s": 2e-5,
-    "selection_token_s": 1e-7,
-    "branch_s": 2e-5,
-}
-_LEAST, _MOST = 1e-4, 1e4  # of the typical value: as good as nothing, and a bound that only keeps the numbers finite
 _NOT_FITTED = (
     "other_power_share",  # steps are either nearly all products, or hardly held back
     "reserve_bytes",  # bytes, not seconds
@@ -54,8 +42,6 @@ _TOLD_BY = {
     "copy_setup_s": "copy",
     "copy_floor_s": "copy",
 }
-_STEP_FAMILIES = ("decode", "prefill")
-_STEP_WEIGHT = 4.0  # whole layers are what a plan is made of
 _FIRST_SCALE, _LEAST_SCALE, _OUTLYING = 0.5, 0.005, 3.0  # weighted residuals beyond this count less than their square
 _LEAST_EFFECT = 1e-3  # of a constant on any measurement, below which it counts as none
 _WIDEST = 1.0  # a factor of nearly three each way: where an interval is wider, the nominal value is tried as well
@@ -67,42 +53,9 @@ _SHOWS = {
     "prefill_sustained_share": 0.9,
 }
 _FLOORS = ("host_operation_s",)  # seen only where they bind
-_PULL, _LOW = 0.003, float(np.log(0.01))
 _SILENT = "nominal: no measurement depends on it"
 _WORSE = 0.1  # of a family's cost, below which a fit counts as no worse
 _ALIKE = 0.003  # seconds that differ by less are not told apart
-_JITTER = 0.03  # of any measurement besides the spread that it shows
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Problem:
-    """The logarithms of constants ``names`` in units of ``scales``; one row a measurement.
-
-    In logarithms the residuals are nearly straight lines of the constants, and an interval is a factor.
-    """
-
-    machine: MachineSpec
-    start: Profile
-    names: tuple[str, ...]
-    scales: NDArray[np.float64]
-    rows: tuple[tuple[Measurement, Prediction], ...]
-    weights: NDArray[np.float64]
-
-    def profile(self, x: NDArray[np.float64]) -> Profile:
-        values = {name: float(value) for name, value in zip(self.names, np.exp(x) * self.scales, strict=True)}
-        return replace(self.start, **values)  # type: ignore[arg-type]
-
-    def log_ratios(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        cost = CostModel(machine=self.machine, profile=self.profile(x))
-        return np.array([np.log(price(cost) / took.seconds) for took, price in self.rows])
-
-    def residuals(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self.weights * self.log_ratios(x)
-
-    def residuals_and_pull(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Of constants that make up for each other, those near their nominal values are preferred, ever so slightly."""
-        usual = np.maximum(_nominal(self), _LOW)
-        return np.concatenate((self.residuals(x), _PULL * (x - usual)))
 
 
 def fit(measured: Measured, *, name: str, basis: str) -> Profile:
@@ -111,17 +64,18 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
     Raises ValueError where there is nothing to fit to.
     """
     machine = measured.machine
-    rows = tuple(predictable(measured.measurements, machine))
-    if not rows:
-        raise ValueError("measurements, there are none that a constant prices: measure first")
     start = replace(Profile.nominal(machine), name=name, basis=basis, products=_products(measured.measurements))
     if machine.is_cpu:
         start = replace(start, **_ON_CPU)  # type: ignore[arg-type]
-    problem = _problem(machine, start, rows, _fitted_names(machine, {took.family for took, _ in rows}))
-    silent = {name for name in problem.names if _is_silent(problem, _begin(problem), name)}
-    problem = _problem(machine, start, rows, tuple(name for name in problem.names if name not in silent))
-    found, scale = _solved_twice(problem)
-    problem, found, kept = _without_the_unknown(problem, found, scale)
+    with problem_of(measured.measurements, machine, start) as nothing:
+        if not nothing.rows:
+            raise ValueError("measurements, there are none that a constant prices: measure first")
+        problem = nothing.of(_fitted_names(machine, {took.family for took, _ in nothing.rows}))
+        silent = {name for name in problem.names if _is_silent(problem, _begin(problem), name)}
+        problem = problem.of(name for name in problem.names if name not in silent)
+        found, scale = _solved_twice(problem)
+        problem, found, kept = _without_the_unknown(problem, found, scale)
+        estimates = _estimates(problem, found, scale)
     kept |= dict.fromkeys(silent, _SILENT)
     fitted = problem.profile(found.x)
     besides = _library_bytes(CostModel(machine=machine, profile=fitted), measured)
@@ -133,8 +87,8 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
     evidence = Evidence(
         fingerprint=measured.fingerprint,
         machine=machine if machine.is_cpu else None,
-        estimates=(*_estimates(problem, found, scale), *_left(kept, problem)),
-        errors=family_errors(rows, CostModel(machine=machine, profile=fitted)),
+        estimates=(*estimates, *_left(kept, problem)),
+        errors=family_errors(problem.rows, CostModel(machine=machine, profile=fitted)),
         access=measured.access,
         random_access=measured.random_access,
         reference=_reference(measured.measurements),
@@ -201,51 +155,19 @@ def _fitted_names(machine: MachineSpec, families: set[str]) -> tuple[str, ...]:
     return tuple(name for name in Profile.constants() if name not in {*_NOT_FITTED, *untold, *fixed})
 
 
-def _problem(
-    machine: MachineSpec,
-    start: Profile,
-    rows: tuple[tuple[Measurement, Prediction], ...],
-    names: tuple[str, ...],
-) -> _Problem:
-    kinds = Profile.constants()
-    scales = np.array(
-        [1.0 if kinds[name] == "share" else getattr(start, name) or _TYPICAL[name] for name in names], dtype=np.float64
-    )
-    families = [took.family for took, _ in rows]
-    weights = [
-        (_STEP_WEIGHT if took.family in _STEP_FAMILIES else 1.0) * _trust(took) / np.sqrt(families.count(took.family))
-        for took, _ in rows
-    ]
-    return _Problem(machine=machine, start=start, names=names, scales=scales, rows=rows, weights=np.array(weights))
-
-
-def _trust(took: Measurement) -> float:
-    """Less where repeated samples disagree: 1 for a steady one."""
-    spread = (
-        float(np.log(took.high_s / took.low_s)) / 2.56
-    )  # a normal distribution's 10th to 90th percentile, in sigmas
-    return float(_JITTER / np.hypot(_JITTER, spread / np.sqrt(took.samples)))
-
-
-def _begin(problem: _Problem) -> NDArray[np.float64]:
+def _begin(problem: Problem) -> NDArray[np.float64]:
     """Nominal values; where those are nothing, or hide another constant behind a maximum, a place from which both show."""
     shown = np.array([np.log(_SHOWS.get(name, 1.0)) for name in problem.names])
-    begin = _nominal(problem) + shown
+    begin = problem.nominal + shown
     first = np.array([0.0 if name in _FLOORS else np.log(0.1) for name in problem.names])
-    vanished: NDArray[np.float64] = np.where(begin <= np.log(_LEAST), first, begin)
+    vanished: NDArray[np.float64] = np.where(begin <= np.log(LEAST), first, begin)
     return vanished
 
 
-def _nominal(problem: _Problem) -> NDArray[np.float64]:
-    values = np.array([getattr(problem.start, name) for name in problem.names]) / problem.scales
-    logs: NDArray[np.float64] = np.log(np.maximum(values, _LEAST))
-    return logs
-
-
-def _solved(problem: _Problem, begin: NDArray[np.float64], scale: float, tries: int = 40) -> OptimizeResult:
+def _solved(problem: Problem, begin: NDArray[np.float64], scale: float, tries: int = 40) -> OptimizeResult:
     kinds = Profile.constants()
-    low = np.full(len(problem.names), np.log(_LEAST))
-    high = np.array([0.0 if kinds[name] == "share" else np.log(_MOST) for name in problem.names])
+    low = np.full(len(problem.names), np.log(LEAST))
+    high = np.array([0.0 if kinds[name] == "share" else np.log(MOST) for name in problem.names])
     return least_squares(
         problem.residuals_and_pull,
         np.clip(begin, low + 1e-3, high - 1e-3),
@@ -255,10 +177,11 @@ def _solved(problem: _Problem, begin: NDArray[np.float64], scale: float, tries: 
         ftol=1e-5,
         xtol=1e-4,
         max_nfev=tries,
+        workers=lambda _, places: problem.at_each(places),
     )
 
 
-def _solved_twice(problem: _Problem) -> tuple[OptimizeResult, float]:
+def _solved_twice(problem: Problem) -> tuple[OptimizeResult, float]:
     """First with few outliers, to come near; then with what is far off by the usual residual counted less."""
     near = _solved(problem, _begin(problem), _FIRST_SCALE)
     scale = max(_LEAST_SCALE, _OUTLYING * float(np.median(np.abs(problem.residuals(near.x)))))
@@ -266,15 +189,15 @@ def _solved_twice(problem: _Problem) -> tuple[OptimizeResult, float]:
 
 
 def _without_the_unknown(
-    problem: _Problem, found: OptimizeResult, scale: float
-) -> tuple[_Problem, OptimizeResult, dict[str, str]]:
+    problem: Problem, found: OptimizeResult, scale: float
+) -> tuple[Problem, OptimizeResult, dict[str, str]]:
     """Give constants back their nominal values, one by one, where no family of measurements fits those any worse."""
     kept, certain = dict[str, str](), set[str]()
     allowed = _allowed_costs(problem, found, scale)
     while True:
         widths = _half_widths(problem, found, scale)
         open_to_doubt = [
-            (_nominal(problem)[problem.names.index(name)] <= np.log(_LEAST), float(width), name)
+            (problem.nominal[problem.names.index(name)] <= np.log(LEAST), float(width), name)
             for name, width in zip(problem.names, widths, strict=True)
             if name not in certain and (width > _WIDEST or _is_silent(problem, found.x, name))
         ]
@@ -282,7 +205,7 @@ def _without_the_unknown(
             return problem, found, kept
         _, _, name = max(open_to_doubt)  # of two that make up for each other, the one that is nominally nothing
         place = problem.names.index(name)
-        fewer = _problem(problem.machine, problem.start, problem.rows, tuple(n for n in problem.names if n != name))
+        fewer = problem.of(n for n in problem.names if n != name)
         without = _solved(fewer, np.delete(found.x, place), scale, tries=8)  # it is near
         costs = _family_costs(fewer, fewer.residuals(without.x), scale)
         if all(costs[family] <= most for family, most in allowed.items()):
@@ -294,26 +217,27 @@ def _without_the_unknown(
             certain.add(name)
 
 
-def _is_silent(problem: _Problem, x: NDArray[np.float64], name: str) -> bool:
+def _is_silent(problem: Problem, x: NDArray[np.float64], name: str) -> bool:
     """Whether no measurement would show it, were the constant nominal or three times as large as it is, or a third."""
-    place = problem.names.index(name)
-    here, most = problem.log_ratios(x), 0.0 if Profile.constants()[name] == "share" else np.log(_MOST)
-    for value in (_nominal(problem)[place], x[place] + 1.1, x[place] - 1.1):
+    place, most = problem.names.index(name), 0.0 if Profile.constants()[name] == "share" else np.log(MOST)
+    here = list(problem.each_log_ratio(x))
+    for value in (problem.nominal[place], x[place] + 1.1, x[place] - 1.1):
         moved = np.array(x)
         moved[place] = min(value, most)
-        if np.abs(problem.log_ratios(moved) - here).max() > _LEAST_EFFECT:
+        ratios = zip(problem.each_log_ratio(moved), here, strict=True)
+        if any(abs(ratio - before) > _LEAST_EFFECT for ratio, before in ratios):  # most show it soon
             return False
     return True
 
 
-def _allowed_costs(problem: _Problem, found: OptimizeResult, scale: float) -> dict[str, float]:
+def _allowed_costs(problem: Problem, found: OptimizeResult, scale: float) -> dict[str, float]:
     """What no family may exceed: each is judged by itself, so that a few telling measurements do not drown among many."""
     costs = _family_costs(problem, problem.residuals(found.x), scale)
     alike = _family_costs(problem, problem.weights * _ALIKE, scale)
     return {family: (1 + _WORSE) * cost + alike[family] for family, cost in costs.items()}
 
 
-def _family_costs(problem: _Problem, residuals: NDArray[np.float64], scale: float) -> dict[str, float]:
+def _family_costs(problem: Problem, residuals: NDArray[np.float64], scale: float) -> dict[str, float]:
     """The robust cost, summed over the measurements of each family."""
     costs = scale**2 * (np.sqrt(1 + (np.asarray(residuals) / scale) ** 2) - 1)
     by_family = dict[str, float]()
@@ -322,7 +246,7 @@ def _family_costs(problem: _Problem, residuals: NDArray[np.float64], scale: floa
     return by_family
 
 
-def _half_widths(problem: _Problem, found: OptimizeResult, scale: float) -> NDArray[np.float64]:
+def _half_widths(problem: Problem, found: OptimizeResult, scale: float) -> NDArray[np.float64]:
     """Of 95 % intervals of the logarithms, from the Jacobian at the solution, outliers weighing as they did in the fit."""
     freedom = max(1, len(problem.rows) - len(problem.names))
     residual = problem.residuals(found.x)
@@ -335,18 +259,16 @@ def _half_widths(problem: _Problem, found: OptimizeResult, scale: float) -> NDAr
     return np.where(flat, np.inf, half)
 
 
-def _jacobian(problem: _Problem, x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _jacobian(problem: Problem, x: NDArray[np.float64]) -> NDArray[np.float64]:
     """Slopes of the weighted residuals, by differences of a hundredth: smaller steps drown in nothing, larger ones cross kinks."""
-    here, step = problem.residuals(x), 0.01
-    columns = list[NDArray[np.float64]]()
+    step, places = 0.01, [np.array(x) for _ in range(len(x) + 1)]
     for place in range(len(x)):
-        moved = np.array(x)
-        moved[place] -= step  # towards less: a share may not exceed one
-        columns.append((here - problem.residuals(moved)) / step)
-    return np.stack(columns, axis=1) if columns else np.zeros((len(here), 0))
+        places[place + 1][place] -= step  # towards less: a share may not exceed one
+    here, *moved = (found[: len(problem.rows)] for found in problem.at_each(places))
+    return np.stack([(here - one) / step for one in moved], axis=1) if moved else np.zeros((len(here), 0))
 
 
-def _estimates(problem: _Problem, found: OptimizeResult, scale: float) -> list[Estimate]:
+def _estimates(problem: Problem, found: OptimizeResult, scale: float) -> list[Estimate]:
     effects = np.abs(_jacobian(problem, found.x) / problem.weights[:, None])
     halves = _half_widths(problem, found, scale)
     kinds = Profile.constants()
@@ -368,7 +290,7 @@ def _estimates(problem: _Problem, found: OptimizeResult, scale: float) -> list[E
     return estimates
 
 
-def _left(kept: dict[str, str], problem: _Problem) -> list[Estimate]:
+def _left(kept: dict[str, str], problem: Problem) -> list[Estimate]:
     """Every other constant, and why it is as it is."""
     estimates = list[Estimate]()
     for name in Profile.constants():

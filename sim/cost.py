@@ -1,8 +1,8 @@
 """Bytes and FLOPs to seconds, operation by operation. Pure; durations come from here, ``sim.gemms`` and ``sim.layer`` alone."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import cos, log, pi, sin
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from sim.profile import Profile
 from sim.spec import DType, MachineSpec, WeightFormat, weight_bytes_per_parameter
 
 Amount = TypeVar("Amount", float, Column)
+_Ratios: TypeAlias = tuple[list[float], list[float]]
 # Cosines and sines of five angles: a hypotenuse is the largest of such sums, to 2 %. Streaming alone comes first, arithmetic last.
 _TANGENTS = ((1.0, 0.0), *((cos(turn * pi / 8), sin(turn * pi / 8)) for turn in (1, 2, 3)), (0.0, 1.0))
 SETTLING_S = (
@@ -59,6 +60,7 @@ class CostModel:
 
     machine: MachineSpec
     profile: Profile
+    _ratios: dict[tuple[int, int, DType], _Ratios] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def hbm_bytes_per_s(self) -> float:
@@ -101,11 +103,13 @@ class CostModel:
 
         Between measured rows by their logarithms; before the first as there, beyond the last as it says soon enough.
         """
-        at, ratios = self._measured_ratios(inputs, outputs, dtype)
+        if (found := self._ratios.get((inputs, outputs, dtype))) is None:
+            found = self._ratios[inputs, outputs, dtype] = self._measured_ratios(inputs, outputs, dtype)
+        at, ratios = found
         times: Any = np.interp(np.log(np.maximum(rows, 1)), at, ratios)
         return cast(Amount, times)
 
-    def _measured_ratios(self, inputs: int, outputs: int, dtype: DType) -> tuple[list[float], list[float]]:
+    def _measured_ratios(self, inputs: int, outputs: int, dtype: DType) -> _Ratios:
         """Logarithms of rows, and how many times as long as by its curve a product of so many takes."""
         key, curve = (inputs, outputs, dtype), self.gemm(inputs, outputs, dtype, WeightFormat.NATIVE)
         for one in self.profile.products:

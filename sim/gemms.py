@@ -1,6 +1,6 @@
 """A layer's matrix products by rows: curves for recomputation and prefills, decode steps as they were measured."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import ceil
 from typing import Any, TypeVar, cast
@@ -64,6 +64,11 @@ class LayerGemms:
     def of(cls, cost: CostModel, setting: Setting) -> "LayerGemms":
         return _gemms(cost, setting.model, setting.dtype, setting.weight_format, captured=is_captured(setting))
 
+    @classmethod
+    def wide(cls, cost: CostModel, setting: Setting) -> "LayerGemms":
+        """Of weights as they are multiplied, however they are stored."""
+        return _gemms(cost, setting.model, setting.dtype, WeightFormat.NATIVE, captured=is_captured(setting))
+
 
 @lru_cache(maxsize=64)
 def _gemms(cost: CostModel, model: ModelSpec, dtype: DType, stored: WeightFormat, *, captured: bool) -> LayerGemms:
@@ -103,11 +108,10 @@ def prompt_products_s(cost: CostModel, setting: Setting, rows: Column) -> dict[s
     chunks, multiplied = np.maximum(rows / PREFILL_CHUNK_TOKENS, 1.0), np.minimum(rows, float(PREFILL_CHUNK_TOKENS))
     if is_captured(setting):
         multiplied = product_rows(multiplied)
+    stored, wide = LayerGemms.of(cost, setting).of_layer, LayerGemms.wide(cost, setting).of_layer
     found = dict[str, Column]()
-    for name, curve in LayerGemms.of(cost, setting).of_layer.items():
-        native = replace(setting, weight_format=WeightFormat.NATIVE)
-        wide_s = LayerGemms.of(cost, native).of_layer[name].at(multiplied)
-        more_s = wide_s * (_as_measured(cost, setting, name, multiplied) - 1)
+    for name, curve in stored.items():
+        more_s = wide[name].at(multiplied) * (_as_measured(cost, setting, name, multiplied) - 1)
         found[name] = chunks * (curve.at(multiplied) + more_s)
     return found
 

@@ -164,7 +164,6 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
     """
     model, dtype, formats, profile = setting.model, setting.dtype, setting.kv_format, cost.profile
     gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
-    gemms = LayerGemms.of(cost, setting)
     score_s, score_s_per_cached = _score(cost, setting, sequences)
     felt = _exposed_share(cost, setting, sequences) if is_captured(setting) else 1.0
     select_s, select_s_per_kept = (felt * seconds for seconds in choice_prices(cost, setting, sequences))
@@ -197,15 +196,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         attention_s_per_kept=kept_s,
         attention_s_per_kept_away=kept_away_s,
         spared_s_per_fetched=min(kept_away_s, bytes_per_kv * fetch.pieces[-1][1]) if reads_in_place(setting) else 0.0,
-        reproject=recomputed(
-            cost,
-            gemms.kv,
-            of_inputs(model, fused=is_captured(setting)).seconds(cost, dtype),
-            sequences=sequences,
-            beside_s=beside_s,
-            most_tokens=most_tokens,
-            layer_steps=layer_steps,
-        ),
+        reproject=_reprojected(cost, setting, sequences, beside_s=beside_s, layer_steps=layer_steps),
         forward=forwarded(cost, setting, sequences, beside_s=beside_s, layer_steps=layer_steps),
         host_attention=cost.host_attention(sequences * host_kv, kv_flops),
         fetch=fetch,
@@ -220,10 +211,29 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         exposed_share=(1.0 if guess is None else 1.0 - guess) if late else 0.0,
         ahead_share=(0.0 if guess is None else 1.0) if late else 1.0,
         recalls=late,
-        head_s=gemms.head.at_one(sequences) + profile.step_overhead_s + profile.branch_s * _branches(setting),
+        head_s=LayerGemms.of(cost, setting).head.at_one(sequences)
+        + profile.step_overhead_s
+        + profile.branch_s * _branches(setting),
         prefill=prefill_s(cost, setting, sequences),
         launches_felt=cost.machine.is_cpu,
         **_launch_prices(cost, setting, prefill_passes(sequences, setting.workload.prompt_tokens)),
+    )
+
+
+def _reprojected(
+    cost: CostModel, setting: Setting, sequences: int, *, beside_s: float, layer_steps: int | None
+) -> Pieces:
+    """Keys and values of a layer by the tokens whose inputs are kept."""
+    if not setting.recompute.from_activations:
+        return Pieces(pieces=((0.0, 0.0),), free_at_zero=True)
+    return recomputed(
+        cost,
+        LayerGemms.of(cost, setting).kv,
+        of_inputs(setting.model, fused=is_captured(setting)).seconds(cost, setting.dtype),
+        sequences=sequences,
+        beside_s=beside_s,
+        most_tokens=setting.workload.cached_tokens,
+        layer_steps=layer_steps,
     )
 
 

@@ -1,7 +1,9 @@
 """The fit: what a known profile would have measured gives that profile back; what nothing tells stays as it was."""
 
 import random
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -136,6 +138,23 @@ def test_a_known_profile_is_recovered_and_the_rest_left_alone(truth: Profile) ->
         assert getattr(found, name) == getattr(Profile.nominal(CARD), name)
         assert (left.low, left.high) == (None, None)
         assert left.evidence.startswith("nominal: ")
+
+
+def test_several_processes_find_what_one_does(truth: Profile, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = measured_by(truth, CARD, cases()[::3], 0.005)
+    alone = fit(measured, name="found", basis="synthetic")
+    begun = list[int]()
+
+    def pool(processes: int, *args: Any, **options: Any) -> ProcessPoolExecutor:
+        begun.append(processes)
+        return ProcessPoolExecutor(processes, *args, **options)
+
+    monkeypatch.setattr("calibration.problem.ProcessPoolExecutor", pool)
+    monkeypatch.setattr("calibration.problem.cpu_count", lambda: 2)
+    monkeypatch.setattr("calibration.problem._WORTH_IT", 10)
+
+    assert fit(measured, name="found", basis="synthetic") == alone
+    assert begun == [2]
 
 
 def test_every_product_that_was_measured_is_kept_by_its_matrix() -> None:
