@@ -2,16 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from calibration.access import SELECTORS
+from calibration.compiling import compiled_ahead
 from calibration.families import attention, fetches, formats, host, passes, products, steps, transfers
-from calibration.families.base import Case, Scope
+from calibration.families.base import FAILURES, Case, Scope
 from calibration.machine import fingerprint_of, machine_at
 from calibration.runner import Runner
-from calibration.timer import timer_for
+from calibration.timer import Untimed, timer_for
 from sim.attention import Selector
 from sim.measured import Measured, load_measured, save_measured
 from sim.recipe import Recipe
@@ -19,6 +21,7 @@ from sim.spec import DType, MachineSpec
 from sim.units import GIB, MIB
 
 _MOST_FAILURES = 25
+_PROMPTS = (128, 512)  # over which pages are picked
 OnCase = Callable[[int, int, str], None]
 
 
@@ -60,14 +63,16 @@ def access_recipes(scope: Scope) -> Iterator[tuple[Recipe, Sequence[Selector], S
     """Whose picks to look at, by which selectors, at which percentages kept.
 
     Of all selectors a small model over enough tokens that they have a choice, on a GPU of its own width. Pages by their
-    digests and a window also on whole models: how many picks are new at a step, and how old, depends on how deep the layer is.
+    digests and a window also on whole models: how many picks are new at a step, and how old, depends on how deep the layer is,
+    and of pages on how many there are.
     """
     model, keeps = "opt-1.3b/4" if scope.on_gpu else scope.models[-1], (5, 10, 20, 40, 70)
     base = Recipe(model=model, batch=2, prompt=192, output=32, dtype=scope.dtype)
     yield base, SELECTORS, keeps if scope.thorough else (10, 20, 40)
     if scope.thorough and scope.on_gpu:
         for name in scope.models:
-            yield replace(base, model=name, prompt=256, output=12), (Selector.PAGES,), keeps[:-1]
+            for prompt in _PROMPTS:
+                yield replace(base, model=name, batch=8, prompt=prompt, output=96), (Selector.PAGES,), keeps[:-1]
             yield replace(base, model=name, batch=4, prompt=128, output=72), (Selector.SWA,), (5, 20, 40, 70)
 
 
@@ -85,6 +90,12 @@ def cases(scope: Scope, runner: Runner) -> Iterator[Case]:
     yield from steps.cases(scope, runner)
 
 
+def untimed(device: torch.device, machine: MachineSpec, *, thorough: bool) -> Iterator[Case]:
+    """The same, to compile what they need."""
+    scope = replace(scope_of(device, machine, thorough=thorough), timer=Untimed())
+    return cases(scope, Runner(device=device))
+
+
 def measure(
     scope: Scope,
     file: Path | None,
@@ -94,14 +105,19 @@ def measure(
 ) -> Measured:
     """All cases that ``before`` lacks, written to ``file`` after each one; ``on_failure`` is told of those that failed."""
     waiting = [case for case in cases(scope, Runner(device=scope.device)) if not before.has(case.family, case.case)]
+    if scope.on_gpu:
+        for number, total in compiled_ahead(
+            partial(untimed, scope.device, scope.machine, thorough=scope.thorough), waiting
+        ):
+            if on_case is not None:
+                on_case(number, total, "compiling, by several processes")
     measured, failed = before, list[tuple[Case, str]]()
     for number, case in enumerate(waiting, start=1):
         if on_case is not None:
             on_case(number, len(waiting), f"{case.family} {case.case}")
         try:
             taken = case.measure()
-        except (RuntimeError, ValueError, MemoryError, AttributeError, TypeError) as error:
-            # A kernel that this version or card lacks costs its own family only; when nothing works any more, stop.
+        except FAILURES as error:  # costs its own family only; when nothing works any more, stop
             failed.append((case, str(error).splitlines()[0]))
             if len(failed) > _MOST_FAILURES:
                 raise ValueError(

@@ -14,6 +14,13 @@ from sim.profile import Measurement
 from sim.spec import DType, MachineSpec
 
 T = TypeVar("T")
+FAILURES = (
+    RuntimeError,
+    ValueError,
+    MemoryError,
+    AttributeError,
+    TypeError,
+)  # of a kernel that this version or card lacks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

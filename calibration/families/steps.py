@@ -8,7 +8,7 @@ from statistics import mean
 
 from calibration.families.base import Case, Scope
 from calibration.runner import Runner
-from calibration.timer import Spread
+from calibration.timer import Spread, Untimed
 from sim.attention import Selector
 from sim.capture import is_captured
 from sim.cost import CostModel
@@ -117,6 +117,8 @@ def measured(scope: Scope, runner: Runner, recipe: Recipe) -> tuple[Measurement,
     plan = plan_of(recipe, scope.machine)
     prefills, steps, paces = list[float](), list[list[float]](), list[float]()
     peaks = [runner.run(plan if is_captured(plan.setting) else shortened(plan, 3)).peak_bytes]
+    if isinstance(scope.timer, Untimed):
+        return ()
     for _ in range(_RUNS):
         ran = runner.run(plan)
         ends = ran.trace.waves[0].step_end_s

@@ -1,0 +1,82 @@
+"""Compiling ahead: by several processes, each case that waits for the compiler once, and nothing is timed."""
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from calibration.bench import cases, untimed
+from calibration.compiling import compiled_ahead
+from calibration.families.base import Case
+from calibration.runner import Runner
+from calibration.timer import Untimed
+from sim.profile import Measurement
+from tests.calibration.tiny import CPU, machine, scope
+
+NAMES = [("decode", str(number)) for number in range(9)] + [("copy", "9"), ("attention", "lacking"), ("select", "last")]
+
+
+def noting(folder: Path, *, ends_at: str | None = None) -> Iterator[Case]:
+    """Each leaves a file of its words; a kernel may be lacking, or a process end."""
+
+    def measure(words: str) -> tuple[Measurement, ...]:
+        if words == ends_at:
+            os._exit(1)
+        if words == "lacking":
+            raise RuntimeError(words)
+        (folder / f"{words}-{os.getpid()}").touch()
+        return ()
+
+    for family, words in NAMES:
+        yield Case(family=family, case=words, measure=partial(measure, words))
+
+
+@pytest.fixture(autouse=True)
+def _cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("calibration.compiling.cpu_count", lambda: 4)
+
+
+def done(folder: Path) -> list[str]:
+    return sorted(file.name.partition("-")[0] for file in folder.iterdir())
+
+
+def test_each_case_that_takes_the_compiler_long_is_run_once_by_another_process(tmp_path: Path) -> None:
+    told = list(compiled_ahead(partial(noting, tmp_path), list(noting(tmp_path))[1:]))
+
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert done(tmp_path) == [*map(str, range(1, 9)), "last"]
+    processes = {file.name.partition("-")[2] for file in tmp_path.iterdir()}
+    assert str(os.getpid()) not in processes
+    assert 1 <= len(processes) <= 2
+
+
+def test_a_process_that_ends_leaves_its_cases_to_whoever_measures_them(tmp_path: Path) -> None:
+    told = list(compiled_ahead(partial(noting, tmp_path, ends_at="0"), list(noting(tmp_path))))
+
+    assert len(told) < 3
+    assert "0" not in done(tmp_path)
+
+
+def test_without_cores_for_several_processes_nothing_is_compiled_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibration.compiling.cpu_count", lambda: 3)
+
+    assert list(compiled_ahead(partial(noting, tmp_path), list(noting(tmp_path)))) == []
+    assert done(tmp_path) == []
+
+
+def test_untimed_cases_are_the_same_ones_and_make_each_call_once() -> None:
+    made = list[str]()
+    Untimed().time([lambda: made.append("a"), lambda: made.append("b")], captured=True, budget_s=9.0)
+    assert made == ["a", "b"]
+
+    usual = [(one.family, one.case) for one in cases(scope(), Runner(device=CPU))]
+    once = list(cases(scope(timer=Untimed()), Runner(device=CPU)))
+    assert [(one.family, one.case) for one in once] == usual
+    step = next(one for one in once if one.family == "decode")
+    assert step.measure() == ()
+    assert {one.family for one in untimed(torch.device("cpu"), machine(), thorough=False)} >= {"attention", "decode"}
