@@ -1,22 +1,25 @@
 """Access profiles from runs: how many of a selector's picks are new at each step, and how old they are."""
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from calibration.families.base import Scope
-from calibration.runner import Ran, Runner
+from calibration.runner import Flags, Ran, Runner
 from runtime.execute import execute
 from runtime.models import load_decoder
 from runtime.options import Options, Run
 from runtime.prompts import Text, read_prompts
 from runtime.recorder import LanePicks, Record
-from sim.access import AccessProfile, LivingAges, measured_access
-from sim.attention import Selector, TokenCounts
+from sim.access import AGES, AccessProfile, LivingAges, measured_access
+from sim.attention import Selector
 from sim.plan import Placement, Plan
 from sim.recipe import Recipe, plan_for, plan_of
 from sim.recording import RecordedSelection, picked_ages
@@ -24,9 +27,12 @@ from sim.spec import MachineSpec
 
 SELECTORS = (Selector.SWA, Selector.H2O, Selector.PAGES, Selector.TOPK)
 _KEEPS, _OUTPUT = (5, 10, 20, 40), 64
-_EVERY_AGE_ALIKE = ((0.0, 0.0), (1.0, 1.0))
-_AGES = (0.25, 0.5, 0.75)
+_QUARTERS = (0.25, 0.5, 0.75)
+_DIGITS = 4
 _RECORD = Record(selections=True, picks=True, mass=True)
+
+
+Eighths: TypeAlias = NDArray[np.float64]  # picks that fell on the oldest eighth, two eighths, up to all
 
 
 class Seen(NamedTuple):
@@ -36,7 +42,7 @@ class Seen(NamedTuple):
 
     keep: float
     plan: Plan
-    picks: LanePicks
+    picks: LanePicks | list[Flags]
     mass: float | None
 
 
@@ -51,23 +57,27 @@ def random_weights_access(
 ) -> tuple[AccessProfile, ...]:
     """Of every selector, on random weights and tokens: what plans see that are validated with such.
 
-    It holds for ``recipe``'s model if that has all its layers.
+    It holds for ``recipe``'s model if that has all its layers; where any token may return, over about as many tokens.
     """
     profiles, model = list[AccessProfile](), None if "/" in recipe.model else recipe.model
+    tokens = recipe.prompt + recipe.output // 2
     for selector in selectors:
         sparse = replace(recipe, selector=selector, placement=Placement.RESIDENT)
         plans = [plan_of(replace(sparse, keep=keep), machine) for keep in keeps]
         seen = [_seen(runner, keep / 100, plan) for keep, plan in zip(keeps, plans, strict=True)]
         where = f"random weights of {recipe.model}, random tokens, prompt {recipe.prompt}, {recipe.output} steps"
         found = access_of(selector, seen, f"{where}, {device}, {datetime.date.today()}")
-        profiles.append(replace(found, model=model))
+        profiles.append(replace(found, model=model, tokens=tokens if model and selector.recalls else None))
     return tuple(profiles)
 
 
 def _seen(runner: Runner, keep: float, plan: Plan) -> Seen:
-    """A window's picks of captured steps, where there are such: plans that are validated take those."""
-    if plan.setting.attention.selector is Selector.SWA and runner.device.type == "cuda":
+    """Picks of captured steps, where there are such: plans that are validated take those."""
+    on_gpu, selector = runner.device.type == "cuda", plan.setting.attention.selector
+    if on_gpu and selector is Selector.SWA:
         return Seen(keep, plan, runner.window_picks(plan), None)
+    if on_gpu and selector is Selector.PAGES:
+        return Seen(keep, plan, runner.page_picks(plan), None)
     return _of_run(keep, plan, runner.run(plan, record=_RECORD))
 
 
@@ -114,24 +124,83 @@ def access_of(selector: Selector, seen: Sequence[Seen], source: str) -> AccessPr
     usual = measured_access(selector)
     mass = ", ".join(f"{one.mass:.0%} at {one.keep:.0%}" for one in seen if one.mass is not None)
     kept = f"; attention kept {mass}" if mass else ""
-    return AccessProfile(
+    found = AccessProfile(
         selector=selector,
         keep_shares=tuple(one.keep for one in seen),
-        turnovers=tuple(_turnover(one.picks) for one in seen),
+        turnovers=(0.0,) * len(seen),
         perplexity_ratios=tuple(usual.perplexity_ratio(one.keep) for one in seen),
-        age_shares=_age_shares([(one.plan.setting.token_counts, one.picks) for one in seen])
-        if selector.recalls
-        else _EVERY_AGE_ALIKE,  # what other selectors leave out dies: hardly more lives than is picked
-        living_ages=tuple(_living_ages(one) for one in seen) if selector is Selector.SWA else None,
         source=f"{source}{kept}; perplexity: {usual.source}",
+    )
+    if not selector.recalls:  # what is left out dies: hardly more lives than is picked
+        ages = tuple(map(_living_ages, seen)) if selector is Selector.SWA else None
+        return replace(found, turnovers=_told(map(_turnover, seen)), living_ages=ages)
+    returned = [_returned(one) for one in seen]
+    quarters = _shares(np.sum([one.picked for one in returned], axis=0))[1::2]
+    return replace(
+        found,
+        turnovers=_told(one.turnover for one in returned),
+        age_shares=((0.0, 0.0), *zip(_QUARTERS, quarters, strict=True), (1.0, 1.0)),
+        living_ages=tuple(one.ages for one in returned),
     )
 
 
-def _turnover(picks: LanePicks) -> float:
+class _Returned(NamedTuple):
+    """Of a run in which any token may return; ``picked`` counts the picks of all steps, others leave the first one out."""
+
+    turnover: float
+    ages: LivingAges
+    picked: Eighths
+
+
+def _returned(seen: Seen) -> _Returned:
+    """New is what a lane did not attend to in the step before."""
+    counts = seen.plan.setting.token_counts
+    position, ends = np.arange(counts.cached[-1]), np.arange(1, AGES + 1)[:, None] / AGES
+    first, later, new = (np.zeros(AGES) for _ in range(3))
+    attended: Flags | None = None
+    for row, picks in enumerate(_flags(seen), start=1):
+        older = counts.cached[row] - counts.local[row]
+        on_oldest = np.clip(older * ends - position, 0.0, 1.0)  # [eighth, token]
+        if attended is None:
+            first = on_oldest @ picks.sum(axis=0)
+        else:
+            later += on_oldest @ picks.sum(axis=0)
+            new += on_oldest @ (picks & ~attended).sum(axis=0)
+        attended = picks | ((position >= older) & (position < counts.cached[row]))
+    turnover = float(new[-1] / later[-1]) if later[-1] else 0.0
+    return _Returned(turnover, LivingAges(first=_shares(first), later=_shares(new)), first + later)
+
+
+def _shares(fell: Eighths) -> tuple[float, ...]:
+    """Of all picks, on the oldest eighth up to seven; evenly if there are none."""
+    shares = fell / fell[-1] if fell[-1] else np.arange(1, AGES + 1) / AGES
+    return _told(shares[:-1].tolist())
+
+
+def _told(shares: Iterable[float]) -> tuple[float, ...]:
+    """To as many digits as a run tells."""
+    return tuple(round(share, _DIGITS) for share in shares)
+
+
+def _flags(seen: Seen) -> Iterator[Flags]:
+    """Whether a lane, layer by layer, picks a token, [lane, token] of each step."""
+    tokens = seen.plan.setting.token_counts.cached[-1]
+    for step in seen.picks:
+        if isinstance(step, np.ndarray):
+            yield step
+            continue
+        lanes = [lane for layer in step for lane in layer]
+        flags = np.zeros((len(lanes), tokens), dtype=bool)
+        for flag, picks in zip(flags, lanes, strict=True):
+            flag[list(picks)] = True
+        yield flags
+
+
+def _turnover(seen: Seen) -> float:
     """Of a step's picks, those that the step before did not have; the first step has nothing before it."""
     shares = [
         len(set(now) - set(before)) / len(now)
-        for steps in pairwise(picks)
+        for steps in pairwise(_lists(seen))
         for layers in zip(*steps, strict=True)
         for before, now in zip(*layers, strict=True)
         if now
@@ -139,28 +208,17 @@ def _turnover(picks: LanePicks) -> float:
     return mean(shares) if shares else 0.0
 
 
+def _lists(seen: Seen) -> LanePicks:
+    return cast(LanePicks, seen.picks)
+
+
 def _living_ages(seen: Seen) -> LivingAges:
     """``later`` in the mean over the steps from which on all of the local window has come since the prompt; of a run that has
     fewer, over the last quarter.
     """
-    picks = tuple(tuple(tuple(layer) for layer in step) for step in seen.picks)
+    picks = tuple(tuple(tuple(layer) for layer in step) for step in _lists(seen))
     selector, local = seen.plan.setting.attention.selector, seen.plan.setting.token_counts.local
     ages = picked_ages(seen.plan, RecordedSelection(selector=selector, picks=picks))
     last = [of_step for step, of_step in enumerate(ages) if step >= local[step + 1]]
     later = max(last, ages[-max(1, len(ages) // 4) :], key=len)
-    return LivingAges(first=ages[0], later=tuple(map(mean, zip(*later, strict=True))))
-
-
-def _age_shares(runs: Sequence[tuple[TokenCounts, LanePicks]]) -> tuple[tuple[float, float], ...]:
-    """Share of the picks that fall on the oldest quarter, half and three quarters of the older tokens, all of which live."""
-    below, every = [0] * len(_AGES), 0
-    for counts, picks in runs:
-        for row, layers in enumerate(picks, start=1):
-            older = counts.cached[row] - counts.local[row]
-            for token in (token for layer in layers for lane in layer for token in lane):
-                every += 1
-                for place, share in enumerate(_AGES):
-                    below[place] += token < share * older
-    if not every:
-        return _EVERY_AGE_ALIKE
-    return ((0.0, 0.0), *((share, count / every) for share, count in zip(_AGES, below, strict=True)), (1.0, 1.0))
+    return LivingAges(first=_told(ages[0]), later=_told(map(mean, zip(*later, strict=True))))

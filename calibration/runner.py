@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.execute import DTYPES, execute
 from runtime.graph.execute import Captures
+from runtime.graph.recall import RecallSlots
 from runtime.graph.run import GraphWave
+from runtime.graph.window import WindowSlots
 from runtime.models import Decoder, as_planned, random_decoder
 from runtime.models.config import config_from_spec
 from runtime.options import Options
@@ -26,6 +30,8 @@ from sim.trace import Trace
 
 _PACES, _LAUNCHES = 5, 50
 
+Flags: TypeAlias = NDArray[np.bool_]
+Slots = TypeVar("Slots", WindowSlots, RecallSlots)
 Weights: TypeAlias = tuple[ModelSpec, DType, WeightFormat, float]  # the last: the share on the host
 
 
@@ -77,18 +83,38 @@ class Runner:
 
     def window_picks(self, plan: Plan) -> LanePicks:
         """Of one wave of captured steps under sparse window attention: read off the device before each."""
-        self._begin(plan)
-        wave = GraphWave(plan, self.decoder(plan.setting), [0] * plan.setting.workload.batch)
         counts, picks = plan.setting.token_counts, list[list[list[tuple[int, ...]]]]()
 
-        def look(row: int) -> None:
+        def look(row: int, slots: WindowSlots) -> None:
             older = counts.cached[row] - counts.local[row]
-            attended = wave.slots.picks()
+            attended = slots.picks()
             picks.append([[tuple(at for at in lane if at < older) for lane in layer] for layer in attended])
 
-        padding = torch.zeros(plan.setting.workload.batch, dtype=torch.int64, device=self.device)
-        wave.run(Prompts(tokens=_prompts(plan).to(self.device), padding=padding, whole=True), look)
+        self._watch(plan, WindowSlots, look)
         return picks
+
+    def page_picks(self, plan: Plan) -> list[Flags]:
+        """Of one wave of captured steps under page digests: whether a lane picks a token, [layer and lane, token] of each step."""
+        picks = list[Tensor]()
+
+        def look(row: int, slots: RecallSlots) -> None:
+            if row > 1:  # what the step before it picked
+                picks.append(slots.chosen(row - 1))
+
+        slots = self._watch(plan, RecallSlots, look)
+        picks.append(slots.chosen(plan.homes.steps - 1))
+        return [picked.flatten(0, 1).cpu().numpy() for picked in picks]
+
+    def _watch(self, plan: Plan, kind: type[Slots], look: Callable[[int, Slots], None]) -> Slots:
+        """One wave of captured steps; ``look`` is given the row and the slots before each, which are returned."""
+        self._begin(plan)
+        wave = GraphWave(plan, self.decoder(plan.setting), [0] * plan.setting.workload.batch)
+        slots = wave.slots
+        assert isinstance(slots, kind)
+        padding = torch.zeros(plan.setting.workload.batch, dtype=torch.int64, device=self.device)
+        prompts = Prompts(tokens=_prompts(plan).to(self.device), padding=padding, whole=True)
+        wave.run(prompts, lambda row: look(row, slots))
+        return slots
 
     def decoder(self, setting: Setting) -> Decoder:
         """With its weights stored as ``setting`` says, and no other copy of them: it would count as the plan's memory."""
@@ -110,8 +136,12 @@ class Runner:
             torch._C._cuda_clearCublasWorkspaces()  # public only as what empties every cache
 
     def _forget(self) -> None:
-        """Give memory back before other weights take it."""
+        """Give memory back before other weights take it. What is left outlives them: collections until then pass it over, for
+        each of which it would otherwise take longer than many a run.
+        """
+        gc.unfreeze()
         gc.collect()
+        gc.freeze()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

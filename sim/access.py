@@ -1,10 +1,12 @@
 """How a selector's picks behave over time: how many are new at each step, how old they are, what accuracy they cost."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from math import log
 
 from sim.attention import Selector
-from sim.checks import require_share
+from sim.checks import require_share, require_whole
 from sim.codec import IF_KNOWN
 
 _MEASURED_ON = "91M-parameter decoder, Python text, 376 steps after a prompt of 1,024, 2026-11-24"
@@ -17,9 +19,10 @@ AGES = 8  # equal shares of the living older tokens, by age, on which picks are 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LivingAges:
     """Of the picks that a selector makes among living older tokens, the shares on the oldest eighth, the oldest two, up to
-    seven: in the ``first`` decode step, and ``later``, when as many have passed as the newest tokens that it keeps.
+    seven: in the ``first`` decode step, and ``later``.
 
-    Where the unattended die, hardly more lives than is picked: of the prompt what is picked, of what came since all.
+    Where the unattended die, hardly more lives than is picked: of the prompt what is picked, of what came since all; ``later``
+    is when as many steps have passed as the newest tokens that are kept. Where any token may return ``later`` is of new picks.
     """
 
     first: tuple[float, ...]
@@ -34,16 +37,17 @@ class LivingAges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessProfile:
-    """Turnover is the share of a step's *selected older* tokens that the step before did not select.
+    """Turnover is the share of a step's *selected older* tokens that the step before did not attend to.
 
     ``keep_shares`` ascend; values between are interpolated, values outside take the nearest.
     ``age_shares`` maps the oldest share x of the older tokens to the share of picks that fall on them, as
     (x, picks) corners from (0, 0) to (1, 1); the straight line, picks of every age alike, is assumed unless measured.
     ``returned_share`` is of new picks where the least wanted leave HBM (``sim.capture.evicts_least_wanted``): those that
     come from outside it, relative to what picks of all tokens alike would bring; None: not measured.
-    ``living_ages`` are of picks where the unattended die, one for each of ``keep_shares``; None: not looked at, of every age
-    alike among the living.
-    ``model`` is the catalogue's name of the one that it holds for, None where it stands for any.
+    ``living_ages``, one for each of ``keep_shares``, are of picks where the unattended die, of new ones where any token may
+    return; None: not looked at, of every age alike among the living, or as ``age_shares`` says.
+    ``model`` is the catalogue's name of the one that it holds for, None where it stands for any; so are ``tokens``, the cached
+    ones of a sequence in the middle of the run that was looked at.
     """
 
     selector: Selector
@@ -55,6 +59,7 @@ class AccessProfile:
     living_ages: tuple[LivingAges, ...] | None = field(default=None, metadata=IF_KNOWN)
     source: str
     model: str | None = None
+    tokens: int | None = field(default=None, metadata=IF_KNOWN)
 
     def __post_init__(self) -> None:
         if not len(self.keep_shares) == len(self.turnovers) == len(self.perplexity_ratios) >= 1:
@@ -72,6 +77,8 @@ class AccessProfile:
             raise ValueError(
                 f"access.living_ages, {len(self.living_ages)} entries, needs one for each of {len(self.keep_shares)} keep shares"
             )
+        if self.tokens is not None:
+            require_whole("access.tokens", self.tokens)
 
     def turnover(self, keep_share: float) -> float:
         return _interpolate(self.keep_shares, self.turnovers, keep_share)
@@ -106,6 +113,46 @@ class AccessProfile:
     @property
     def picks_every_age_alike(self) -> bool:
         return all(x == y for x, y in self.age_shares)
+
+
+def at_tokens(found: Sequence[AccessProfile], tokens: int) -> AccessProfile:
+    """Of what was found of one selector and model: between the two over the nearest numbers of ``tokens``, by logarithms; the
+    first one where those are not known.
+    """
+    known = sorted((one.tokens, number) for number, one in enumerate(found) if one.tokens is not None)
+    if not known:
+        return found[0]
+    for (few, fewer), (many, more) in pairwise(known):
+        if tokens < many:
+            return _between(found[fewer], found[more], log(max(1.0, tokens / few)) / log(many / few))
+    return found[known[-1][1]]
+
+
+def _between(fewer: AccessProfile, more: AccessProfile, way: float) -> AccessProfile:
+    """``way`` of the way from the one to the other, at the keep shares of the first."""
+    if way == 0:
+        return fewer
+
+    def mixed(some: Iterable[float], others: Iterable[float]) -> tuple[float, ...]:
+        return tuple(a + (b - a) * way for a, b in zip(some, others, strict=True))
+
+    def ages(share: float) -> LivingAges | None:
+        a, b = fewer.ages_at(share), more.ages_at(share)
+        return (
+            None if a is None or b is None else LivingAges(first=mixed(a.first, b.first), later=mixed(a.later, b.later))
+        )
+
+    living = tuple(one for one in map(ages, fewer.keep_shares) if one is not None)
+    corners = sorted({at for at, _ in (*fewer.age_shares, *more.age_shares)})
+    picks = mixed(map(fewer.picks_among_oldest, corners), map(more.picks_among_oldest, corners))
+    return replace(
+        fewer,
+        turnovers=mixed(fewer.turnovers, map(more.turnover, fewer.keep_shares)),
+        age_shares=tuple(zip(corners, picks, strict=True)),
+        living_ages=living or None,
+        source=f"{fewer.source}; {way:.0%} of the way to: {more.source}",
+        tokens=None,
+    )
 
 
 # selector: keep shares, turnovers, perplexity ratios to dense, as measured

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.access import AGES, AccessProfile
+from sim.access import AGES, AccessProfile, LivingAges
 from sim.attention import Attention, count_tokens
 from sim.capture import evicts_least_wanted, is_captured, keeps_key_ranges, keeps_open_group, streams_levels
 from sim.homes import TokenHomes
@@ -260,9 +260,11 @@ def _count_columns(
     pool, picks, copies = cached - dead - local, selected, np.zeros(steps)
     if placement is Placement.RESIDENT:
         turnover = np.array([access.turnover(share) for share in (local + selected) / cached])
+        had = np.minimum(np.arange(steps) * turnover, 1.0) if least_wanted else decoding
+        turnover[1:2] = turnover[1:2] if least_wanted else 1.0  # after a prompt nothing but the newest has a copy
         returning = access.returning if least_wanted else 1.0
         pool, picks = pool - selected, selected * turnover * returning
-        copies = selected * np.minimum(np.arange(steps) * turnover, 1.0) * returning
+        copies = selected * had * returning
     fetched = decoding if attention.is_dense else np.minimum(_ratio(picks, pool), 1.0) * decoding  # of few, all
     dying = np.diff(dead, append=dead[-1])
     exchanging = least_wanted * decoding * (np.arange(steps) < steps - 1)  # a prompt is kept as the first step needs it
@@ -282,13 +284,20 @@ def _count_columns(
 
 
 def _fetched_tokens(setting: Setting, homes: Homes, counts: Counts) -> Column:
-    """Never more than there are: few tokens may come to less than a whole one of what is picked."""
-    off_hbm = homes.host_kv + homes.activations - homes.copies
+    """Never more than there are: few tokens may come to less than a whole one of what is picked.
+
+    Where the ages of new picks are known those count that fall on what is homed outside HBM, none of which has a copy, however
+    many slots there are for such.
+    """
+    homed = homes.host_kv + homes.activations
+    off_hbm = homed - homes.copies
     picked = picked_shares(setting, counts)
     if picked is None:
         return off_hbm * counts.fetch_rate
     at, shares = picked
     oldest, row = _ratio(off_hbm, counts.pool), np.arange(len(off_hbm))
+    if _new_picks(setting) is not None:
+        off_hbm, oldest = homed, _ratio(homed, counts.pool + counts.selected)
     after = np.clip(np.searchsorted(at, oldest), 1, len(at) - 1)
     within = (oldest - at[after - 1]) / (at[after] - at[after - 1])
     below = shares[row, after - 1]
@@ -302,20 +311,33 @@ def picked_shares(setting: Setting, counts: Counts) -> tuple[Column, NDArray[np.
     where those outside HBM are of any age, or picks are of every age alike.
 
     Where the unattended die a window's picks are as in the first step, then more and more as later, until as many steps have gone
-    by as tokens are local.
+    by as tokens are local. Where any may return and copies stay, the first step's picks are all new.
     """
     if setting.attention.is_dense or evicts_least_wanted(setting):
         return None
-    ages = setting.access.ages_at(1 - setting.attention.sparsity)
-    if setting.drop_dead and setting.placement is Placement.RECENT and ages is not None:
+    steps = counts.cached - setting.workload.prompt_tokens - 1  # before this one
+    if (ages := _new_picks(setting)) is not None:
+        gone = (steps > 0).astype(np.float64)
+    elif setting.drop_dead and setting.placement is Placement.RECENT:
+        ages = _living_ages(setting)
+        gone = np.clip(_ratio(steps, counts.local), 0.0, 1.0)
+    if ages is not None:
         first, later = (np.array((0.0, *shares, 1.0)) for shares in (ages.first, ages.later))
-        steps = counts.cached - setting.workload.prompt_tokens - 1  # before this one
-        gone = np.clip(_ratio(steps, counts.local), 0.0, 1.0)[:, None]
-        return np.linspace(0.0, 1.0, AGES + 1), first + gone * (later - first)
+        return np.linspace(0.0, 1.0, AGES + 1), first + gone[:, None] * (later - first)
     if setting.access.picks_every_age_alike:
         return None
     at, shares = (np.array(column) for column in zip(*setting.access.age_shares, strict=True))
     return at, np.broadcast_to(shares, (len(counts.cached), len(shares)))
+
+
+def _new_picks(setting: Setting) -> LivingAges | None:
+    """How old they are where any token may return and what is picked has a copy until it is left out; None: not looked at."""
+    recalls, copies = setting.attention.selector.recalls, setting.placement is Placement.RESIDENT
+    return _living_ages(setting) if recalls and copies else None
+
+
+def _living_ages(setting: Setting) -> LivingAges | None:
+    return setting.access.ages_at(1 - setting.attention.sparsity)
 
 
 def _shifted(column: Column) -> Column:

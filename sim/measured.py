@@ -56,7 +56,8 @@ def measurements_file(profile: Path) -> Path:
 
 
 def _lines(rows: Sequence[Any]) -> str:
-    return ",".join(f"\n{json.dumps(row, allow_nan=False)}" for row in rows) + "\n" * bool(rows)
+    written = (json.dumps(row, allow_nan=False, separators=(",", ":")) for row in rows)
+    return ",".join(f"\n{row}" for row in written) + "\n" * bool(rows)
 
 
 def _plain(one: Measurement) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields, replace
 
-from sim.access import AccessProfile, measured_access
+from sim.access import AccessProfile, at_tokens, measured_access
 from sim.attention import Selector
 from sim.checks import require_non_negative, require_positive, require_share, require_whole
 from sim.spec import DType, MachineSpec
@@ -268,11 +268,17 @@ class Profile:
         own = () if self.evidence is None else self.evidence.access
         return next((one for one in own if one.selector is selector), None) or measured_access(selector)
 
-    def random_access(self, selector: Selector, model: str) -> AccessProfile:
-        """The same on random weights of ``model``, whose later layers attend more evenly; else of the model measured first."""
+    def random_access(self, selector: Selector, model: str, tokens: int) -> AccessProfile:
+        """The same on random weights of ``model``, whose later layers attend more evenly, over about so many cached ``tokens`` of
+        a sequence; else of the model measured first.
+        """
         own = () if self.evidence is None else self.evidence.random_access
-        found = {one.model == model: one for one in reversed(own) if one.selector is selector}
-        return found.get(True) or found.get(False) or measured_access(selector)
+        found = [one for one in own if one.selector is selector]
+        names = [one.model for one in found]
+        if not found:
+            return measured_access(selector)
+        nearest = model if model in names else names[0]
+        return at_tokens([one for one in found if one.model == nearest], tokens)
 
     @classmethod
     def constants(cls) -> dict[str, str]:

@@ -157,7 +157,8 @@ def _setting(recipe: Recipe, model: ModelSpec, machine: MachineSpec, profile: Pr
 def _access(recipe: Recipe, profile: Profile | None) -> AccessProfile:
     if profile is None:
         return measured_access(recipe.selector)
-    return profile.random_access(recipe.selector, recipe.model.partition("/")[0])
+    cached = recipe.prompt + recipe.output // 2
+    return profile.random_access(recipe.selector, recipe.model.partition("/")[0], cached)
 
 
 def _homes(setting: Setting, hbm_percent: int) -> TokenHomes:

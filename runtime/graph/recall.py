@@ -160,6 +160,14 @@ class RecallSlots:
             for layer in self.state.holds.tolist()
         ]
 
+    def chosen(self, row: int) -> Tensor:
+        """Older tokens that ``row``, the last step, picked, [layer, lane, position]."""
+        position, padding = torch.arange(self.counts.cached[-1], device=self.decoder.device), self.padding[:, None]
+        take = self.state.taken.repeat_interleave(PAGE_TOKENS, dim=-1)[..., : len(position)]
+        first = torch.maximum(position // PAGE_TOKENS * PAGE_TOKENS, padding)
+        older = self.counts.cached[row] - self.counts.local[row]
+        return (position >= padding) & (position < older) & (position - first < take)
+
     def _score(self, layer: int, q: Tensor, k: Tensor) -> None:
         launcher, scratch = self.launcher, self.scratch
         kernels().score[self.lanes.count, launcher.queries](

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import refuses
-from sim.access import AccessProfile, LivingAges, measured_access, parametric_access
+from sim.access import AccessProfile, LivingAges, at_tokens, measured_access, parametric_access
 from sim.attention import Selector
 from sim.codec import from_plain, to_plain
 from strategies import accesses
@@ -71,6 +71,46 @@ def test_picks_by_age() -> None:
     assert not access.picks_every_age_alike
     assert AccessProfile(**POINTS).picks_every_age_alike
     assert AccessProfile(**POINTS).picks_among_oldest(0.3) == pytest.approx(0.3)
+
+
+def test_between_numbers_of_tokens_by_their_logarithms() -> None:
+    """Halfway from 100 to 400 are 200; beyond them the nearest holds, and where numbers are not known the first."""
+    older, newer = (0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 0.9), (0.0, 0.0, 0.1, 0.2, 0.4, 0.6, 0.7)
+    few = AccessProfile(
+        **POINTS,
+        tokens=100,
+        living_ages=(LivingAges(first=older, later=older),) * 2,
+        age_shares=((0, 0), (0.5, 0.4), (1, 1)),
+    )
+    many = replace(
+        few,
+        turnovers=(0.2, 0.0),
+        tokens=400,
+        living_ages=(LivingAges(first=newer, later=older),) * 2,
+        age_shares=((0, 0), (0.25, 0.1), (1, 1)),
+        source="longer",
+    )
+
+    between = at_tokens([many, few], 200)
+
+    assert between.turnovers == pytest.approx((0.3, 0.1))
+    (ages, _) = between.living_ages or ()
+    assert ages.first == pytest.approx([(a + b) / 2 for a, b in zip(older, newer, strict=True)])
+    assert ages.later == pytest.approx(older)
+    assert [between.picks_among_oldest(share) for share in (0.25, 0.5)] == pytest.approx(
+        [(0.2 + 0.1) / 2, (0.4 + 0.4) / 2]
+    )
+    assert between.source == "test; 50% of the way to: longer"
+    assert [at_tokens([many, few], tokens) for tokens in (50, 100, 400, 900)] == [few, few, many, many]
+    unknown = replace(many, tokens=None)
+    assert at_tokens([unknown, replace(few, tokens=None)], 100) == unknown
+    assert at_tokens([many, replace(few, living_ages=None)], 200).living_ages is None
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 1.5, True])
+def test_tokens_are_a_whole_number(tokens: Any) -> None:
+    with refuses(f"access.tokens={tokens}, must be a whole number of at least 1"):
+        AccessProfile(**POINTS, tokens=tokens)
 
 
 def test_one_point_holds_everywhere() -> None:

@@ -62,7 +62,7 @@ def test_recent_placement_fetches_the_selected_share_of_the_older_tokens() -> No
 
 
 def test_resident_placement_fetches_the_new_picks_among_the_tokens_left_out() -> None:
-    """4, 5, 4 tokens are left out; half of the picks are new; of the host's tokens 0, 1, 2 have a copy."""
+    """4, 5, 4 tokens are left out; of the host's tokens 0, 1, 2 have a copy. The first step's picks are all new, then half."""
     setting = make_setting(
         Selector.TOPK,
         prompt=8,
@@ -75,11 +75,11 @@ def test_resident_placement_fetches_the_new_picks_among_the_tokens_left_out() ->
 
     flows = traffic(Plan(setting=setting, homes=homes))
 
-    assert flows.fetched_kv.tolist() == pytest.approx([0, 4 * (2 / 2) / 5, 4 * (3 / 2) / 4])
+    assert flows.fetched_kv.tolist() == pytest.approx([0, 4 * 2 / 5, 4 * (3 / 2) / 4])
 
 
 def test_copies_stay_until_they_are_deselected() -> None:
-    """Half of the picks are new: after one step half of them have been fetched, after two all."""
+    """From the first step on, which fetches all of its picks, as many as are picked."""
     setting = make_setting(
         Selector.TOPK,
         prompt=8,
@@ -90,7 +90,7 @@ def test_copies_stay_until_they_are_deselected() -> None:
     )
     assert setting.token_counts.selected == (2, 2, 3, 3)
 
-    assert counts_of(setting).copy_rate.tolist() == pytest.approx([0, 1 / 5, 3 / 4, 3 / 5])
+    assert counts_of(setting).copy_rate.tolist() == pytest.approx([0, 2 / 5, 3 / 4, 3 / 5])
 
 
 def test_the_oldest_tokens_are_fetched_as_often_as_they_are_picked() -> None:
@@ -101,6 +101,28 @@ def test_the_oldest_tokens_are_fetched_as_often_as_they_are_picked() -> None:
     flows = traffic(newest_in_hbm(setting, slots=7))
 
     assert flows.fetched_kv.tolist() == pytest.approx([0, 3 * 0.2])
+
+
+@pytest.mark.parametrize("copies", [2, 4])
+def test_new_picks_are_fetched_by_their_ages_however_many_slots_there_are_for_copies(copies: int) -> None:
+    """8 and 9 older tokens, of which the oldest 4 are homed on the host: a quarter of the first step's picks falls on them, which
+    are all new; later half of them are, and on the oldest 3 and 4 of 8 fall a twentieth and a tenth.
+    """
+    ages = LivingAges(first=(0.1, 0.15, 0.2, 0.25, 0.5, 0.7, 0.9), later=(0, 0, 0.05, 0.1, 0.3, 0.5, 0.7))
+    every = half_new(Selector.TOPK, age_shares=((0.0, 0.0), (0.5, 0.2), (1.0, 1.0)))
+    access = replace(every, living_ages=(ages,) * len(every.keep_shares))
+    setting = make_setting(
+        Selector.TOPK, prompt=10, output=3, sparsity=0.5, access=access, placement=Placement.RESIDENT
+    )
+    kept = setting.token_counts
+    assert [n - near for n, near in zip(kept.cached[1:], kept.local[1:], strict=True)] == [8, 9]
+    assert kept.selected[1:] == (3, 3)
+    homes = make_homes((6, 7, 8), host_kv=(4, 4, 4), copies=(0, copies, copies))
+
+    fetched = traffic(Plan(setting=setting, homes=homes)).fetched_kv
+
+    of_the_oldest_four_ninths = 0.05 + (8 * 4 / 9 - 3) * (0.1 - 0.05)
+    assert fetched.tolist() == pytest.approx([0, 3 * 0.25, 3 * 0.5 * of_the_oldest_four_ninths])
 
 
 def test_a_windows_picks_grow_younger_until_all_its_newest_tokens_have_come_since() -> None:
@@ -271,8 +293,8 @@ def test_launched_kernel_by_kernel_homes_go_by_age_and_picks_return_from_every_a
 ) -> None:
     plan = window(**changes)
 
-    assert traffic(plan).fetched_kv.tolist() == pytest.approx([0, 0.5, 0.5, 0.5])
-    assert counts_of(plan.setting).copy_rate.tolist() == pytest.approx([0, 0.5, 1, 1])
+    assert traffic(plan).fetched_kv.tolist() == pytest.approx([0, 1, 0.5, 0.5])
+    assert counts_of(plan.setting).copy_rate.tolist() == pytest.approx([0, 1, 1, 1])
 
 
 def test_at_birth_every_token_crosses_the_link_once() -> None:
