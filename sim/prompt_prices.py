@@ -98,13 +98,15 @@ def prefill_s(cost: CostModel, setting: Setting, sequences: int) -> dict[str, fl
 def forwarded(cost: CostModel, setting: Setting, sequences: int, *, beside_s: float, layer_steps: int | None) -> Pieces:
     """Seconds of a prefix through one layer by its tokens: the convex hull below the prices of all numbers, to half a percent.
 
-    A captured step forwards some more to make the number up, and multiplies some rows more: evened out over neighbours. For
-    ``beside_s`` and ``layer_steps`` see ``sim.power.recomputed``.
+    A captured step forwards some more to make the number up, and multiplies some rows more: evened out over neighbours. What
+    the few take that it forwards as they are would draw the hull below all the others: they are taken for what is rounded up.
+    For ``beside_s`` and ``layer_steps`` see ``sim.power.recomputed``.
     """
     if setting.recompute is not Recompute.TOKENS:
         return Pieces(pieces=((0.0, 0.0),), free_at_zero=True)
     model, prompt = setting.model, setting.workload.prompt_tokens
-    counts = np.arange(1.0, prompt + 1)
+    few = FORWARDED_TOGETHER - 1 if is_captured(setting) and prompt >= FORWARDED_TOGETHER else 0
+    counts = np.arange(few + 1.0, prompt + 1)
     tokens = forwarded_tokens(counts, prompt) if is_captured(setting) else counts
     rows = sequences * tokens
     products_s = np.sum(list(prompt_products_s(cost, setting, rows).values()), axis=0)
@@ -121,7 +123,7 @@ def forwarded(cost: CostModel, setting: Setting, sequences: int, *, beside_s: fl
     seconds = products_s + others_s + held_back_s(cost, row_s * rows, beside_s + others_s, share)
     if is_captured(setting):
         seconds = _evened_out(seconds, max(FORWARDED_TOGETHER, ceil(_SMOOTH_ROWS / sequences)))
-    told = _told(prompt)
+    told = _told(prompt)[few:] - few
     return Pieces(pieces=lower_hull(counts[told], seconds[told]), free_at_zero=True)
 
 

@@ -142,9 +142,11 @@ def hull_below(seconds: list[float]) -> list[float]:
     ],
 )
 def test_a_captured_prefix_is_evened_out_and_its_price_the_hull_below(sequences: int, neighbours: int) -> None:
-    """What is forwarded is a multiple of 8, or all of the prompt; the hull's corners may stand out by half a percent."""
+    """What is forwarded is a multiple of 8, or all of the prompt; the hull's corners may stand out by half a percent. The few
+    that are forwarded as they are do not count, they cost what the first piece says of them.
+    """
     prompt = 90
-    made_up = [tokens if tokens < 8 else min(prompt, 8 * ceil(tokens / 8)) for tokens in range(1, prompt + 1)]
+    made_up = [min(prompt, 8 * ceil(tokens / 8)) for tokens in range(8, prompt + 1)]
     each_s = [seconds_of(sequences, tokens, captured=True, tile_s=9.0) for tokens in made_up]
     setting = forwarding(sequences, prompt)
     assert is_captured(setting)
@@ -152,10 +154,12 @@ def test_a_captured_prefix_is_evened_out_and_its_price_the_hull_below(sequences:
     pieces = price(setting, sequences, kernels_per_layer=3.0, prompt_tile_s=160.0)
 
     hull_s = np.array(hull_below(evened_out(each_s, neighbours)))
-    priced_s = pieces.at(np.arange(1.0, prompt + 1))
+    priced_s = pieces.at(np.arange(8.0, prompt + 1))
     assert (priced_s >= hull_s * (1 - 1e-9)).all()
     assert (priced_s <= hull_s * (1.005 + 1e-9)).all()
     assert [priced_s[0], priced_s[-1]] == pytest.approx([hull_s[0], hull_s[-1]], rel=1e-9)
+    slope_s = min(one[1] for one in pieces.pieces)
+    assert pieces.at_one(1) == pytest.approx(pieces.at_one(8) - 7 * slope_s)
 
 
 @pytest.mark.parametrize("sequences", [1, 3])
@@ -211,14 +215,15 @@ def test_of_a_long_prompt_some_numbers_tell_the_price_of_all(changes: dict[str, 
     Convex between where 257 rows are made up to 384 and the end, where means are of fewer, of shorter prefixes.
     """
     prompt = 4000
-    made_up = [tokens if tokens < 8 else min(prompt, 8 * ceil(tokens / 8)) for tokens in range(1, prompt + 1)]
+    made_up = [min(prompt, 8 * ceil(tokens / 8)) for tokens in range(8, prompt + 1)]
     counts = made_up if captured else range(1, prompt + 1)
     each_s = [seconds_of(1, tokens, captured=captured, tile_s=9.0) for tokens in counts]
     setting = forwarding(1, prompt, **changes)
 
     pieces = price(setting, kernels_per_layer=3.0, prompt_tile_s=160.0)
 
-    shares = pieces.at(np.arange(1.0, prompt + 1)) / np.array(evened_out(each_s, 128) if captured else each_s)
+    priced_s = pieces.at(np.arange(8.0 if captured else 1.0, prompt + 1))
+    shares = priced_s / np.array(evened_out(each_s, 128) if captured else each_s)
     assert (shares <= 1.005 + 1e-9).all()
     assert (shares[255:-128] >= 0.99).all()
     assert shares[-1] == pytest.approx(1.0)
