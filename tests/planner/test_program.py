@@ -91,7 +91,7 @@ EARNERS = (
     earner("saved_held", "all at once", 36, recompute=INPUTS_IN_HBM, concurrency=1),
     earner("linked", "the link fills up", 7, recompute=TOKENS, concurrency=1),
     earner("recomputing", "arithmetic to spare", 203, recompute=INPUTS_IN_HBM, concurrency=1),
-    earner("linked_stays_on", "small host", 83, recompute=TOKENS, concurrency=4),
+    earner("linked_stays_on", "small host", 95, recompute=TOKENS, concurrency=3),
     earner("recomputing_stays_on", "sparse", 2822, recompute=INPUTS_IN_HBM, concurrency=2, **SWA_RECENT),
     earner("streamed", "the link fills up", 353, host_attention=True, weights_on_host=0.5, concurrency=2),
     earner("fetch", "sparse", 275, recompute=TOKENS, concurrency=3),
