@@ -87,14 +87,14 @@ def test_a_prefix_is_forwarded_through_all_of_a_layer(captured: bool, passed_s: 
 
 
 def test_a_captured_prefix_is_made_up_to_eights_and_its_kernels_begin_one_after_the_other() -> None:
-    """Of prefixes of 1 to 16 tokens those above 8 are made up, to 16; one sequence's are evened out over all of the prompt.
-    Three kernels of 2 s and two of its own; six more are felt beside the passes as the other side of a triangle.
+    """Of prefixes of 8 to 16 tokens those above 8 are made up, to 16; one sequence's are evened out over all of them. Three kernels
+    of 2 s and two of its own; six more are felt beside the passes as the other side of a triangle.
     """
     setting = make_setting(prompt=16, output=3, machine=slow_arithmetic(launch_s=2.0), recompute=Recompute.TOKENS)
     plan = Plan(setting=setting, homes=make_homes((16, 8, 6), dropped=(0, 9, 12)))
 
-    forwarded = [1, 2, 3, 4, 5, 6, 7, 8, *[16] * 8]
-    mean_s = sum(rows * 40 + hypot(rows * 1.175, 6 * 2) + rows**2 / 2 for rows in forwarded) / 16
+    forwarded = [8, *[16] * 8]
+    mean_s = sum(rows * 40 + hypot(rows * 1.175, 6 * 2) + rows**2 / 2 for rows in forwarded) / 9
     assert is_captured(setting)
     assert op(plan, "forward", kernels_per_layer=3.0) == [0, *[pytest.approx((3 + 2) * 2 + mean_s)] * 2]
 
