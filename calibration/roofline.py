@@ -9,9 +9,11 @@ import numpy as np
 
 from sim.attention_prices import attention_flops
 from sim.cost import CostModel
-from sim.flows import Column, flows_of, home_columns, occupancy_of
+from sim.counts import Column
+from sim.flows import flows_of, home_columns
 from sim.footprint import layer_weight_bytes
 from sim.kv import kv_layer_bytes
+from sim.occupancy import occupancy_of
 from sim.plan import Admission, Plan
 from sim.scheduled import admit
 

@@ -9,8 +9,10 @@ from calibration.campaign import Campaign, Results
 from calibration.roofline import roofline_s, with_hindsight
 from sim.allocated import peak_allocated_bytes
 from sim.cost import CostModel
+from sim.counts import Column
 from sim.engine import simulate
-from sim.flows import Column, flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
+from sim.occupancy import occupancy_of
 from sim.plan import Admission, Plan
 from sim.profile import Profile
 from sim.recipe import Recipe, plan_of

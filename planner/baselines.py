@@ -13,10 +13,12 @@ from planner.options import concurrencies, kv_budget
 from planner.request import Request
 from sim.attention import Attention, Selector
 from sim.cost import CostModel
-from sim.flows import Column, flows_of, home_columns, occupancy_of
+from sim.counts import Column
+from sim.flows import flows_of, home_columns
 from sim.forecast import Forecast, forecast, over_capacity
 from sim.homes import TokenHomes
 from sim.kv import KvFormat, KvFormats
+from sim.occupancy import occupancy_of
 from sim.plan import Admission, Mechanism, Placement, Plan, Preemption, Recompute, Setting, WriteBack
 from sim.units import format_bytes
 

@@ -25,7 +25,7 @@ from planner.request import Objective, Request
 from planner.spill import SLACK, Line, SavedRange, Spill, any_saved, spill_of
 from sim.attention_prices import attention_s_per_token, least_attention_s
 from sim.cost import CostModel
-from sim.flows import Column, counts_of
+from sim.counts import Column, counts_of
 from sim.footprint import PREFILL_CHUNK_TOKENS, layer_weight_bytes
 from sim.gemms import LayerGemms, least_as_measured
 from sim.layer import layer_times

@@ -11,20 +11,13 @@ from numpy.typing import NDArray
 
 from sim.capture import evicts_least_wanted, keeps_open_group
 from sim.cost import CostModel
-from sim.flows import (
-    Column,
-    Flows,
-    counts_of,
-    crossing_kv,
-    held_state_bytes,
-    keeps_away,
-    offloaded_token_bytes,
-    picked_shares,
-    reprojected_layer_bytes,
-)
+from sim.counts import Column, counts_of
+from sim.flows import Flows, crossing_kv, keeps_away, picked_shares
 from sim.forecast import static_host_bytes
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
-from sim.layer import LayerPrices, LayerTimes, layer_prices, layer_times
+from sim.layer import LayerTimes, layer_times
+from sim.layer_prices import LayerPrices, layer_prices
+from sim.occupancy import held_state_bytes, offloaded_token_bytes, reprojected_layer_bytes
 from sim.open_group import least_layer_bytes
 from sim.plan import Recompute, Setting, WriteBack
 

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from planner.coefficients import Coefficients
 from planner.rounding import Shape
-from sim.flows import Column, Homes, counts_of
+from sim.counts import Column, counts_of
+from sim.flows import Homes
 from sim.plan import Placement, Plan
 
 Flags = NDArray[np.bool_]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from planner.request import Objective, Request
-from sim.flows import Column
+from sim.counts import Column
 from sim.outcome import Outcome
 from sim.plan import Setting
 

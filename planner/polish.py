@@ -16,9 +16,11 @@ from planner.coefficients import Coefficients
 from planner.neighbours import BAND, SLACK, Centre, Flags, Index, Rows, all_second, nearby_rows
 from planner.objective import Weights
 from sim.cost import CostModel
-from sim.flows import Column, Flows, Following, Homes, counts_of, flows_between
+from sim.counts import Column, counts_of
+from sim.flows import Flows, Following, Homes, flows_between
 from sim.homes import TokenHomes
-from sim.layer import LayerPrices, LayerTimes, layer_times, prompt_write_seconds
+from sim.layer import LayerTimes, layer_times, prompt_write_seconds
+from sim.layer_prices import LayerPrices
 from sim.pipeline import seconds_before
 from sim.plan import Plan, WriteBack
 

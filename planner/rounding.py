@@ -6,7 +6,7 @@ import numpy as np
 
 from planner.coefficients import Coefficients
 from sim.cost import CostModel
-from sim.flows import Column, counts_of
+from sim.counts import Column, counts_of
 from sim.forecast import Forecast, forecast, over_capacity
 from sim.homes import TokenHomes
 from sim.plan import Plan

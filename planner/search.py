@@ -33,7 +33,7 @@ from planner.solvers import SolverRun, default_solver, run_solver
 from planner.spill import SavedRange
 from sim.capture import is_captured
 from sim.cost import CostModel
-from sim.flows import Column
+from sim.counts import Column
 from sim.forecast import Forecast, forecast, over_capacity
 from sim.homes import TokenHomes
 from sim.pipeline import step_seconds

@@ -24,7 +24,7 @@ from planner.options import (
 from planner.request import Request
 from planner.solution import Blame, Shortage, Tier
 from sim.cost import CostModel
-from sim.flows import Column, counts_of
+from sim.counts import Column, counts_of
 from sim.footprint import resident_weight_bytes, workspace_bytes
 
 SLACK_BYTES = 1e-3  # rounding of sums of bytes, far below one token

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.coefficients import Coefficients
-from sim.flows import Column, counts_of
+from sim.counts import Column, counts_of
 from sim.plan import Placement
 
 SLACK = 1e-9  # relative, where sums are compared

@@ -2,7 +2,7 @@
 
 from planner.coefficients import Timing, waited_pieces
 from planner.program import Program, Term
-from sim.flows import counts_of
+from sim.counts import counts_of
 from sim.plan import Recompute, WriteBack
 
 

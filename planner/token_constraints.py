@@ -7,7 +7,7 @@ import numpy as np
 from planner.coefficients import Coefficients, evenly_attended, homes_per_token
 from planner.program import Program, scaled
 from planner.spill import SavedRange
-from sim.flows import Column, counts_of
+from sim.counts import Column, counts_of
 from sim.plan import WriteBack
 
 

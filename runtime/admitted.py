@@ -10,8 +10,9 @@ import torch
 from runtime.clock import Clock
 from runtime.wave import BudgetExceeded
 from sim.admission import Rules
-from sim.flows import flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
 from sim.forecast import static_hbm_bytes, static_host_bytes
+from sim.occupancy import occupancy_of
 from sim.outcome import Served
 from sim.plan import Plan, Setting
 from sim.scheduled import page_rules, paged_bytes

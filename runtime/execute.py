@@ -17,8 +17,9 @@ from runtime.quantise import plane_shapes
 from runtime.recorder import LanePicks, Recorder, SelectionStats
 from runtime.sampling import Sampler
 from runtime.wave import BudgetExceeded, Wave, WaveOptions, padded, until_stop
-from sim.flows import flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
 from sim.forecast import static_hbm_bytes, static_host_bytes
+from sim.occupancy import occupancy_of
 from sim.plan import Admission, Plan, Recompute
 from sim.spec import DType, ModelSpec
 from sim.trace import Trace, WaveTrace

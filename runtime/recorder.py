@@ -12,9 +12,10 @@ from runtime.ledger import Ledger
 from runtime.masks import listed
 from runtime.tally import Tally
 from sim.attention import TokenCounts
-from sim.flows import Flows, Occupancy, flows_of, home_columns, homed_on_host, link_token_bytes, occupancy_of
+from sim.flows import Flows, flows_of, home_columns, homed_on_host, link_token_bytes
 from sim.footprint import layer_weight_bytes
 from sim.kv import inputs_layer_bytes
+from sim.occupancy import Occupancy, occupancy_of
 from sim.outcome import Served
 from sim.plan import Plan, Recompute
 from sim.trace import Level, Resource, Span, Tier, WaveTrace

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sim.checks import require_positive, require_whole
-from sim.flows import Column
+from sim.counts import Column
 from sim.outcome import Served
 from sim.plan import Preemption
 

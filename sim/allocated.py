@@ -6,9 +6,10 @@ import numpy as np
 
 from sim.capture import is_captured
 from sim.cost import CostModel
-from sim.flows import flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
 from sim.footprint import activation_bytes, largest_matrix_entries, prefill_rows
 from sim.forecast import static_hbm_bytes
+from sim.occupancy import occupancy_of
 from sim.plan import Admission, Plan, Setting
 from sim.scheduled import admit
 from sim.slot_bytes import slots_bytes

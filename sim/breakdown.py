@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sim.flows import Column
+from sim.counts import Column
 from sim.forecast import Wave
 from sim.pipeline import step_seconds
 from sim.plan import Setting

@@ -1,4 +1,4 @@
-"""Bytes and FLOPs to seconds, operation by operation. Pure; durations come from here, ``sim.gemms`` and ``sim.layer`` alone."""
+"""Bytes and FLOPs to seconds, operation by operation. Pure; durations come from here and what builds on it alone."""
 
 from dataclasses import dataclass, field, replace
 from math import cos, log, pi, sin
@@ -6,7 +6,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 
-from sim.flows import Column
+from sim.counts import Column
 from sim.kv import KvFormat
 from sim.plan import Mechanism
 from sim.profile import Profile

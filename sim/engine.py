@@ -10,7 +10,7 @@ import numpy as np
 from simpy import Environment
 
 from sim.cost import CostModel
-from sim.flows import Column
+from sim.counts import Column
 from sim.forecast import static_hbm_bytes, static_host_bytes
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes
 from sim.machine import CapacityExceeded, Pool, Process, Progress, Stream

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from math import ceil
 
 from sim.cost import CostModel
-from sim.flows import Column, Flows
+from sim.counts import Column
+from sim.flows import Flows
 from sim.footprint import layer_weight_bytes, resident_weight_bytes, workspace_bytes
 from sim.layer import LayerTimes
 from sim.outcome import Outcome, Utilisation, served_seconds

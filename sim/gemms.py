@@ -9,7 +9,7 @@ import numpy as np
 
 from sim.capture import FUSED_ROWS, is_captured
 from sim.cost import Amount, CostModel, Pieces
-from sim.flows import Column
+from sim.counts import Column
 from sim.footprint import PREFILL_CHUNK_TOKENS
 from sim.plan import Setting
 from sim.spec import DType, ModelSpec, WeightFormat

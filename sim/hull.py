@@ -3,7 +3,7 @@
 from itertools import pairwise
 from typing import TypeAlias
 
-from sim.flows import Column
+from sim.counts import Column
 
 Point: TypeAlias = tuple[float, float]  # a count, and its price
 _TOLERANCE = 0.005  # of a price, by which a piece that is left out may raise it

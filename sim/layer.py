@@ -1,103 +1,19 @@
-"""What one decoder layer costs in each step: a setting's prices, and the times that its flows take at those prices."""
+"""What one decoder layer takes in each step: a plan's flows at the prices of ``sim.layer_prices``."""
 
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.attention import Selector
-from sim.attention_prices import (
-    PIECE_LAUNCHES,
-    attention_flops,
-    attention_s_per_kept,
-    attention_setup_s,
-    pieces_begun,
-    rounding_s,
-)
-from sim.capture import (
-    FUSED_ROWS,
-    evicts_least_wanted,
-    forwards,
-    gathers_ahead,
-    is_captured,
-    reads_in_place,
-    streams,
-)
-from sim.cost import CostModel, Pieces
-from sim.flows import Column, Flows, keeps_away, link_token_bytes
-from sim.footprint import layer_weight_bytes
-from sim.gemms import LayerGemms, decoded_products_s, filled_share
-from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
-from sim.launches import begin_operations, decode_operations, end_operations, prefill_operations
-from sim.passes import OPERATIONS, of_inputs
-from sim.plan import Mechanism, Placement, Setting
-from sim.power import recomputed
-from sim.prompt_prices import forwarded, prefill_passes, prefill_s
+from sim.cost import CostModel
+from sim.counts import Column
+from sim.flows import Flows, keeps_away
+from sim.layer_prices import LayerPrices
 
 # A layer's GPU operations in order: until its queries are known, attention and what must precede it, the rest.
 QUERY_OPS = ("qkv", "score")
 ATTEND_OPS = ("gather", "convert", "reproject", "forward", "attention")
-_AHEAD_SM_SHARE = 0.05  # of multiprocessors, by a gather ahead or an exchange under a window: few small programs
-_ENOUGH = 0.9  # of the multiprocessors that products have programs for: HBM keeps them waiting on an H200
-_MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 REST_OPS = ("select", "out", "mlp", "norms", "gather_sms", "launch")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerPrices:
-    """Seconds (and link bytes) of one layer for ``sequences`` at once. ``per_*`` are for each token of one sequence.
-
-    The integer program and the engine read these same numbers. ``spared_s_per_fetched`` of attention that reads in place what
-    the host holds: it waits for the link then, and does the rest meanwhile. ``launched_s`` is what the host takes to launch a
-    layer, nothing where it replays a captured step. That goes on beside the GPU's work, or, ``launches_felt``, on top of it
-    where a CPU does both. The ``_away`` ones are of plans that keep anything outside HBM, at any step; the ``_linked`` one is of
-    plans that fetch some of it, where that makes a difference: their steps are replayed in pieces, which begin after
-    ``linked_s``. ``begun_s``, in the prefill's launches as well, is a layer's share of what the host does before the first one,
-    when the GPU has nothing to do yet.
-    """
-
-    sequences: int
-    qkv_s: float
-    out_s: float
-    mlp_s: float
-    launch_s: float
-    score_s: float
-    score_s_per_cached: float
-    select_s: float
-    select_s_per_kept: float
-    gather_s_per_selected: float
-    convert_s: float
-    convert_s_per_moved: float
-    attention_s: float
-    attention_s_away: float
-    attention_s_per_kept: float
-    attention_s_per_kept_away: float
-    spared_s_per_fetched: float
-    reproject: Pieces
-    forward: Pieces
-    host_attention: Pieces
-    fetch: Pieces
-    stream: Pieces
-    prompt_write: Pieces
-    sm_share: float
-    weight_bytes: float
-    weights_s: float
-    bytes_per_kv: float
-    bytes_per_inputs: float
-    exposed_share: float
-    ahead_share: float
-    recalls: bool
-    head_s: float
-    prefill: dict[str, float]
-    launched_s: float
-    launched_away_s: float
-    launched_linked_s: float
-    linked_s: float
-    prefill_launched_s: float
-    prefill_launched_away_s: float
-    begun_s: float
-    launches_felt: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,157 +49,6 @@ class LayerTimes:
     def ops(self) -> dict[str, Column]:
         """GPU seconds by operation."""
         return {name: _total(self.decode_ops, self.prefill_ops, (name,), len(self.query_s)) for name in self.decode_ops}
-
-
-def at_pace(prices: LayerPrices, pace: float) -> LayerPrices:
-    """The same of a host that takes ``pace`` times as long to launch a kernel."""
-    if pace == 1:
-        return prices
-    return replace(
-        prices,
-        launched_s=pace * prices.launched_s,
-        launched_away_s=pace * prices.launched_away_s,
-        launched_linked_s=pace * prices.launched_linked_s,
-        prefill_launched_s=pace * prices.prefill_launched_s,
-        prefill_launched_away_s=pace * prices.prefill_launched_away_s,
-        begun_s=pace * prices.begun_s,
-        prefill=prices.prefill | {"launch": prices.prefill["launch"] + (pace - 1) * prices.begun_s},
-    )
-
-
-@lru_cache(maxsize=256)
-def layer_prices(cost: CostModel, setting: Setting, sequences: int) -> LayerPrices:
-    """Price ``setting`` for a wave of ``sequences``."""
-    return priced_layer(cost, setting, sequences)
-
-
-def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: bool = False) -> LayerPrices:
-    """The same where no price is asked for twice: to look one up takes as long as to work some out.
-
-    ``settled``: of a run repeated until clocks no longer fall.
-    """
-    model, dtype, formats, profile = setting.model, setting.dtype, setting.kv_format, cost.profile
-    gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
-    score_s, score_s_per_cached = _score(cost, setting, sequences)
-    felt = _exposed_share(cost, setting, sequences) if is_captured(setting) else 1.0
-    select_s, select_s_per_kept = (felt * seconds for seconds in choice_prices(cost, setting, sequences))
-    gathers = not setting.attention.is_dense and setting.placement is Placement.RECENT and not is_captured(setting)
-    quantises = formats.gpu is not KvFormat.NATIVE and not is_captured(setting)  # a captured step's attention does it
-    kv_flops = attention_flops(model, sequences)
-    guess, late = setting.guess_hits, setting.attention.selector.recalls or reads_in_place(setting)
-    kept_s, kept_away_s = (attention_s_per_kept(cost, setting, sequences, away=away) for away in (False, True))
-    fetch, bytes_per_kv = _fetched_by(cost, setting), float(sequences * link_token_bytes(setting))
-    most_tokens = setting.workload.cached_tokens
-    weight_bytes = setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format)
-    decoded_s = decoded_products_s(cost, setting, sequences)
-    beside_s = sum(decoded_s.values()) + kept_away_s * setting.attention.kept_tokens(most_tokens)
-    layer_steps = None if settled else model.layers * setting.workload.decode_steps
-    return LayerPrices(
-        sequences=sequences,
-        qkv_s=decoded_s["qkv"],
-        out_s=decoded_s["out"],
-        mlp_s=decoded_s["mlp"],
-        launch_s=decode_launch_s(cost, setting, sequences),
-        score_s=score_s,
-        score_s_per_cached=score_s_per_cached,
-        select_s=select_s,
-        select_s_per_kept=select_s_per_kept,
-        gather_s_per_selected=cost.gather_s(sequences * gpu_kv) if gathers else 0.0,
-        convert_s=rounding_s(cost, setting, sequences) + cost.launch_s(1) if quantises else 0.0,
-        convert_s_per_moved=cost.widening_s(sequences * (gpu_kv + host_kv)) if formats.gpu is not formats.host else 0.0,
-        attention_s=attention_setup_s(cost, setting, sequences),
-        attention_s_away=attention_setup_s(cost, setting, sequences, away=True),
-        attention_s_per_kept=kept_s,
-        attention_s_per_kept_away=kept_away_s,
-        spared_s_per_fetched=min(kept_away_s, bytes_per_kv * fetch.pieces[-1][1]) if reads_in_place(setting) else 0.0,
-        reproject=_reprojected(cost, setting, sequences, beside_s=beside_s, layer_steps=layer_steps),
-        forward=forwarded(cost, setting, sequences, beside_s=beside_s, layer_steps=layer_steps),
-        host_attention=cost.host_attention(sequences * host_kv, kv_flops),
-        fetch=fetch,
-        stream=cost.transfer(Mechanism.COPY_ENGINE),
-        prompt_write=cost.transfer(_prompt_written_by(setting)),
-        sm_share=_sm_share(cost, setting),
-        linked_s=cost.launch_s(pieces_begun(setting) * PIECE_LAUNCHES) if forwards(setting) else 0.0,
-        weight_bytes=weight_bytes,
-        weights_s=cost.transfer(Mechanism.COPY_ENGINE, handed_over=is_captured(setting)).at_one(weight_bytes),
-        bytes_per_kv=bytes_per_kv,
-        bytes_per_inputs=float(sequences * inputs_layer_bytes(model, dtype)),
-        exposed_share=(1.0 if guess is None else 1.0 - guess) if late else 0.0,
-        ahead_share=(0.0 if guess is None else 1.0) if late else 1.0,
-        recalls=late,
-        head_s=LayerGemms.of(cost, setting).head.at_one(sequences)
-        + profile.step_overhead_s
-        + profile.branch_s * _branches(setting),
-        prefill=prefill_s(cost, setting, sequences),
-        launches_felt=cost.machine.is_cpu,
-        **_launch_prices(cost, setting, prefill_passes(sequences, setting.workload.prompt_tokens)),
-    )
-
-
-def _reprojected(
-    cost: CostModel, setting: Setting, sequences: int, *, beside_s: float, layer_steps: int | None
-) -> Pieces:
-    """Keys and values of a layer by the tokens whose inputs are kept."""
-    if not setting.recompute.from_activations:
-        return Pieces(pieces=((0.0, 0.0),), free_at_zero=True)
-    return recomputed(
-        cost,
-        LayerGemms.of(cost, setting).kv,
-        of_inputs(setting.model, fused=is_captured(setting)).seconds(cost, setting.dtype),
-        sequences=sequences,
-        beside_s=beside_s,
-        most_tokens=setting.workload.cached_tokens,
-        layer_steps=layer_steps,
-    )
-
-
-def _launch_prices(cost: CostModel, setting: Setting, passes: int) -> dict[str, float]:
-    """Of a layer, with its share of what the host launches at a step's ends."""
-    operation_s, layers = cost.profile.host_operation_s, setting.model.layers
-    begun = begin_operations(setting) / layers
-    step, prefill = (end_operations(setting, prefill=prefill).worth / layers for prefill in (False, True))
-    prefill += begun
-    return {
-        "begun_s": operation_s * begun,
-        "launched_s": operation_s * (step + decode_operations(setting, away=False).worth),
-        "launched_away_s": operation_s * (step + decode_operations(setting, away=True).worth),
-        "launched_linked_s": operation_s * (step + decode_operations(setting, away=True, linked=True).worth),
-        "prefill_launched_s": operation_s * (prefill + prefill_operations(setting, passes, away=False).worth),
-        "prefill_launched_away_s": operation_s * (prefill + prefill_operations(setting, passes, away=True).worth),
-    }
-
-
-def decode_launch_s(cost: CostModel, setting: Setting, rows: int) -> float:
-    """What runs between a decode step's products: rotation and a gate are kernels of their own, and of many rows ReLU is."""
-    model, kernels = setting.model, cost.profile.kernels_per_layer
-    kernels += (not model.positions) + model.gated_mlp
-    if not is_captured(setting) or rows <= FUSED_ROWS:
-        return cost.launch_s(kernels)
-    if model.gated_mlp:
-        return cost.launch_s(kernels + _MANY_ROWS_LAUNCHES)
-    relu_s = OPERATIONS["relu"].seconds(cost, setting.dtype, rows * model.intermediate)
-    return cost.launch_s(kernels + _MANY_ROWS_LAUNCHES + 1) + relu_s
-
-
-def _fetched_by(cost: CostModel, setting: Setting) -> Pieces:
-    """Attention that reads in place does as a gather kernel does; copies for pieces of a step wait for each other's streams."""
-    if reads_in_place(setting) or gathers_ahead(setting):
-        return cost.transfer(Mechanism.GATHER_KERNEL)
-    return cost.transfer(setting.fetch_by, handed_over=is_captured(setting) and streams(setting, away=True))
-
-
-def _prompt_written_by(setting: Setting) -> Mechanism:
-    """Kernels, captured or not: host memory is mapped. What the CPU attends to is its own, to which tensors are copied."""
-    return Mechanism.COPY_ENGINE if setting.host_attention else Mechanism.GATHER_KERNEL
-
-
-def _sm_share(cost: CostModel, setting: Setting) -> float:
-    """Share of a fetch that the GPU stream loses to it."""
-    late = setting.attention.selector.recalls and setting.guess_hits is None  # nothing runs beside
-    few = gathers_ahead(setting) or evicts_least_wanted(setting)
-    if late or reads_in_place(setting) or not (few or setting.fetch_by is Mechanism.GATHER_KERNEL):
-        return 0.0
-    return _AHEAD_SM_SHARE if few else cost.profile.gather_sm_share
 
 
 def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: bool | None = None) -> LayerTimes:
@@ -389,41 +154,3 @@ def _total(decode: dict[str, Column | float], prefill: dict[str, float], names: 
     total = np.full(steps, sum(decode[name] for name in names))
     total[0] = sum(prefill.get(name, 0.0) for name in names)
     return total
-
-
-def _score(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
-    """Constant and per cached token: what selectors with recall read once the query is known (digests, or every key)."""
-    selector, model, dtype = setting.attention.selector, setting.model, setting.dtype
-    if not selector.recalls:
-        return 0.0, 0.0
-    read = setting.attention.state_bytes_per_token(model, dtype) or model.kv_dim * dtype.size_bytes
-    top_k = 16.0  # four passes over float32 scores
-    passed_s = cost.norm_s if is_captured(setting) else cost.selection_s  # digests by a kernel of their own
-    return cost.launch_s(cost.profile.kernels_per_selection), passed_s(sequences * (read + top_k))
-
-
-def choice_prices(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
-    """Constant and per kept token: choosing the next step's tokens from this step's attention weights, with nothing beside."""
-    selector = setting.attention.selector
-    if not selector.chooses_ahead:
-        return 0.0, 0.0
-    weights = 2 * setting.model.heads * setting.dtype.size_bytes  # written by attention, read to be summed over heads
-    history = (
-        2 * setting.dtype.size_bytes if selector is Selector.SWA else 8
-    )  # newest row in, oldest out; or a running sum
-    top_k = 16.0
-    per_kept_s = cost.profile.selection_token_s + cost.selection_s(sequences * (weights + history + top_k))
-    return cost.launch_s(cost.profile.kernels_per_selection), per_kept_s
-
-
-def _branches(setting: Setting) -> bool:
-    """Whether a step's choices run beside it: captured or not, so that no plan is the better for being launched by the host."""
-    return setting.attention.selector.chooses_ahead and not setting.machine.is_cpu
-
-
-def _exposed_share(cost: CostModel, setting: Setting, sequences: int) -> float:
-    """Of a captured step's choice. A sequence's program holds a multiprocessor; on the others the products go on beside it, and
-    lose nothing as long as those are nearly as many as they have programs for.
-    """
-    share, free = cost.profile.selection_exposed_share, max(0.0, 1 - sequences / cost.machine.gpu.sm_count)
-    return share + (1 - share) * max(0.0, 1 - free / (_ENOUGH * filled_share(cost, setting, sequences)))

@@ -10,7 +10,7 @@ last ``depth`` of a step are for the first layers of the next one. Where part of
 
 import numpy as np
 
-from sim.flows import Column
+from sim.counts import Column
 from sim.layer import LayerTimes
 
 

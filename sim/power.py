@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from sim.cost import SETTLING_S, CostModel, Pieces, fallen_share
-from sim.flows import Column
+from sim.counts import Column
 
 _LOOKED_AT = 40
 _TANGENTS = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # of the most tokens; a line's error between two is about 1 % at most

@@ -8,9 +8,11 @@ import numpy as np
 from sim.attention import Selector
 from sim.attention_prices import attention_flops, attention_s_per_kept, attention_setup_s
 from sim.cost import CostModel
-from sim.flows import Column, flows_of, home_columns
+from sim.counts import Column
+from sim.flows import flows_of, home_columns
 from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
-from sim.layer import at_pace, choice_prices, layer_times, priced_layer
+from sim.layer import layer_times
+from sim.layer_prices import at_pace, choice_prices, priced_layer
 from sim.passes import OPERATIONS
 from sim.pipeline import step_seconds
 from sim.plan import Mechanism, Placement, Plan

@@ -9,7 +9,7 @@ from sim.attention import Selector
 from sim.attention_prices import rounding_s
 from sim.capture import FORWARDED_TOGETHER, captures_prefill, forwarded_tokens, is_captured
 from sim.cost import QUERY_TILE, CostModel, Pieces
-from sim.flows import Column
+from sim.counts import Column
 from sim.footprint import prefill_rows
 from sim.gemms import LayerGemms, prompt_products_s
 from sim.hull import lower_hull

@@ -7,9 +7,10 @@ from sim import catalogue
 from sim.access import AccessProfile, measured_access
 from sim.attention import Attention, Selector
 from sim.checks import require_one_of, require_whole
-from sim.flows import flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
 from sim.homes import TokenHomes
 from sim.kv import KvFormat, KvFormats
+from sim.occupancy import occupancy_of
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, Setting
 from sim.profile import Profile
 from sim.scheduled import paged_bytes

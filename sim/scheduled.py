@@ -18,18 +18,14 @@ from sim.attention_prices import (
 )
 from sim.capture import is_captured
 from sim.cost import CostModel
-from sim.flows import Column, Flows, Occupancy, held_state_bytes
+from sim.counts import Column
+from sim.flows import Flows
 from sim.footprint import PREFILL_CHUNK_TOKENS
 from sim.gemms import LayerGemms, decoded_products_s, prompt_products_s
 from sim.kv import KvFormat, kv_layer_bytes
-from sim.layer import (
-    ATTEND_OPS,
-    QUERY_OPS,
-    REST_OPS,
-    LayerTimes,
-    decode_launch_s,
-    layer_prices,
-)
+from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes
+from sim.layer_prices import decode_launch_s, layer_prices
+from sim.occupancy import Occupancy, held_state_bytes
 from sim.passes import OPERATIONS
 from sim.plan import Mechanism, Setting
 from sim.prompt_prices import first_choice_s, prompt_launch_s, prompt_row_passes_s

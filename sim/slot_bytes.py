@@ -1,7 +1,7 @@
 """Bytes of HBM that a captured wave's slots take, of one sequence: keys and values, and all that choices are made from.
 
 Every array is there from the start, at its largest. Left out is what does not grow with sequences, or with neither tokens
-nor layers. Plans are judged by ``sim.flows.occupancy_of``, which knows less: selection state as the selector needs it.
+nor layers. Plans are judged by ``sim.occupancy.occupancy_of``, which knows less: selection state as the selector needs it.
 """
 
 from math import ceil

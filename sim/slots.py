@@ -4,8 +4,9 @@ from itertools import accumulate
 from math import ceil, sqrt
 from typing import NamedTuple
 
-from sim.flows import flows_of, held_state_bytes, home_columns
+from sim.flows import flows_of, home_columns
 from sim.kv import GROUP_TOKENS, SCALE_BYTES, KvFormat, kv_layer_bytes
+from sim.occupancy import held_state_bytes
 from sim.plan import Placement, Plan, Setting, WriteBack
 
 

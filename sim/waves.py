@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 
 from sim.cost import CostModel
-from sim.flows import Flows, Occupancy, flows_of, home_columns, occupancy_of
-from sim.layer import LayerTimes, layer_prices, layer_times
+from sim.flows import Flows, flows_of, home_columns
+from sim.layer import LayerTimes, layer_times
+from sim.layer_prices import layer_prices
+from sim.occupancy import Occupancy, occupancy_of
 from sim.outcome import Served
 from sim.plan import Admission, Plan
 from sim.recording import RecordedSelection, replayed_flows

@@ -1,8 +1,9 @@
 """The best plan by looking at every one: dynamic programming over whole tokens, judged by the engine.
 
 What must be searched is every setting that the planner offers (with both kinds of write-back) and, for each, every row
-of token homes at every step. Traffic and bytes are written down here afresh, from the words of ``sim.flows``; seconds
-come from ``sim.layer``; nothing of the planner's bound, program or rounding is used. The winner is run by the engine.
+of token homes at every step. Traffic and bytes are written down here afresh, from the words of ``sim.counts``,
+``sim.flows`` and ``sim.occupancy``; seconds come from ``sim.layer_prices`` and ``sim.layer``; nothing of the planner's
+bound, program or rounding is used. The winner is run by the engine.
 
 A step takes max(own, shared + D f'), where f' is the next step's fetch: own and shared depend on this row and the next
 one (what leaves HBM is written back), f' on the next row and, where both directions of the link are busy, the one after.
@@ -24,12 +25,15 @@ from planner.request import Objective, Request
 from sim.attention import Selector
 from sim.capture import evicts_least_wanted
 from sim.cost import CostModel
+from sim.counts import Column, Counts, counts_of
 from sim.engine import simulate
-from sim.flows import Column, Counts, Flows, counts_of, flows_of, held_state_bytes, home_columns, occupancy_of
+from sim.flows import Flows, flows_of, home_columns
 from sim.forecast import static_host_bytes
 from sim.homes import TokenHomes
 from sim.kv import GROUP_TOKENS, KvFormat, KvFormats, inputs_layer_bytes, kv_layer_bytes
-from sim.layer import LayerPrices, layer_prices, layer_times, prompt_write_seconds
+from sim.layer import layer_times, prompt_write_seconds
+from sim.layer_prices import LayerPrices, layer_prices
+from sim.occupancy import held_state_bytes, occupancy_of
 from sim.plan import Admission, Placement, Plan, Recompute, Setting, WriteBack
 from sim.scheduled import paged_bytes
 

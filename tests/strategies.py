@@ -9,9 +9,10 @@ from builders import AMPLE_BYTES, in_hbm, make_machine, make_model
 from sim.access import AccessProfile, LivingAges
 from sim.attention import Attention, Selector
 from sim.cost import CostModel
-from sim.flows import flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
 from sim.homes import TokenHomes
 from sim.kv import KvFormat, KvFormats
+from sim.occupancy import occupancy_of
 from sim.plan import Admission, Mechanism, Placement, Plan, Preemption, Recompute, Setting, WriteBack
 from sim.profile import Profile
 from sim.recording import RecordedSelection

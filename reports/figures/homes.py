@@ -10,7 +10,8 @@ from reports.chart import Chart, Steps, Table, thinned
 from reports.figures.shared import band_names, capacity, figure, merged, phase_marks, stacked, used
 from reports.look import BLUE, GREY, HOME_COLOURS, ORANGE, PINK, SKY, axis
 from reports.study import Study
-from sim.flows import Column, home_columns
+from sim.counts import Column
+from sim.flows import home_columns
 from sim.footprint import resident_weight_bytes
 from sim.forecast import setting_workspace_bytes, static_host_bytes
 from sim.plan import Admission, Plan

@@ -14,7 +14,7 @@ from reports.figures.shared import figure, merged, phase_marks, room_for_text
 from reports.look import GREY, SERIES, axis, distance, one_two_five, plain
 from reports.study import Run, Study
 from reports.timeline import LANES, kind_of
-from sim.flows import Column
+from sim.counts import Column
 from sim.trace import Resource, WaveTrace
 from sim.units import MILLI
 

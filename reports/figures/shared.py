@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from reports.chart import Steps
 from reports.look import base_layout, ink_on, plain
-from sim.flows import Column
+from sim.counts import Column
 from sim.plan import Admission, Plan
 
 PHASE_NAMES = {"gpu": "all in HBM", "gpu_cpu": "HBM and host", "recompute": "recomputation"}

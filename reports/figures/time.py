@@ -21,7 +21,7 @@ from reports.figures.shared import (
 from reports.look import WORK_COLOURS, axis, plain
 from reports.study import Study
 from sim.breakdown import breakdown, totals
-from sim.flows import Column
+from sim.counts import Column
 from sim.plan import Admission
 from sim.units import MILLI, format_seconds
 

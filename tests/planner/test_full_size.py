@@ -17,8 +17,8 @@ from planner.search import KNOTS, PRUNE_SHARE, Best, choose_knots, in_seconds
 from planner.solvers import run_solver
 from sim import catalogue
 from sim.cost import CostModel
+from sim.counts import Column, counts_of
 from sim.engine import simulate
-from sim.flows import Column, counts_of
 from sim.plan import Placement, Recompute, Setting
 from sim.profile import Profile
 from sim.spec import MachineSpec

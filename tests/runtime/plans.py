@@ -6,9 +6,10 @@ from dataclasses import dataclass, field, replace
 from sim import catalogue
 from sim.access import measured_access
 from sim.attention import Attention, Selector
-from sim.flows import flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
 from sim.homes import TokenHomes
 from sim.kv import KvFormats
+from sim.occupancy import occupancy_of
 from sim.plan import Admission, Placement, Plan, Preemption, Recompute, Setting, WriteBack
 from sim.scheduled import page_rules
 from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat

@@ -29,9 +29,11 @@ from runtime.wave import BudgetExceeded
 from sim.admission import Scheduler
 from sim.attention import Selector
 from sim.cost import CostModel
+from sim.counts import Column
 from sim.engine import simulate
-from sim.flows import Column, flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
 from sim.kv import KvFormat, KvFormats, inputs_layer_bytes, kv_layer_bytes
+from sim.occupancy import occupancy_of
 from sim.plan import Admission, Mechanism, Placement, Plan, Preemption, Recompute, WriteBack
 from sim.profile import Profile
 from sim.recording import RecordedSelection, replayed_flows

@@ -18,7 +18,8 @@ from sim.admission import Scheduler
 from sim.attention import Selector
 from sim.cost import CostModel
 from sim.engine import simulate
-from sim.flows import flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
+from sim.occupancy import occupancy_of
 from sim.plan import Admission, Plan, Preemption
 from sim.profile import Profile
 from sim.scheduled import page_rules

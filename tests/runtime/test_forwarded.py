@@ -18,8 +18,9 @@ from runtime.graph.streamed import StreamedSlots
 from runtime.models import Decoder
 from sim import catalogue
 from sim.capture import forwarded_tokens
-from sim.flows import flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
 from sim.homes import TokenHomes
+from sim.occupancy import occupancy_of
 from sim.plan import Plan, Recompute, WriteBack
 from sim.spec import DType, ModelSpec
 from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, draw_prompts, kernels, padded

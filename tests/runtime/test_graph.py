@@ -12,8 +12,9 @@ from runtime.execute import Options, execute
 from runtime.graph.recent import RecentSlots
 from runtime.graph.run import GraphWave
 from sim.attention import Selector
-from sim.flows import flows_of, held_state_bytes, home_columns
+from sim.flows import flows_of, home_columns
 from sim.kv import KvFormat, kv_layer_bytes
+from sim.occupancy import held_state_bytes
 from sim.plan import Mechanism
 from sim.slots import Room
 from sim.spec import DType

@@ -16,8 +16,9 @@ from runtime.models import Decoder
 from runtime.tally import Tally
 from runtime.wave import Prompts
 from sim.attention import Selector
-from sim.flows import flows_of, home_columns, link_token_bytes, occupancy_of
+from sim.flows import flows_of, home_columns, link_token_bytes
 from sim.kv import GROUP_TOKENS
+from sim.occupancy import occupancy_of
 from sim.plan import Plan
 from sim.slots import Room, buffers
 from sim.spec import DType

@@ -16,8 +16,9 @@ from runtime.models import Decoder
 from runtime.quantise import encode_values, frozen_groups
 from runtime.tally import Tally
 from sim.attention import Selector
-from sim.flows import flows_of, home_columns, link_token_bytes, occupancy_of
+from sim.flows import flows_of, home_columns, link_token_bytes
 from sim.kv import GROUP_TOKENS, KvFormat, KvFormats
+from sim.occupancy import occupancy_of
 from sim.plan import Placement, Plan
 from sim.spec import DType
 from sim.trace import Resource

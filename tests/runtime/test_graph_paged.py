@@ -17,9 +17,10 @@ from sim import catalogue
 from sim.access import measured_access
 from sim.admission import Scheduler
 from sim.attention import PAGE_TOKENS, Attention, Selector
-from sim.flows import flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
 from sim.homes import TokenHomes
 from sim.kv import KvFormat, KvFormats, kv_layer_bytes
+from sim.occupancy import occupancy_of
 from sim.plan import Admission, Plan, Preemption, Setting
 from sim.scheduled import page_rules
 from sim.spec import DType, MachineSpec

@@ -18,7 +18,8 @@ from runtime.recorder import Record
 from runtime.sampling import Sampler, Sampling
 from runtime.wave import BudgetExceeded
 from sim.attention import Selector
-from sim.flows import flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
+from sim.occupancy import occupancy_of
 from sim.plan import Placement, Setting
 from sim.slots import hbm_slots
 from sim.trace import Resource

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from runtime.execute import execute
 from runtime.options import Options
 from runtime.recorder import Record
-from sim.flows import home_columns, occupancy_of
+from sim.flows import home_columns
 from sim.footprint import layer_weight_bytes
 from sim.kv import inputs_layer_bytes, kv_layer_bytes
+from sim.occupancy import occupancy_of
 from sim.recording import RecordedSelection, replayed_flows
 from sim.trace import Resource, Tier
 from tests.runtime.plans import draw_choice, draw_plan

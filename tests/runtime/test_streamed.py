@@ -16,9 +16,10 @@ from runtime.graph.streamed import StreamedSlots
 from runtime.graph.streamed_step import StreamedStep
 from runtime.models.decoder import Decoder
 from sim import catalogue
-from sim.flows import flows_of, home_columns, occupancy_of
+from sim.flows import flows_of, home_columns
 from sim.homes import TokenHomes
 from sim.kv import kv_layer_bytes
+from sim.occupancy import occupancy_of
 from sim.plan import Plan, Recompute, WriteBack
 from sim.spec import DType, ModelSpec
 from tests.runtime.graphs import DTYPES_TRIED, ON_GPU, compare, decoder, draw_prompts, kernels

@@ -19,9 +19,11 @@ from runtime.graph.run import GraphWave
 from runtime.graph.support import require_graphable
 from sim import catalogue
 from sim.capture import is_captured
-from sim.flows import Column, flows_of, home_columns, link_token_bytes, occupancy_of
+from sim.counts import Column
+from sim.flows import flows_of, home_columns, link_token_bytes
 from sim.homes import TokenHomes
 from sim.kv import KvFormat, KvFormats, inputs_layer_bytes, key_range_bytes
+from sim.occupancy import occupancy_of
 from sim.plan import Plan, Recompute, WriteBack
 from sim.spec import DType, ModelSpec
 from sim.trace import Resource

@@ -8,8 +8,10 @@ import pytest
 from builders import in_hbm, make_homes, make_machine, make_model, make_setting, newest_in_hbm
 from sim.access import AccessProfile, LivingAges
 from sim.attention import Selector
-from sim.flows import Flows, Occupancy, counts_of, flows_of, home_columns, link_token_bytes, occupancy_of
+from sim.counts import counts_of
+from sim.flows import Flows, flows_of, home_columns, link_token_bytes
 from sim.kv import KvFormat, KvFormats
+from sim.occupancy import Occupancy, occupancy_of
 from sim.plan import Placement, Plan, Recompute, WriteBack
 from sim.spec import CPU_LINK, DType, LinkSpec
 

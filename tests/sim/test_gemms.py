@@ -15,7 +15,8 @@ from sim.capture import FUSED_ROWS, is_captured
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
 from sim.gemms import LayerGemms, decoded_products_s, least_as_measured, product_rows, prompt_products_s
-from sim.layer import decode_launch_s, layer_prices, layer_times
+from sim.layer import layer_times
+from sim.layer_prices import decode_launch_s, layer_prices
 from sim.plan import Setting
 from sim.profile import MeasuredProduct, Profile
 from sim.spec import DType, MachineSpec, ModelSpec, WeightFormat

@@ -16,7 +16,8 @@ from sim.engine import simulate
 from sim.flows import flows_of, home_columns
 from sim.forecast import forecast
 from sim.kv import KvFormat, KvFormats
-from sim.layer import LayerTimes, layer_prices, layer_times
+from sim.layer import LayerTimes, layer_times
+from sim.layer_prices import layer_prices
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, WriteBack
 from sim.trace import Resource
 

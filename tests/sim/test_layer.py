@@ -24,7 +24,8 @@ from sim.launches import (
     end_operations,
     prefill_operations,
 )
-from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_prices, layer_times
+from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes, layer_times
+from sim.layer_prices import layer_prices
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, Setting, WriteBack
 from sim.spec import CPU_LINK, WeightFormat
 

@@ -8,8 +8,10 @@ import pytest
 from builders import make_model, make_setting, newest_in_hbm
 from sim.attention import Selector
 from sim.capture import keeps_open_group
-from sim.flows import Column, flows_of, home_columns, occupancy_of
+from sim.counts import Column
+from sim.flows import flows_of, home_columns
 from sim.kv import GROUP_TOKENS, KvFormat, KvFormats, kv_layer_bytes
+from sim.occupancy import occupancy_of
 from sim.open_group import fetched_layer_bytes, least_layer_bytes
 from sim.plan import Admission, Plan, Recompute, Setting
 

@@ -11,7 +11,7 @@ from sim.attention import Selector
 from sim.capture import captures_prefill, is_captured
 from sim.cost import CostModel
 from sim.launches import begin_operations
-from sim.layer import at_pace, layer_prices
+from sim.layer_prices import at_pace, layer_prices
 from sim.plan import Admission, Recompute, Setting
 from sim.predict import predictable, usual_launch_s
 from sim.profile import Evidence, Fingerprint, Measurement, Profile

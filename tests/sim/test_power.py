@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from builders import in_hbm, make_cost, make_machine, make_setting
 from sim.cost import Pieces
 from sim.flows import flows_of, home_columns
-from sim.layer import layer_prices, layer_times, priced_layer
+from sim.layer import layer_times
+from sim.layer_prices import layer_prices, priced_layer
 from sim.plan import Recompute
 from sim.power import recomputed
 

@@ -15,7 +15,7 @@ from sim import catalogue
 from sim.capture import captures_prefill, forwarded_tokens, is_captured
 from sim.cost import CostModel, Pieces
 from sim.kv import KvFormat, KvFormats
-from sim.layer import layer_prices
+from sim.layer_prices import layer_prices
 from sim.plan import Recompute, Setting, WriteBack
 from sim.profile import Profile
 from sim.prompt_prices import forwarded, prefill_passes, prefill_s
