@@ -63,7 +63,7 @@ def calibrate(
 ) -> None:
     """Measure this machine with the runtime's own kernels and fit a profile to it."""
     _require_extra()
-    from calibration.tables import constants_table, differences_table, families_table, show
+    from calibration.tables import constants_table, counting, differences_table, families_table, show
     from sim.measured import load_measured
 
     if (checkpoint is None) != (prompts is None):
@@ -89,11 +89,9 @@ def calibrate(
     from sim.profile_files import save_profile
 
     taken = measured.fingerprint
-    profile = fit(
-        measured,
-        name=f"measured-{taken.gpu}-{taken.date}",
-        basis=f"measured on {taken.device}, {taken.date}, torch {taken.torch}: {len(measured.measurements)} measurements",
-    )
+    basis = f"measured on {taken.device}, {taken.date}, torch {taken.torch}: {len(measured.measurements)} measurements"
+    with counting("fitting") as on_step:
+        profile = fit(measured, name=f"measured-{taken.gpu}-{taken.date}", basis=basis, on_step=on_step)
     save_profile(out, profile)
     if as_json:
         evidence = {"name": profile.name, "basis": profile.basis, "evidence": to_plain(profile.evidence)}

@@ -1,6 +1,6 @@
 """A profile from measurements: bounded, robust least squares on the ratio of predicted to measured seconds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -56,13 +56,16 @@ _FLOORS = ("host_operation_s",)  # seen only where they bind
 _SILENT = "nominal: no measurement depends on it"
 _WORSE = 0.1  # of a family's cost, below which a fit counts as no worse
 _ALIKE = 0.003  # seconds that differ by less are not told apart
+OnStep = Callable[[int, int, str], None]
 
 
-def fit(measured: Measured, *, name: str, basis: str) -> Profile:
+def fit(measured: Measured, *, name: str, basis: str, on_step: OnStep | None = None) -> Profile:
     """The profile that explains ``measured`` best; what the data cannot tell keeps its nominal value.
 
+    ``on_step`` is told which of how many steps begins, and what it is; the last one again for every constant in doubt.
     Raises ValueError where there is nothing to fit to.
     """
+    tell = on_step or _nobody
     machine = measured.machine
     start = replace(Profile.nominal(machine), name=name, basis=basis, products=_products(measured.measurements))
     if machine.is_cpu:
@@ -71,10 +74,14 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
         if not nothing.rows:
             raise ValueError("measurements, there are none that a constant prices: measure first")
         problem = nothing.of(_fitted_names(machine, {took.family for took, _ in nothing.rows}))
+        tell(1, 3, "which constants show")
         silent = {name for name in problem.names if _is_silent(problem, _begin(problem), name)}
         problem = problem.of(name for name in problem.names if name not in silent)
+        tell(2, 3, f"{len(problem.names)} constants, {len(problem.rows)} measurements")
         found, scale = _solved_twice(problem)
-        problem, found, kept = _without_the_unknown(problem, found, scale)
+        problem, found, kept = _without_the_unknown(
+            problem, found, scale, lambda name: tell(3, 3, f"whether it needs {name}")
+        )
         estimates = _estimates(problem, found, scale)
     kept |= dict.fromkeys(silent, _SILENT)
     fitted = problem.profile(found.x)
@@ -95,6 +102,10 @@ def fit(measured: Measured, *, name: str, basis: str) -> Profile:
         launch_s=usual_launch_s(measured.measurements),
     )
     return replace(fitted, evidence=evidence)
+
+
+def _nobody(_: int, __: int, ___: str) -> None:
+    """Nobody wants to know how far the fit has come."""
 
 
 def _products(measurements: Sequence[Measurement]) -> tuple[MeasuredProduct, ...]:
@@ -189,7 +200,7 @@ def _solved_twice(problem: Problem) -> tuple[OptimizeResult, float]:
 
 
 def _without_the_unknown(
-    problem: Problem, found: OptimizeResult, scale: float
+    problem: Problem, found: OptimizeResult, scale: float, tell: Callable[[str], None]
 ) -> tuple[Problem, OptimizeResult, dict[str, str]]:
     """Give constants back their nominal values, one by one, where no family of measurements fits those any worse."""
     kept, certain = dict[str, str](), set[str]()
@@ -204,6 +215,7 @@ def _without_the_unknown(
         if not open_to_doubt:
             return problem, found, kept
         _, _, name = max(open_to_doubt)  # of two that make up for each other, the one that is nominally nothing
+        tell(name)
         place = problem.names.index(name)
         fewer = problem.of(n for n in problem.names if n != name)
         without = _solved(fewer, np.delete(found.x, place), scale, tries=8)  # it is near

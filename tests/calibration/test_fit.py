@@ -122,8 +122,13 @@ def truth() -> Profile:
 
 
 def test_a_known_profile_is_recovered_and_the_rest_left_alone(truth: Profile) -> None:
-    found = fit(measured_by(truth, CARD, cases(), 0.005), name="found", basis="synthetic")
+    told = list[tuple[int, int, str]]()
+    measured = measured_by(truth, CARD, cases(), 0.005)
 
+    found = fit(measured, name="found", basis="synthetic", on_step=lambda *step: told.append(step))
+
+    assert [(number, total) for number, total, _ in told[:3]] == [(1, 3), (2, 3), (3, 3)]
+    assert all(what.removeprefix("whether it needs ") in Profile.constants() for _, _, what in told[2:])
     far = {name: getattr(found, name) / value for name, value in TRUTH.items()}
     assert {name: ratio for name, ratio in far.items() if not 0.85 < ratio < 1.15} == {}
     assert found.evidence
