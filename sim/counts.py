@@ -23,9 +23,9 @@ class Counts:
     ``decoding`` is 0 in the prefill's row and 1 elsewhere. ``pool`` counts the tokens that may be off HBM: all but the
     local window, with ``resident`` all but the selected ones too. Of those that are, each step fetches the share
     ``fetch_rate`` when picks fall on every age alike (dense: all; ``recent``: the selected among the older tokens;
-    ``resident``: the newly selected among those that the step before left out), and ``death_rate`` die at its end.
-    ``copy_rate`` is how many copies stay in HBM for each token that is off it: what was fetched stays until it is
-    deselected, 1 / turnover steps later. Others are written in the place of those off it that are among the ``dying`` and,
+    ``resident``: the newly selected, in the first step all, among those that the step before left out), and ``death_rate``
+    die at its end. ``copy_rate`` is how many copies stay in HBM for each token that is off it: what was fetched stays until
+    it is deselected, 1 / turnover steps later. Others are written in the place of those off it that are among the ``dying`` and,
     where the least wanted leave HBM, of the share ``returned_rate``; there none in the prefill's row, which keeps what lives
     after it, and none after the last.
     """
@@ -80,9 +80,11 @@ def _count_columns(
     pool, picks, copies = cached - dead - local, selected, np.zeros(steps)
     if placement is Placement.RESIDENT:
         turnover = np.array([access.turnover(share) for share in (local + selected) / cached])
-        had = np.minimum(np.arange(steps) * turnover, 1.0) if least_wanted else decoding
-        turnover[1:2] = turnover[1:2] if least_wanted else 1.0  # after a prompt nothing but the newest has a copy
-        returning = access.returning if least_wanted else 1.0
+        had, returning = decoding, 1.0
+        if least_wanted:
+            had, returning = np.minimum(np.arange(steps) * turnover, 1.0), access.returning
+        else:
+            turnover[1:2] = 1.0  # after a prompt nothing but the newest has a copy
         pool, picks = pool - selected, selected * turnover * returning
         copies = selected * had * returning
     fetched = decoding if attention.is_dense else np.minimum(ratio(picks, pool), 1.0) * decoding  # of few, all
