@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from os import cpu_count
+from signal import SIG_IGN, SIGINT, signal
 
 from calibration.families.base import FAILURES, Case
 
@@ -30,15 +31,19 @@ def compiled_ahead(cases: Callable[[], Iterable[Case]], waiting: Sequence[Case])
     processes = min(_MOST, len(groups), (cpu_count() or 1) // _CORES)
     if processes < 2:
         return
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(cases,)) as pool:
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(cases,))
+    try:
         futures = [pool.submit(_compile, group) for group in groups]
         for number, done in enumerate(as_completed(futures), start=1):
             if isinstance(done.exception(), BrokenProcessPool):
                 return
             yield number, len(groups)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(cases: Callable[[], Iterable[Case]]) -> None:
+    signal(SIGINT, SIG_IGN)  # whoever waits for this process ends it
     _cases.update({(case.family, case.case): case for case in cases()})
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
 from os import cpu_count
+from signal import SIG_IGN, SIGINT, signal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,7 +127,12 @@ def problem_of(measurements: Sequence[Measurement], machine: MachineSpec, start:
 
         def each(of: tuple[str, ...], places: Iterable[Logs]) -> Iterable[NDArray[np.float64]]:
             several = list(places)
-            return pool.map(_residuals, [of] * len(several), several, chunksize=-(-len(several) // (2 * processes)))
+            try:
+                return list(
+                    pool.map(_residuals, [of] * len(several), several, chunksize=-(-len(several) // (2 * processes)))
+                )
+            except BrokenProcessPool:  # one was ended from outside, or could not begin: this process does it
+                return map(problem.of(of).residuals_and_pull, several)
 
         yield replace(problem, each=each)
 
@@ -134,6 +141,7 @@ _problems = dict[tuple[str, ...], Problem]()  # of a process, by the constants t
 
 
 def _begin(measurements: Sequence[Measurement], machine: MachineSpec, start: Profile) -> None:
+    signal(SIGINT, SIG_IGN)  # whoever waits for this process ends it
     _problems[()] = Problem(machine=machine, start=start, rows=tuple(predictable(measurements, machine)), names=())
 
 

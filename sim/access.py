@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import log
 
 from sim.attention import Selector
@@ -90,7 +90,9 @@ class AccessProfile:
         first, later = zip(*((ages.first, ages.later) for ages in self.living_ages), strict=True)
 
         def between(measured: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
-            return tuple(_interpolate(self.keep_shares, shares, keep_share) for shares in zip(*measured, strict=True))
+            return _ascending(
+                _interpolate(self.keep_shares, shares, keep_share) for shares in zip(*measured, strict=True)
+            )
 
         return LivingAges(first=between(first), later=between(later))
 
@@ -119,13 +121,13 @@ def at_tokens(found: Sequence[AccessProfile], tokens: int) -> AccessProfile:
     """Of what was found of one selector and model: between the two over the nearest numbers of ``tokens``, by logarithms; the
     first one where those are not known.
     """
-    known = sorted((one.tokens, number) for number, one in enumerate(found) if one.tokens is not None)
+    known = {one.tokens: one for one in reversed(found) if one.tokens is not None}
     if not known:
         return found[0]
-    for (few, fewer), (many, more) in pairwise(known):
+    for few, many in pairwise(sorted(known)):
         if tokens < many:
-            return _between(found[fewer], found[more], log(max(1.0, tokens / few)) / log(many / few))
-    return found[known[-1][1]]
+            return _between(known[few], known[many], log(max(1.0, tokens / few)) / log(many / few))
+    return known[max(known)]
 
 
 def _between(fewer: AccessProfile, more: AccessProfile, way: float) -> AccessProfile:
@@ -138,13 +140,13 @@ def _between(fewer: AccessProfile, more: AccessProfile, way: float) -> AccessPro
 
     def ages(share: float) -> LivingAges | None:
         a, b = fewer.ages_at(share), more.ages_at(share)
-        return (
-            None if a is None or b is None else LivingAges(first=mixed(a.first, b.first), later=mixed(a.later, b.later))
-        )
+        if a is None or b is None:
+            return None
+        return LivingAges(first=_ascending(mixed(a.first, b.first)), later=_ascending(mixed(a.later, b.later)))
 
     living = tuple(one for one in map(ages, fewer.keep_shares) if one is not None)
     corners = sorted({at for at, _ in (*fewer.age_shares, *more.age_shares)})
-    picks = mixed(map(fewer.picks_among_oldest, corners), map(more.picks_among_oldest, corners))
+    picks = _ascending(mixed(map(fewer.picks_among_oldest, corners), map(more.picks_among_oldest, corners)))
     return replace(
         fewer,
         turnovers=mixed(fewer.turnovers, map(more.turnover, fewer.keep_shares)),
@@ -191,6 +193,11 @@ def _check_corners(corners: tuple[tuple[float, float], ...]) -> None:
     ascending = all(a[0] < b[0] and a[1] <= b[1] for a, b in pairwise(corners))
     if len(corners) < 2 or corners[0] != (0, 0) or corners[-1] != (1, 1) or not ascending:
         raise ValueError(f"access.age_shares={corners}, must ascend from (0, 0) to (1, 1)")
+
+
+def _ascending(shares: Iterable[float]) -> tuple[float, ...]:
+    """Without what rounding takes off: no share falls below the one before, or passes 1."""
+    return tuple(min(1.0, share) for share in accumulate(shares, max))
 
 
 def _interpolate(xs: tuple[float, ...], ys: tuple[float, ...], x: float) -> float:

@@ -25,7 +25,8 @@ class Counts:
     ``fetch_rate`` when picks fall on every age alike (dense: all; ``recent``: the selected among the older tokens;
     ``resident``: the newly selected, in the first step all, among those that the step before left out), and ``death_rate``
     die at its end. ``copy_rate`` is how many copies stay in HBM for each token that is off it: what was fetched stays until
-    it is deselected, 1 / turnover steps later. Others are written in the place of those off it that are among the ``dying`` and,
+    it is deselected, so that from the first step on all that are selected have one; where the least wanted leave HBM those
+    that have returned, over 1 / turnover steps. Others are written in the place of those off it that are among the ``dying`` and,
     where the least wanted leave HBM, of the share ``returned_rate``; there none in the prefill's row, which keeps what lives
     after it, and none after the last.
     """

@@ -1,7 +1,7 @@
 """What a plan moves at each step, in tokens of one sequence."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,10 @@ from sim.homes import TokenHomes
 from sim.kv import key_range_bytes, kv_layer_bytes
 from sim.open_group import fetched_layer_bytes
 from sim.plan import Placement, Plan, Recompute, Setting, WriteBack
+
+Picked: TypeAlias = tuple[
+    Column, NDArray[np.floating[Any]]
+]  # shares of tokens, the oldest ones; of picks, [row, share]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,29 +150,46 @@ def _column(tokens: tuple[int, ...]) -> Column:
 
 
 def _fetched_tokens(setting: Setting, homes: Homes, counts: Counts) -> Column:
-    """Never more than there are: few tokens may come to less than a whole one of what is picked.
-
-    Where the ages of new picks are known those count that fall on what is homed outside HBM, none of which has a copy, however
-    many slots there are for such.
-    """
-    homed = homes.host_kv + homes.activations
-    off_hbm = homed - homes.copies
+    """Never more than there are: few tokens may come to less than a whole one of what is picked."""
+    off_hbm = homes.host_kv + homes.activations - homes.copies
     picked = picked_shares(setting, counts)
     if picked is None:
         return off_hbm * counts.fetch_rate
-    at, shares = picked
-    oldest, row = ratio(off_hbm, counts.pool), np.arange(len(off_hbm))
     if _new_picks(setting) is not None:
-        off_hbm, oldest = homed, ratio(homed, counts.pool + counts.selected)
-    after = np.clip(np.searchsorted(at, oldest), 1, len(at) - 1)
-    within = (oldest - at[after - 1]) / (at[after] - at[after - 1])
-    below = shares[row, after - 1]
-    ends = below + within * (shares[row, after] - below)
-    fetched: Column = np.minimum(off_hbm, counts.pool * counts.fetch_rate * ends)
+        return _fetched_again(setting, homes, counts, picked)
+    fetched: Column = np.minimum(off_hbm, counts.pool * counts.fetch_rate * _ends(picked, ratio(off_hbm, counts.pool)))
     return fetched
 
 
-def picked_shares(setting: Setting, counts: Counts) -> tuple[Column, NDArray[np.floating[Any]]] | None:
+def _fetched_again(setting: Setting, homes: Homes, counts: Counts, new: Picked) -> Column:
+    """Of picks that have copies: the new ones that fall on what is homed outside HBM, however many slots there are for copies,
+    or all those for which there is no slot.
+
+    ``planner.coefficients.fetch_rate`` bounds it from below, for which new ones count as if among what has no copy, if those are
+    a larger share of theirs.
+    """
+    homed, older = homes.host_kv + homes.activations, counts.pool + counts.selected
+    oldest = ratio(homed, older)
+    at, shares = (np.array(column) for column in zip(*setting.access.age_shares, strict=True))
+    wanted = counts.decoding * counts.selected * np.interp(oldest, at, shares)
+    first = counts.cached == setting.workload.prompt_tokens + 1
+    fresh = np.where(first, counts.selected, counts.pool * counts.fetch_rate)
+    coming = fresh * _ends(new, np.maximum(oldest, ratio(homed - homes.copies, counts.pool)))
+    fetched: Column = np.minimum(homed, np.maximum(coming, wanted - homes.copies))
+    return fetched
+
+
+def _ends(picked: Picked, oldest: Column) -> Column:
+    """Of each row's picks, those that fall on so large a share of the tokens, the oldest ones."""
+    (at, shares), row = picked, np.arange(len(oldest))
+    after = np.clip(np.searchsorted(at, oldest), 1, len(at) - 1)
+    within = np.minimum(1.0, (oldest - at[after - 1]) / (at[after] - at[after - 1]))
+    below = shares[row, after - 1]
+    ends: Column = below + within * (shares[row, after] - below)
+    return ends
+
+
+def picked_shares(setting: Setting, counts: Counts) -> Picked | None:
     """Shares of the older tokens, the oldest ones, and of each row's picks the share that falls on them, [row, share]; None
     where those outside HBM are of any age, or picks are of every age alike.
 

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from hypothesis import strategies as st
 
 from builders import AMPLE_BYTES, in_hbm, make_machine, make_model
-from sim.access import AccessProfile, LivingAges
+from sim.access import AGES, AccessProfile, LivingAges
 from sim.attention import Attention, Selector
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
@@ -81,11 +81,21 @@ def models(draw: st.DrawFn) -> ModelSpec:
 
 
 @st.composite
-def accesses(draw: st.DrawFn, selector: Selector) -> AccessProfile:
-    """Any turnover, of which any share may return; picks of every age alike, or mostly old or mostly new ones; a window's too."""
-    straight = ((0.0, 0.0), (1.0, 1.0))
+def living_ages(draw: st.DrawFn) -> LivingAges:
+    """Alike, mostly old or mostly new, or any."""
+    alike = tuple(eighth / AGES for eighth in range(1, AGES))
     old, new = (0.4, 0.7, 0.9, 1.0, 1.0, 1.0, 1.0), (0.0, 0.0, 0.1, 0.2, 0.4, 0.6, 0.8)
-    windows = [None, LivingAges(first=old, later=new), LivingAges(first=new, later=old)]
+    ascending = st.lists(_shares(), min_size=AGES - 1, max_size=AGES - 1).map(lambda shares: tuple(sorted(shares)))
+    either = st.one_of(st.sampled_from((alike, old, new)), ascending)
+    return LivingAges(first=draw(either), later=draw(either))
+
+
+@st.composite
+def accesses(draw: st.DrawFn, selector: Selector) -> AccessProfile:
+    """Any turnover, of which any share may return; picks of every age alike, or mostly old or mostly new ones; of the living ones,
+    or new ones, of any age at each of two keep shares.
+    """
+    straight = ((0.0, 0.0), (1.0, 1.0))
     return AccessProfile(
         selector=selector,
         keep_shares=(0.1, 0.5),
@@ -93,7 +103,7 @@ def accesses(draw: st.DrawFn, selector: Selector) -> AccessProfile:
         perplexity_ratios=(1.2, 1.1),
         age_shares=draw(st.sampled_from((straight, ((0, 0), (0.5, 0.2), (1, 1)), ((0, 0), (0.3, 0.9), (1, 1))))),
         returned_share=draw(st.one_of(st.none(), _shares())),
-        living_ages=(ages,) * 2 if (ages := draw(st.sampled_from(windows))) else None,
+        living_ages=draw(st.one_of(st.none(), st.tuples(living_ages(), living_ages()))),
         source="drawn",
     )
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from time import sleep
 
 import pytest
 import torch
@@ -51,6 +52,26 @@ def test_each_case_that_takes_the_compiler_long_is_run_once_by_another_process(t
     processes = {file.name.partition("-")[2] for file in tmp_path.iterdir()}
     assert str(os.getpid()) not in processes
     assert 1 <= len(processes) <= 2
+
+
+def slowly(folder: Path) -> Iterator[Case]:
+    """Two hundred, of which each process takes 50 a second."""
+
+    def measure(number: int) -> tuple[Measurement, ...]:
+        sleep(0.02)
+        (folder / f"{number}").touch()
+        return ()
+
+    for number in range(200):
+        yield Case(family="decode", case=str(number), measure=partial(measure, number))
+
+
+def test_whoever_looks_no_further_waits_for_no_more_than_has_begun(tmp_path: Path) -> None:
+    told = compiled_ahead(partial(slowly, tmp_path), list(slowly(tmp_path)))
+    next(told)
+    told.close()  # type: ignore[attr-defined]
+
+    assert 4 <= len(done(tmp_path)) < 150
 
 
 def test_a_process_that_ends_leaves_its_cases_to_whoever_measures_them(tmp_path: Path) -> None:

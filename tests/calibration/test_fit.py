@@ -1,14 +1,19 @@
 """The fit: what a known profile would have measured gives that profile back; what nothing tells stays as it was."""
 
+import multiprocessing
+import os
 import random
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from builders import refuses
 from calibration.fit import family_errors, fit
+from calibration.problem import problem_of
 from sim import catalogue
 from sim.allocated import peak_allocated_bytes
 from sim.attention import Selector
@@ -160,6 +165,26 @@ def test_several_processes_find_what_one_does(truth: Profile, monkeypatch: pytes
 
     assert fit(measured, name="found", basis="synthetic") == alone
     assert begun == [2]
+
+
+def test_what_a_process_that_ends_would_have_looked_at_this_one_does(
+    truth: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("calibration.problem.cpu_count", lambda: 2)
+    monkeypatch.setattr("calibration.problem._WORTH_IT", 10)
+    measured = measured_by(truth, CARD, cases()[::9], 0.005)
+    names = ("gemm_hbm_efficiency", "link_efficiency")
+
+    with problem_of(measured.measurements, CARD, truth) as nothing:
+        problem = nothing.of(names)
+        places = [problem.nominal - 0.1 * number for number in range(3)]
+        before = list(problem.at_each(places))
+        for child in multiprocessing.active_children():
+            os.kill(child.pid or 0, signal.SIGKILL)
+        after = list(problem.at_each(places))
+
+    assert np.array_equal(before, after)
+    assert np.array_equal(before[0], problem.residuals_and_pull(places[0]))
 
 
 def test_every_product_that_was_measured_is_kept_by_its_matrix() -> None:

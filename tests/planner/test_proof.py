@@ -21,6 +21,7 @@ from itertools import product
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from builders import make_machine, make_model, make_products, make_profile
 from exhaustive import Optimum, exhaustive_optimum, optimum_of_setting, settings_to_search
@@ -247,9 +248,9 @@ def _every_row(cached: int) -> list[tuple[int, int, int, int, int]]:
     return [(*row, 0) for row in rows if sum(row) == cached]
 
 
-@given(plans(Selector.SWA))
+@given(st.sampled_from((Selector.SWA, Selector.PAGES, Selector.TOPK)).flatmap(plans))
 def test_a_token_outside_hbm_is_fetched_no_less_than_the_program_counts(plan: Plan) -> None:
-    """Whether the oldest are picked most or least, in the first steps or later."""
+    """Whether the oldest are picked most or least, in the first steps or later, and however many slots there are for copies."""
     homes = home_columns(plan.homes)
     outside = homes.host_kv + homes.activations - homes.copies
     flows = flows_of(plan, homes)

@@ -107,6 +107,24 @@ def test_between_numbers_of_tokens_by_their_logarithms() -> None:
     assert at_tokens([many, replace(few, living_ages=None)], 200).living_ages is None
 
 
+def test_one_of_two_over_as_many_tokens_stands_for_both() -> None:
+    one, other = (AccessProfile(**POINTS | {"source": source}, tokens=100) for source in ("one", "other"))
+
+    assert [at_tokens([one, other], tokens) for tokens in (50, 100, 200)] == [one] * 3
+
+
+def test_shares_that_are_equal_stay_so_whatever_rounding_takes_off() -> None:
+    """At a tenth kept 0.2959 and 0.6497 both come to 0.8215, the one by an ulp more than the other."""
+    few, many = (0.0, 0.0, 0.2959, 0.6497, 0.6497, 0.8215, 0.8215), (0.0, 0.0, *[0.8215] * 5)
+    ages = tuple(LivingAges(first=shares, later=shares) for shares in (few, many))
+    points = POINTS | {"keep_shares": (0.05, 0.1)}
+
+    found = AccessProfile(**points, living_ages=ages).ages_at(0.1)
+
+    assert found is not None
+    assert found.first == pytest.approx(many, abs=1e-12)
+
+
 @pytest.mark.parametrize("tokens", [0, -1, 1.5, True])
 def test_tokens_are_a_whole_number(tokens: Any) -> None:
     with refuses(f"access.tokens={tokens}, must be a whole number of at least 1"):

@@ -127,6 +127,31 @@ def test_new_picks_are_fetched_by_their_ages_however_many_slots_there_are_for_co
     assert fetched.tolist() == pytest.approx([0, 3 * 0.25, 3 * 0.5 * of_the_oldest_four_ninths])
 
 
+@pytest.mark.parametrize(
+    ("host_kv", "copies", "fetched"),
+    [
+        (7, (5, 4, 5), [0, 4, 0.1 * 5]),  # four of four, though no more than three are left out; then a tenth is new
+        (3, (1, 1, 1), [0, 4 * 2 / 3, 5 * 3 / 7 - 1]),  # as the program counts; then all but the one that has a slot
+    ],
+)
+def test_in_the_first_step_all_picks_come_and_later_those_too_for_which_there_is_no_slot(
+    host_kv: int, copies: tuple[int, ...], fetched: list[float]
+) -> None:
+    """Of seven older tokens four and five are picked, those of every age alike."""
+    alike = LivingAges(**dict.fromkeys(("first", "later"), tuple(eighth / 8 for eighth in range(1, 8))))
+    usual = half_new(Selector.TOPK)
+    shares = len(usual.keep_shares)
+    access = replace(usual, turnovers=(0.1,) * shares, living_ages=(alike,) * shares)
+    setting = make_setting(
+        Selector.TOPK, prompt=10, output=3, sparsity=0.2, access=access, placement=Placement.RESIDENT
+    )
+    kept = setting.token_counts
+    assert (kept.local[1:], kept.selected[1:]) == ((4, 5), (4, 5))
+    homes = make_homes([cached - host_kv for cached in kept.cached], host_kv=(host_kv,) * 3, copies=copies)
+
+    assert traffic(Plan(setting=setting, homes=homes)).fetched_kv.tolist() == pytest.approx(fetched)
+
+
 def test_a_windows_picks_grow_younger_until_all_its_newest_tokens_have_come_since() -> None:
     """8 to 10 older tokens live and the oldest 2 to 5 are outside; picked are at first the oldest half alone, the newest half
     when as many steps have gone by as tokens are local, and in between of each as much as has gone by.
