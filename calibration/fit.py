@@ -1,6 +1,6 @@
 """A profile from measurements: bounded, robust least squares on the ratio of predicted to measured seconds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
 
@@ -8,15 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
+from calibration.evidence import family_errors, library_bytes, measured_products, steadiest_step
 from calibration.problem import LEAST, MOST, Problem, problem_of
-from sim.allocated import multiplying_streams, peak_allocated_bytes
-from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.measured import Measured
-from sim.predict import Prediction, usual_launch_s
-from sim.profile import Estimate, Evidence, FamilyError, MeasuredProduct, Measurement, Profile
-from sim.recipe import Recipe, plan_of
-from sim.spec import DType, MachineSpec
+from sim.predict import usual_launch_s
+from sim.profile import Estimate, Evidence, Profile
+from sim.spec import MachineSpec
 
 _NOT_FITTED = (
     "other_power_share",  # steps are either nearly all products, or hardly held back
@@ -67,7 +65,7 @@ def fit(measured: Measured, *, name: str, basis: str, on_step: OnStep | None = N
     """
     tell = on_step or _nobody
     machine = measured.machine
-    start = replace(Profile.nominal(machine), name=name, basis=basis, products=_products(measured.measurements))
+    start = replace(Profile.nominal(machine), name=name, basis=basis, products=measured_products(measured.measurements))
     if machine.is_cpu:
         start = replace(start, **_ON_CPU)  # type: ignore[arg-type]
     with problem_of(measured.measurements, machine, start) as nothing:
@@ -85,7 +83,7 @@ def fit(measured: Measured, *, name: str, basis: str, on_step: OnStep | None = N
         estimates = _estimates(problem, found, scale)
     kept |= dict.fromkeys(silent, _SILENT)
     fitted = problem.profile(found.x)
-    besides = _library_bytes(CostModel(machine=machine, profile=fitted), measured)
+    besides = library_bytes(CostModel(machine=machine, profile=fitted), measured)
     if besides:
         fitted = replace(fitted, library_bytes=max(0.0, median(besides)))
         kept["library_bytes"] = (
@@ -98,7 +96,7 @@ def fit(measured: Measured, *, name: str, basis: str, on_step: OnStep | None = N
         errors=family_errors(problem.rows, CostModel(machine=machine, profile=fitted)),
         access=measured.access,
         random_access=measured.random_access,
-        reference=_reference(measured.measurements),
+        reference=steadiest_step(measured.measurements),
         launch_s=usual_launch_s(measured.measurements),
     )
     return replace(fitted, evidence=evidence)
@@ -106,57 +104,6 @@ def fit(measured: Measured, *, name: str, basis: str, on_step: OnStep | None = N
 
 def _nobody(_: int, __: int, ___: str) -> None:
     """Nobody wants to know how far the fit has come."""
-
-
-def _products(measurements: Sequence[Measurement]) -> tuple[MeasuredProduct, ...]:
-    """Every matrix that was multiplied by itself, by rows."""
-    found = dict[tuple[int, int, DType], dict[int, float]]()
-    for took in measurements:
-        if took.family == "product":
-            key = (took.number("inputs"), took.number("outputs"), DType(took.text("dtype")))
-            found.setdefault(key, {})[took.number("rows")] = took.seconds
-    return tuple(
-        MeasuredProduct(
-            inputs=inputs,
-            outputs=outputs,
-            dtype=dtype,
-            rows=tuple(sorted(by)),
-            seconds=tuple(by[n] for n in sorted(by)),
-        )
-        for (inputs, outputs, dtype), by in found.items()
-    )
-
-
-def _library_bytes(cost: CostModel, measured: Measured) -> list[float]:
-    """What allocators have given out besides what plans account for, a stream, of every captured run whose peak is known."""
-    plans = [
-        (took.peak_bytes, plan_of(Recipe.of(took.case), measured.machine))
-        for took in measured.measurements
-        if took.peak_bytes
-    ]
-    bare = replace(cost, profile=replace(cost.profile, library_bytes=0.0))
-    return [
-        (took - peak_allocated_bytes(plan, bare)) / multiplying_streams(plan.setting)
-        for took, plan in plans
-        if is_captured(plan.setting)
-    ]
-
-
-def _reference(measurements: Sequence[Measurement]) -> Measurement | None:
-    """The steadiest decode step."""
-    steps = [one for one in measurements if one.family == "decode"]
-    return min(steps, key=lambda one: one.high_s / one.low_s, default=None)
-
-
-def family_errors(rows: Sequence[tuple[Measurement, Prediction]], cost: CostModel) -> tuple[FamilyError, ...]:
-    """How far ``cost`` is from each family, the worst one first."""
-    errors = list[FamilyError]()
-    for family in dict.fromkeys(took.family for took, _ in rows):
-        shares = [(abs(price(cost) / took.seconds - 1), took.case) for took, price in rows if took.family == family]
-        worst, case = max(shares)
-        middle = median(share for share, _ in shares)
-        errors.append(FamilyError(family=family, measurements=len(shares), median=middle, worst=worst, worst_case=case))
-    return tuple(sorted(errors, key=lambda error: -error.median))
 
 
 def _fitted_names(machine: MachineSpec, families: set[str]) -> tuple[str, ...]:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from builders import refuses
-from calibration.fit import family_errors, fit
+from calibration.evidence import family_errors
+from calibration.fit import fit
 from calibration.problem import problem_of
 from sim import catalogue
 from sim.allocated import peak_allocated_bytes
