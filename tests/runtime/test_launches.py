@@ -42,8 +42,8 @@ from sim.launches import (
     prefill_operations,
     prompt_operations,
 )
-from sim.layer import prefill_passes
 from sim.plan import Placement, Plan, Recompute, WriteBack
+from sim.prompt_prices import prefill_passes
 from sim.recipe import Recipe, plan_for
 from sim.spec import CPU_LINK, WeightFormat
 from tests.runtime.graphs import draw_prompts, kernels
