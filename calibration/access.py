@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calibration.families.base import Scope
-from calibration.runner import Flags, Ran, Runner
+from calibration.runner import Ran, Runner
 from runtime.execute import execute
 from runtime.models import load_decoder
 from runtime.options import Options, Run
@@ -22,7 +22,7 @@ from sim.access import AGES, AccessProfile, LivingAges, measured_access
 from sim.attention import Selector
 from sim.plan import Placement, Plan
 from sim.recipe import Recipe, plan_for, plan_of
-from sim.recording import RecordedSelection, picked_ages
+from sim.recording import Flags, RecordedSelection, picked_ages, picked_flags
 from sim.spec import MachineSpec
 
 SELECTORS = (Selector.SWA, Selector.H2O, Selector.PAGES, Selector.TOPK)
@@ -30,7 +30,6 @@ _KEEPS, _OUTPUT = (5, 10, 20, 40), 64
 _QUARTERS = (0.25, 0.5, 0.75)
 _DIGITS = 4
 _RECORD = Record(selections=True, picks=True, mass=True)
-
 
 Eighths: TypeAlias = NDArray[np.float64]  # picks that fell on the oldest eighth, two eighths, up to all
 
@@ -186,14 +185,7 @@ def _flags(seen: Seen) -> Iterator[Flags]:
     """Whether a lane, layer by layer, picks a token, [lane, token] of each step."""
     tokens = seen.plan.setting.token_counts.cached[-1]
     for step in seen.picks:
-        if isinstance(step, np.ndarray):
-            yield step
-            continue
-        lanes = [lane for layer in step for lane in layer]
-        flags = np.zeros((len(lanes), tokens), dtype=bool)
-        for flag, picks in zip(flags, lanes, strict=True):
-            flag[list(picks)] = True
-        yield flags
+        yield step if isinstance(step, np.ndarray) else picked_flags(step, tokens)
 
 
 def _turnover(seen: Seen) -> float:

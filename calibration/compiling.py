@@ -4,12 +4,11 @@ The compiler keeps on disk what it has made, where the process that measures fin
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from os import cpu_count
-from signal import SIG_IGN, SIGINT, signal
 
+from calibration.beside import beside
 from calibration.families.base import FAILURES, Case
 
 _COMPILED = ("attention", "select", "decode")  # families of which a first run takes the compiler longest
@@ -31,7 +30,7 @@ def compiled_ahead(cases: Callable[[], Iterable[Case]], waiting: Sequence[Case])
     processes = min(_MOST, len(groups), (cpu_count() or 1) // _CORES)
     if processes < 2:
         return
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(cases,))
+    pool = beside(processes, _begin, cases)
     try:
         futures = [pool.submit(_compile, group) for group in groups]
         for number, done in enumerate(as_completed(futures), start=1):
@@ -43,7 +42,6 @@ def compiled_ahead(cases: Callable[[], Iterable[Case]], waiting: Sequence[Case])
 
 
 def _begin(cases: Callable[[], Iterable[Case]]) -> None:
-    signal(SIGINT, SIG_IGN)  # whoever waits for this process ends it
     _cases.update({(case.family, case.case): case for case in cases()})
 
 

@@ -1,18 +1,16 @@
 """What a fit minimises: how far predictions are from measurements, for any values of the constants; by several processes."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from multiprocessing import get_context
 from os import cpu_count
-from signal import SIG_IGN, SIGINT, signal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from calibration.beside import beside
 from sim.cost import CostModel
 from sim.predict import Prediction, predictable
 from sim.profile import Measurement, Profile
@@ -122,8 +120,7 @@ def problem_of(measurements: Sequence[Measurement], machine: MachineSpec, start:
     if len(problem.rows) < _WORTH_IT or processes < 2:
         yield problem
         return
-    given = (measurements, machine, start)
-    with ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=given) as pool:
+    with beside(processes, _begin, measurements, machine, start) as pool:
 
         def each(of: tuple[str, ...], places: Iterable[Logs]) -> Iterable[NDArray[np.float64]]:
             several = list(places)
@@ -141,7 +138,6 @@ _problems = dict[tuple[str, ...], Problem]()  # of a process, by the constants t
 
 
 def _begin(measurements: Sequence[Measurement], machine: MachineSpec, start: Profile) -> None:
-    signal(SIGINT, SIG_IGN)  # whoever waits for this process ends it
     _problems[()] = Problem(machine=machine, start=start, rows=tuple(predictable(measurements, machine)), names=())
 
 

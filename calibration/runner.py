@@ -8,9 +8,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TypeAlias, TypeVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.execute import DTYPES, execute
@@ -25,12 +23,12 @@ from runtime.recorder import LanePicks, Record, SelectionStats
 from runtime.wave import Prompts
 from sim.plan import Plan, Setting
 from sim.recipe import shortened
+from sim.recording import Flags
 from sim.spec import DType, ModelSpec, WeightFormat
 from sim.trace import Trace
 
 _PACES, _LAUNCHES = 5, 50
 
-Flags: TypeAlias = NDArray[np.bool_]
 Slots = TypeVar("Slots", WindowSlots, RecallSlots)
 Weights: TypeAlias = tuple[ModelSpec, DType, WeightFormat, float]  # the last: the share on the host
 

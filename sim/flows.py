@@ -14,9 +14,8 @@ from sim.kv import key_range_bytes, kv_layer_bytes
 from sim.open_group import fetched_layer_bytes
 from sim.plan import Placement, Plan, Recompute, Setting, WriteBack
 
-Picked: TypeAlias = tuple[
-    Column, NDArray[np.floating[Any]]
-]  # shares of tokens, the oldest ones; of picks, [row, share]
+# Shares of the older tokens, the oldest ones, and of each row's picks those that fall on them, [row, share].
+Picked: TypeAlias = tuple[Column, NDArray[np.floating[Any]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from sim.plan import Placement, Plan, Recompute, WriteBack
 
 Picks: TypeAlias = tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]  # [decode step, layer, sequence, pick]
 _Whole: TypeAlias = NDArray[np.signedinteger[Any]]
-_Flags: TypeAlias = NDArray[np.bool_]
+Flags: TypeAlias = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,15 @@ def picked_ages(plan: Plan, recording: RecordedSelection) -> list[tuple[float, .
     return [replay.ages(step) for step in range(1, replay.steps)]
 
 
+def picked_flags(layers: Sequence[Sequence[Sequence[int]]], tokens: int) -> Flags:
+    """Whether a lane, layer by layer of all sequences, picks a token, [lane, token]; of one step's picks."""
+    lanes = [picks for layer in layers for picks in layer]
+    picked = np.zeros((len(lanes), tokens), dtype=bool)
+    rows = np.repeat(np.arange(len(lanes)), [len(picks) for picks in lanes])
+    picked[rows, np.fromiter(chain.from_iterable(lanes), np.int64)] = True
+    return picked
+
+
 class _Replay:
     """All layers of all sequences side by side, each a lane; arrays are [lane, token]."""
 
@@ -131,19 +140,15 @@ class _Replay:
             float(np.clip(number * share / AGES - turn + 1, 0.0, 1.0)[picked].mean()) for share in range(1, AGES)
         )
 
-    def _newest(self, step: int) -> _Flags:
+    def _newest(self, step: int) -> Flags:
         newest = (self.tokens >= self.window_start[step]) & (self.tokens < self.cached[step])
         return np.broadcast_to(newest, (self.lanes, len(self.tokens)))
 
-    def _picked(self, step: int) -> _Flags:
-        lanes = [picks for layer in self._picks[step - 1] for picks in layer]
-        picked = np.zeros((self.lanes, len(self.tokens)), dtype=bool)
-        rows = np.repeat(np.arange(self.lanes), [len(picks) for picks in lanes])
-        picked[rows, np.fromiter(chain.from_iterable(lanes), np.int64)] = True
-        return picked
+    def _picked(self, step: int) -> Flags:
+        return picked_flags(self._picks[step - 1], len(self.tokens))
 
-    def _living(self, step: int) -> _Flags:
-        living: _Flags = (self.dropped_at > step) & (self.tokens < self.cached[step])
+    def _living(self, step: int) -> Flags:
+        living: Flags = (self.dropped_at > step) & (self.tokens < self.cached[step])
         return living
 
     def _dropped_at(self) -> _Whole:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from builders import refuses
+from calibration.beside import beside
 from calibration.evidence import family_errors
 from calibration.fit import fit
 from calibration.problem import problem_of
@@ -156,11 +157,11 @@ def test_several_processes_find_what_one_does(truth: Profile, monkeypatch: pytes
     alone = fit(measured, name="found", basis="synthetic")
     begun = list[int]()
 
-    def pool(processes: int, *args: Any, **options: Any) -> ProcessPoolExecutor:
+    def spy(processes: int, *begin: Any) -> ProcessPoolExecutor:
         begun.append(processes)
-        return ProcessPoolExecutor(processes, *args, **options)
+        return beside(processes, *begin)
 
-    monkeypatch.setattr("calibration.problem.ProcessPoolExecutor", pool)
+    monkeypatch.setattr("calibration.problem.beside", spy)
     monkeypatch.setattr("calibration.problem.cpu_count", lambda: 2)
     monkeypatch.setattr("calibration.problem._WORTH_IT", 10)
 
