@@ -11,6 +11,8 @@ from runtime.graph.pinned import Shared, shared
 from runtime.models.decoder import LayerWeights
 from runtime.streams import Done, SideStream
 
+_WORDS = (torch.int64, torch.int32, torch.int16, torch.uint8)  # that bytes are handled as, the widest that fits
+_CUT_BYTES = 16  # where a tensor may be cut: a multiple of what is read at once
 _ALIGNED_BYTES = 256  # what a tensor's place in a block is a multiple of: as an allocator's would be
 
 
@@ -28,6 +30,7 @@ class StreamedLayers(Sequence[LayerWeights]):
         self._ring = [torch.empty(size_bytes, dtype=torch.uint8, device=device) for _ in range(self.ahead + 1)]
         self._stream = SideStream(device, overlap=False)
         self._arrived: dict[int, tuple[LayerWeights, Done]] = {}  # by layer
+        self._wholes: dict[tuple[int, int], LayerWeights] = {}  # by layer and buffer: many tensors, made once
 
     @classmethod
     def of(cls, layers: Iterable[LayerWeights], device: torch.device, *, share: float, ahead: int) -> "StreamedLayers":
@@ -52,11 +55,14 @@ class StreamedLayers(Sequence[LayerWeights]):
             raise ValueError(f"layers={len(self)}, must be a multiple of the {self.buffers} buffers of weights")
         return tuple(one.whole(self._own(layer)) for layer, one in enumerate(self._stored))
 
-    def moves(self, layer: int) -> list["Move"]:
-        """What brings the layer into the buffer of its own: from the host, then from the device where a tensor is cut."""
-        one, buffer = self._stored[layer], self._own(layer)
-        parts = zip((one.block.host, one.rest), one.split(buffer), strict=True)
-        return [Move(here.data_ptr(), there.data_ptr(), there.numel()) for there, here in parts if there.numel()]
+    def move(self, layer: int) -> "Move":
+        """What brings the layer's block into the buffer of its own."""
+        block = self._stored[layer].block.host
+        return Move(self._own(layer).data_ptr(), block.data_ptr(), block.numel())
+
+    def complete(self, layer: int) -> None:
+        """Put beside the block, by a kernel of the current stream, what lies on the device of a tensor that is cut."""
+        self._stored[layer].complete(self._own(layer))
 
     def start(self, places: int, *, overlap: bool) -> None:
         """A wave of so many turns begins."""
@@ -92,14 +98,14 @@ class StreamedLayers(Sequence[LayerWeights]):
         return self._ring[layer % len(self._ring)]
 
     def _load(self, place: int) -> None:
-        layer, buffer = place % len(self), self._ring[place % len(self._ring)]
-        one = self._stored[layer]
-        block, rest = one.split(buffer)
+        layer, at = place % len(self), place % self.buffers
+        one, buffer = self._stored[layer], self._ring[at]
         with self._stream.work():
-            block.copy_(one.block.host, non_blocking=True)
-            if one.rest.numel():
-                rest.copy_(one.rest)
-        self._arrived[layer] = (one.whole(buffer), self._stream.last)
+            buffer[: one.block.host.numel()].copy_(one.block.host, non_blocking=True)
+            one.complete(buffer)
+        if (layer, at) not in self._wholes:
+            self._wholes[layer, at] = one.whole(buffer)
+        self._arrived[layer] = (self._wholes[layer, at], self._stream.last)
 
 
 class Move(NamedTuple):
@@ -140,10 +146,14 @@ class _Stored:
     def buffer_bytes(self) -> int:
         return self.block.host.numel() + self.rest.numel()
 
-    def split(self, buffer: Tensor) -> tuple[Tensor, Tensor]:
-        """Where the block goes, and the rest."""
-        there_bytes = self.block.host.numel()
-        return buffer[:there_bytes], buffer[there_bytes:]
+    def complete(self, buffer: Tensor) -> None:
+        """Put the rest beside the block, by a kernel: a copy would take an engine."""
+        if self.rest.numel():
+            here = buffer[self.block.host.numel() :]
+            words = next(
+                kind for kind in _WORDS if not (here.numel() % kind.itemsize or here.data_ptr() % kind.itemsize)
+            )
+            torch.bitwise_or(self.rest.view(words), 0, out=here.view(words))
 
     def whole(self, buffer: Tensor) -> LayerWeights:
         """The layer, of what a buffer holds and what lies on the device."""
@@ -157,7 +167,7 @@ def _stored(layer: LayerWeights, device: torch.device, share: float) -> _Stored:
     left_bytes = round(share * sum(tensor.nbytes for tensor in given))
     parts, rest = list[tuple[int, Tensor]](), torch.empty(0, dtype=torch.uint8, device=device)
     for tensor in given:
-        there_bytes = min(tensor.nbytes, left_bytes // tensor.element_size() * tensor.element_size())
+        there_bytes = min(tensor.nbytes, left_bytes // _CUT_BYTES * _CUT_BYTES)
         left_bytes = left_bytes - there_bytes if there_bytes == tensor.nbytes else 0
         if not there_bytes:
             tensors.append(tensor.to(device, copy=True).contiguous())
