@@ -1,4 +1,4 @@
-"""Listed tokens brought from pinned host memory by a kernel of few programs, beside which other kernels find room."""
+"""Listed tokens brought from pinned host memory by a kernel."""
 
 from types import ModuleType
 
@@ -6,7 +6,8 @@ from torch import Tensor
 
 from runtime.graph.launch import power_of_two
 
-PROGRAMS = 256  # enough loads on their way to fill the link
+# Of a fetch beside which nothing runs: one that brings several tokens waits for the link at each, and one lane may lack many.
+PROGRAMS = 4096
 _HEADS_AT_ONCE = 8
 
 
