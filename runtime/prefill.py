@@ -1,5 +1,8 @@
 """The prompts' pass: a layer over whole sequences, and what the first step will attend to."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -53,6 +56,39 @@ def _long_prompt_layer(
         attended = attend_prompt(q[:, chunk], k[:, : chunk.stop], v[:, : chunk.stop], None, scale)
         after[:, chunk] = decoder.finish(layer, x[:, chunk], attended)
     return q, k, v, after
+
+
+class Alike(NamedTuple):
+    """Prompts of one length, side by side among a pass's rows; ``padding`` [sequence] None: every one is whole."""
+
+    sequences: int
+    tokens: int
+    padding: Tensor | None
+
+    @property
+    def rows(self) -> int:
+        return self.sequences * self.tokens
+
+
+def unlike_layer(
+    decoder: Decoder, layer: int, x: Tensor, positions: Tensor, some: Sequence[Alike]
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Keys and values of each kind [sequence, token, head, channel], and output of a layer, of prompts of several lengths: their
+    rows ``x`` [1, row, hidden] go through its products together, and each kind attends for itself.
+    """
+    if len(some) == 1:
+        shape = (some[0].sequences, some[0].tokens)
+        _, k, v, after = prompt_layer(decoder, layer, x.view(*shape, -1), positions.view(shape), some[0].padding)
+        return [(k, v)], after.flatten(0, 1)[None]
+    scale, kept = decoder.spec.head_dim**-0.5, list[tuple[Tensor, Tensor]]()
+    rows, projected = [one.rows for one in some], decoder.project(layer, x, positions)
+    attended = torch.empty_like(projected[0], memory_format=torch.contiguous_format)
+    parts = (torch.split(tensor[0], rows) for tensor in (attended, *projected))
+    for one, there, *here in zip(some, *parts, strict=True):
+        queries, keys, values = (part.unflatten(0, (one.sequences, one.tokens)) for part in here)
+        there.view(queries.shape).copy_(attend_prompt(queries, keys, values, one.padding, scale))
+        kept.append((keys, values))
+    return kept, decoder.finish(layer, x, attended)
 
 
 def first_picks(ledger: Ledger, selector: LayerSelector) -> Tensor:

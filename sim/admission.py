@@ -57,14 +57,14 @@ class Run(NamedTuple):
 class Schedule:
     """What each step of the machine does, [machine step] columns; ``runs`` say who decodes at which age.
 
-    What is prefilled takes ``prefill_passes``: newcomers of one length together.
+    What is prefilled has ``prefill_lengths``: newcomers of each are alike.
     """
 
     steps: int
     runs: tuple[Run, ...]
     prefilled: Column
     prefilled_tokens: Column
-    prefill_passes: Column
+    prefill_lengths: Column
     swapped_in: Column
     swapped_out: Column
     held_bytes: Column
@@ -272,7 +272,7 @@ class Scheduler:
         return tuple(Served(sequences=many, first_step=a, last_step=b) for (a, b), many in sorted(ends.items()))
 
     def _collected(self) -> Schedule:
-        names = ("prefilled", "prefilled_tokens", "prefill_passes")
+        names = ("prefilled", "prefilled_tokens", "prefill_lengths")
         column = {name: np.zeros(self.steps) for name in names}
         swaps = {name: np.zeros(self.steps) for name in ("swapped_in", "swapped_out")}
         held = np.array(self.rules.held_bytes)
@@ -280,7 +280,7 @@ class Scheduler:
         for step, event in self.events.items():
             column["prefilled"][step] = len(event.prefilled)
             column["prefilled_tokens"][step] = sum(event.prefilled)
-            column["prefill_passes"][step] = len(set(event.prefilled))
+            column["prefill_lengths"][step] = len(set(event.prefilled))
             swaps["swapped_in"][step], swaps["swapped_out"][step] = event.swapped_in, event.swapped_out
             entered[step] = sum(held[tokens - self.rules.prompt_tokens] for tokens in event.prefilled)
         host: Column = np.zeros(self.steps)

@@ -49,7 +49,7 @@ def _pool_bytes(plan: Plan) -> float:
 def _passed_rows(plan: Plan) -> int:
     """Of the largest prefill pass: under continuous admission pages may do for fewer prompts than may run at once.
 
-    Passes of one step, of other lengths each, are taken alike; the first step, which has most newcomers, has one.
+    Passes of one step that is launched, of other lengths each, are taken alike; the first step, with most newcomers, has one.
     """
     setting = plan.setting
     room = prefill_rows(setting.concurrency, setting.workload.prompt_tokens)
@@ -57,7 +57,8 @@ def _passed_rows(plan: Plan) -> int:
         return room
     homes = home_columns(plan.homes)
     planned = admit(setting, occupancy_of(plan, homes, flows_of(plan, homes)))
-    return min(room, int((planned.prefilled_tokens / np.maximum(planned.prefill_passes, 1)).max()))
+    passes = np.ones(planned.steps) if is_captured(setting) else np.maximum(planned.prefill_lengths, 1)
+    return min(room, int((planned.prefilled_tokens / passes).max()))
 
 
 def _never_passed_bytes(setting: Setting, passed: int) -> int:

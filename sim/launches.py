@@ -20,7 +20,7 @@ _PRODUCTS = 5  # of a layer, attention among them
 _MATRICES = 4  # of a layer: queries, keys and values; out; up, with its gate; down
 _STREAMED = 6  # a piece that is replayed, what comes, what goes; marks in streams for three
 _PROJECTING = 1  # a product, ordered as directly
-_COMING = 5  # where weights stream in as well: another piece, the block and what it lacks of the tensor that is cut; marks for two
+_COMING = 5  # where weights stream in as well: another piece, the block, its marks, and, for two, torch's kernel for what it lacks
 _BLOCKS = 2  # of a layer's streamed weights
 # What operations take the host, where one that keeps books takes 1: a layer's others, products and attention, which are chosen
 # among many kernels, kernels of the runtime's, whose launcher is Python, and what is queued between pieces, little but launches.
@@ -29,6 +29,7 @@ _LAYER_WORTH, _PRODUCT_WORTH, _KERNEL_WORTH, _QUEUED_WORTH = 0.55, 2.5, 3.6, 0.2
 # Those of an eager decode step that keep books: more of them are indices and masks than of a prefill's. Four models take nine
 # tenths of their prefills' time for it, whatever the pace, where there are two thirds as many.
 _STEP_WORTH = 1.45
+_SCATTER_WORTH = 3.0  # OPT-1.3B's new prompts under continuous admission take that host 360 to 380 us a layer
 _ENDS, _EAGER_ENDS, _TURNED_ENDS = 13, {True: 33, False: 15}, 9  # of a step, before its first layer and after its last
 # What a wave's begin takes the host besides, whatever the layers: 1.6 ms of an H200's, 0.3 where the prefill is a graph.
 _BEGUN, _BEGUN_BY_GRAPH = 90, 16
@@ -47,7 +48,8 @@ _PREFILL_CHOICE = {Selector.SWA: 96, Selector.H2O: 84, Selector.STRIDED: 87, Sel
 
 class Operations(NamedTuple):
     """Some numbers of them: products and attention, a layer's others, those that keep the runtime's books, launches of its own
-    kernels, those that are queued between pieces of a captured step, and those that keep books in a step launched eagerly.
+    kernels, those that are queued between pieces of a captured step, those that keep books in a step launched eagerly, and
+    what scatters rows to where a list of places says.
     """
 
     products: float = 0.0
@@ -56,6 +58,7 @@ class Operations(NamedTuple):
     kernels: float = 0.0
     queued: float = 0.0
     stepped: float = 0.0
+    scattered: float = 0.0
 
     @property
     def total(self) -> float:
@@ -65,7 +68,13 @@ class Operations(NamedTuple):
     def worth(self) -> float:
         """In operations that keep books."""
         own = _PRODUCT_WORTH * self.products + _LAYER_WORTH * self.layer + _KERNEL_WORTH * self.kernels
-        return own + self.books + _QUEUED_WORTH * self.queued + _STEP_WORTH * self.stepped
+        return (
+            own
+            + self.books
+            + _QUEUED_WORTH * self.queued
+            + _STEP_WORTH * self.stepped
+            + _SCATTER_WORTH * self.scattered
+        )
 
     def times(self, passes: float) -> "Operations":
         """All of them so often."""
@@ -148,6 +157,11 @@ def choice_operations(setting: Setting) -> float:
     return _CAPTURED_CHOICE.total if is_captured(setting) else _PREFILL_CHOICE[selector]
 
 
+def apart_operations(setting: Setting) -> Operations:
+    """Of a layer for each further length of prompts in a captured plan's pass: each attends, and is taken in, for itself."""
+    return Operations(*map(sum, zip(Operations(products=1, layer=1), _taken_in(setting), strict=True)))
+
+
 def _taken_in(setting: Setting) -> Operations:
     """By a captured step's slots, of a layer's prompts: first choices, ranges; else a few copies."""
     if setting.attention.selector is Selector.SWA:
@@ -156,7 +170,7 @@ def _taken_in(setting: Setting) -> Operations:
     if setting.attention.selector is Selector.PAGES:
         return Operations(books=26)
     if not setting.kv_format.gpu.is_grouped:
-        return Operations(books=4)
+        return Operations(books=4) if setting.admission is Admission.WAVES else Operations(books=2, scattered=2)
     return Operations(books=53) if setting.admission is Admission.CONTINUOUS else Operations(books=6, kernels=1)
 
 

@@ -1,6 +1,7 @@
 """Times of machine steps in which many ages decode and newcomers are prefilled (continuous admission).
 
-Both pass through the layers, one after the other; a captured step decodes in all its lanes, idle ones too.
+Both pass through the layers, one after the other; a captured step decodes in all its lanes, idle ones too. Beside it newcomers
+of any lengths pass together; launched kernel by kernel, those of one length.
 """
 
 from dataclasses import replace
@@ -23,6 +24,7 @@ from sim.flows import Flows
 from sim.footprint import PREFILL_CHUNK_TOKENS
 from sim.gemms import LayerGemms, decoded_products_s, prompt_products_s
 from sim.kv import KvFormat, kv_layer_bytes
+from sim.launches import apart_operations
 from sim.layer import ATTEND_OPS, QUERY_OPS, REST_OPS, LayerTimes
 from sim.layer_prices import decode_launch_s, layer_prices
 from sim.occupancy import Occupancy, held_state_bytes
@@ -69,13 +71,16 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
     lanes = np.where(decoding > 0, setting.concurrency, 0) if is_captured(setting) else decoding
     kept, cached = planned.decoding(flows.kept), planned.decoding(flows.cached)
     some, none = decoding > 0, np.zeros_like(decoding)
-    tokens, passes = planned.prefilled_tokens, planned.prefill_passes
+    tokens, lengths = planned.prefilled_tokens, planned.prefill_lengths
+    passes = np.minimum(lengths, 1) if is_captured(setting) else lengths
     model, entered = setting.model, np.maximum(planned.prefilled, 1)
     prompt_attention_s = cost.prompt_attention_s(
         model.heads, model.head_dim, planned.prefilled, tokens / entered, setting.dtype
     )
     passed_s = (prompt_row_passes_s(cost, setting) + _taken_in_s(cost, setting)) * tokens
+    apart, further = apart_operations(setting), lengths - passes
     launched_s = one.launched_s * some + one.prefill_launched_s * passes
+    launched_s += cost.profile.host_operation_s * apart.worth * further
     felt_s, unfelt_s = (launched_s, none) if one.launches_felt else (none, launched_s)
     rounds, rounded = setting.kv_format.gpu is not KvFormat.NATIVE, tokens
     if not is_captured(setting):  # whose attention rounds newborn tokens itself
@@ -117,6 +122,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         "gather_sms": none,
         "launch": decode_launch_s(cost, setting, setting.concurrency) * some
         + prompt_launch_s(cost, setting, prompt_row_passes_s(cost, setting) * tokens / np.maximum(passes, 1)) * passes
+        + cost.launch_s(apart.total) * further
         + felt_s,
     }
     query_s, attend_s, rest_s = (

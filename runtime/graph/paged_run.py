@@ -6,6 +6,7 @@ Who enters and who steps back is ``sim.admission``'s rule, which the simulator f
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,10 +22,9 @@ from runtime.graph.support import require_graphable
 from runtime.graph.swap import HostPages, most_swapped_bytes
 from runtime.graph.widening import sharing_room
 from runtime.models import Decoder
-from runtime.prefill import prompt_layer
+from runtime.prefill import Alike, unlike_layer
 from runtime.wave import BudgetExceeded, Prompts, until_stop
 from sim.admission import Change, Rules, Scheduler, Turn
-from sim.footprint import PREFILL_CHUNK_TOKENS
 from sim.plan import Admission, Plan
 from sim.trace import Trace
 
@@ -122,6 +122,18 @@ def rules_of(plan: Plan) -> Rules:
     return admission_rules(plan, work.batch, held)
 
 
+class _Newcomers(NamedTuple):
+    """Who come with ``done`` tokens: their numbers ``at``, what they hold, and what they are prefilled from [sequence, token]."""
+
+    done: int
+    at: Tensor
+    pages: Tensor
+    opened: Tensor
+    tokens: Tensor
+    positions: Tensor
+    alike: Alike
+
+
 class _Run:
     """One run's bookkeeping: free pages and lanes, what each sequence holds, and what each machine step gave."""
 
@@ -207,39 +219,54 @@ class _Run:
         self.captured.replay()
 
     def _prefill(self, changes: list[Change]) -> None:
-        """Newcomers of one length together, as many as a pass takes."""
+        """All newcomers by one pass, those of one length side by side: a step admits no more tokens than a pass takes."""
+        if not changes:
+            return
         alike: dict[int, list[int]] = defaultdict(list)
         for change in changes:
             alike[change.done].append(change.number)
             self.starts[change.number].append(change.done)
-        for done, numbers in alike.items():
-            size = max(1, PREFILL_CHUNK_TOKENS // (self.work.prompt_tokens + done))
-            for first in range(0, len(numbers), size):
-                begin = self.log.clock.mark()
-                self._prefill_pass(numbers[first : first + size], done)
-                self.passes.append((begin, self.log.clock.mark()))
+        begin = self.log.clock.mark()
+        self._prefill_pass(alike)
+        self.passes.append((begin, self.log.clock.mark()))
 
-    def _prefill_pass(self, numbers: list[int], done: int) -> None:
-        """All layers of sequences that have ``done`` tokens; gives each one more."""
-        decoder, generated, device = self.decoder, self.captured.generated, self.decoder.device
-        at = uploaded(numbers, device)
-        pages = uploaded([self.leaves[number].tokens for number in numbers], device)
-        opened = uploaded([self.leaves[number].opened for number in numbers], device)
-        tokens = torch.cat((self.prompts.tokens[at], generated[at, :done]), dim=1)
-        padding = self.prompts.padding[at]
-        positions = (torch.arange(tokens.shape[1], device=device) - padding[:, None]).clamp(min=0)
-        x = decoder.embed(tokens, positions)
-        hidden = padding if any(self.padding[number] for number in numbers) else None
+    def _prefill_pass(self, alike: dict[int, list[int]]) -> None:
+        """All layers of sequences, by the tokens that they have; gives each one more."""
+        decoder, generated = self.decoder, self.captured.generated
+        kinds = [self._of_one_length(numbers, done) for done, numbers in alike.items()]
+        positions = torch.cat([kind.positions.flatten() for kind in kinds])[None]
+        x = decoder.embed(torch.cat([kind.tokens.flatten() for kind in kinds])[None], positions)
 
         def through(layer: int, x: Tensor) -> Tensor:
             """What the layer's output was made from goes before the next layer comes."""
-            _, k, v, after = prompt_layer(decoder, layer, x, positions, hidden)
-            self.slots.enter(layer, pages, opened, k, v)
+            kept, after = unlike_layer(decoder, layer, x, positions, [kind.alike for kind in kinds])
+            for kind, (k, v) in zip(kinds, kept, strict=True):
+                self.slots.enter(layer, kind.pages, kind.opened, k, v)
             return after
 
         for layer in range(decoder.spec.layers):
             x = through(layer, x)
-        generated[at, done] = decoder.logits(x[:, -1:])[:, 0].argmax(-1)
+        parts = torch.split(x[0], [kind.alike.rows for kind in kinds])
+        ends = [part.view(*kind.tokens.shape, -1)[:, -1] for kind, part in zip(kinds, parts, strict=True)]
+        chosen = decoder.logits(torch.cat(ends)[:, None])[:, 0].argmax(-1)
+        for kind, tokens in zip(kinds, torch.split(chosen, [kind.alike.sequences for kind in kinds]), strict=True):
+            generated[kind.at, kind.done] = tokens
+
+    def _of_one_length(self, numbers: list[int], done: int) -> "_Newcomers":
+        device = self.decoder.device
+        at = uploaded(numbers, device)
+        tokens = torch.cat((self.prompts.tokens[at], self.captured.generated[at, :done]), dim=1)
+        padding = self.prompts.padding[at]
+        hidden = padding if any(self.padding[number] for number in numbers) else None
+        return _Newcomers(
+            done=done,
+            at=at,
+            pages=uploaded([self.leaves[number].tokens for number in numbers], device),
+            opened=uploaded([self.leaves[number].opened for number in numbers], device),
+            tokens=tokens,
+            positions=(torch.arange(tokens.shape[1], device=device) - padding[:, None]).clamp(min=0),
+            alike=Alike(len(numbers), tokens.shape[1], hidden),
+        )
 
     def _finish(self, turn: Turn) -> None:
         """Count the new tokens, and let go of who has them all."""

@@ -4,14 +4,18 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from runtime.execute import execute
+from runtime.graph import paged_run
 from runtime.graph.paged import PageSize
 from runtime.graph.paged_run import PagedRun, PagedWave, rules_of
 from runtime.models.decoder import Decoder
 from runtime.options import Options
+from runtime.prefill import Alike, unlike_layer
 from runtime.wave import padded
 from sim import catalogue
 from sim.access import measured_access
@@ -31,6 +35,7 @@ from tests.runtime.graphs import ON_GPU, decoder
 from tests.runtime.plans import Choice, all_in_hbm
 
 pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="runs Triton's kernels")
+kv_formats = pytest.mark.parametrize("kv_format", [KvFormat.NATIVE, KvFormat.FP8, KvFormat.INT8])
 
 
 def paged(plan: Plan, *, pages: int, concurrency: int, preemption: Preemption) -> Plan:
@@ -86,6 +91,32 @@ def test_whoever_steps_back_every_sequence_has_its_own_tokens(family: str, promp
     assert wave.slots.kv_bytes <= tight.setting.kv_budget_bytes
 
 
+@kv_formats
+def test_newcomers_of_different_lengths_are_one_pass(kv_format: KvFormat, monkeypatch: pytest.MonkeyPatch) -> None:
+    """New prompts and those of who stepped back; each sequence has the tokens that it has in room for all."""
+    made = decoder("llama", DType.FP32, seed=1)
+    plan, prompts = drawn(30, made, kv_format, batch=6, prompt=30, output=20)
+    rows, kinds = padded(prompts, 30, made.device), list[int]()
+    roomy = paged(plan, pages=99, concurrency=4, preemption=Preemption.RECOMPUTE)
+    room_bytes = 11 * max(rules_of(roomy).held_bytes) // 4  # for two sequences and most of a third
+    tight = replace(roomy, setting=replace(roomy.setting, kv_budget_bytes=int(room_bytes)))
+
+    def noted(decoder: Decoder, layer: int, x: Tensor, positions: Tensor, some: Sequence[Alike]) -> Any:
+        kinds.extend([len(some)] * (layer == 0))
+        return unlike_layer(decoder, layer, x, positions, some)
+
+    monkeypatch.setattr(paged_run, "unlike_layer", noted)
+    wave = PagedWave(tight, made)
+    run = wave.run(rows)
+
+    scheduler, lengths = Scheduler(wave.rules), list[int]()
+    while turn := scheduler.step():
+        lengths.append(len({change.done for change in turn.entered}))
+    assert kinds == [many for many in lengths if many]
+    assert max(kinds) > 1
+    assert run.completions == PagedWave(roomy, made).run(rows).completions
+
+
 def test_an_ended_text_makes_room_for_the_next_one() -> None:
     made = decoder("opt", DType.FP32, seed=1)
     plan, prompts = drawn(7, made, KvFormat.NATIVE, batch=4, prompt=12, output=9)
@@ -135,7 +166,7 @@ def host_bytes(run: PagedRun) -> float:
     return max(level.size_bytes for level in run.trace.waves[0].levels if level.tier is Tier.HOST)
 
 
-@pytest.mark.parametrize("kv_format", [KvFormat.NATIVE, KvFormat.FP8, KvFormat.INT8])
+@kv_formats
 def test_pages_take_what_the_simulator_counts(kv_format: KvFormat) -> None:
     """For a shape of real size in 16 bit, byte for byte."""
     selector = Selector.DENSE

@@ -160,22 +160,22 @@ def test_newcomers_are_prefilled_together(prefill_tokens: int, entered: list[int
     planned = schedule(roomy)
 
     assert planned.prefilled.tolist() == entered
-    assert planned.prefill_passes.tolist() == [min(1, many) for many in entered]
+    assert planned.prefill_lengths.tolist() == [min(1, many) for many in entered]
 
 
-def test_who_returns_with_more_tokens_is_prefilled_in_another_pass() -> None:
+def test_who_returns_with_more_tokens_is_of_another_length() -> None:
     # 2 + 2 + 2 bytes enter. Of 3 each 7 bytes hold two, of 4 one: the third steps back with 1 token done, then the second
     # with 2. Once the first has ended both return, with 2 + 2 and 2 + 1 tokens, and fill the 7 bytes.
     planned = schedule(replace(TWO_OF_THREE, budget_bytes=7.0))
 
     assert planned.prefilled_tokens.tolist() == [6, 0, 0, 7, 0]
-    assert planned.prefill_passes.tolist() == [1, 0, 0, 2, 0]
+    assert planned.prefill_lengths.tolist() == [1, 0, 0, 2, 0]
 
 
 @settings(max_examples=100, deadline=None)
 @given(rules())
-def test_each_length_is_a_pass(given_rules: Rules) -> None:
+def test_each_length_counts_once(given_rules: Rules) -> None:
     planned, turns = schedule(given_rules), list(iter(Scheduler(given_rules).step, None))
 
     lengths = [{change.done for change in turn.entered if not change.swapped} for turn in turns]
-    assert planned.prefill_passes.tolist() == [len(found) for found in lengths]
+    assert planned.prefill_lengths.tolist() == [len(found) for found in lengths]

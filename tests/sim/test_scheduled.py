@@ -14,6 +14,7 @@ from sim.kv import KvFormat, KvFormats
 from sim.layer import LayerTimes
 from sim.plan import Admission
 from sim.scheduled import scheduled_times
+from sim.spec import MachineSpec
 
 NONE = np.zeros(5)
 # The first enters in step 0, the second in step 1, beside the first one's first decode step; the last step is the second's.
@@ -22,7 +23,7 @@ STAGGERED = Schedule(
     runs=(Run(machine_step=1, sequence_step=1, length=3), Run(machine_step=2, sequence_step=1, length=3)),
     prefilled=np.array([1.0, 1.0, 0.0, 0.0, 0.0]),
     prefilled_tokens=np.array([4.0, 4.0, 0.0, 0.0, 0.0]),
-    prefill_passes=np.array([1.0, 1.0, 0.0, 0.0, 0.0]),
+    prefill_lengths=np.array([1.0, 1.0, 0.0, 0.0, 0.0]),
     swapped_in=NONE,
     swapped_out=NONE,
     held_bytes=NONE,
@@ -32,9 +33,14 @@ STAGGERED = Schedule(
 
 
 def staggered(
-    kv: KvFormat = KvFormat.NATIVE, *, planned: Schedule = STAGGERED, heads: int = 1, **constants: float
+    kv: KvFormat = KvFormat.NATIVE,
+    *,
+    planned: Schedule = STAGGERED,
+    heads: int = 1,
+    machine: MachineSpec | None = None,
+    **constants: float,
 ) -> LayerTimes:
-    machine, model = make_machine(flop_per_s=512.0), make_model(heads=heads, kv_heads=heads)
+    machine, model = machine or make_machine(flop_per_s=512.0), make_model(heads=heads, kv_heads=heads)
     admitted = {"admission": Admission.CONTINUOUS, "concurrency": 2, "kv_format": KvFormats(gpu=kv, host=kv)}
     setting = make_setting(batch=2, machine=machine, model=model, **admitted)
     cost: CostModel = make_cost(machine, **constants)
@@ -46,6 +52,22 @@ def test_newcomers_have_products_of_their_own_and_a_captured_step_has_all_lanes(
     """A row of q, k and v takes 3 s, their weights as well: 4 rows of a prompt 12 s, 2 lanes 6 s, though one may be idle."""
     entered_s, lanes_s = hypotenuse(3, 12), hypotenuse(3, 6)
     assert staggered().ops["qkv"].tolist() == pytest.approx([entered_s, lanes_s + entered_s, *[lanes_s] * 3])
+
+
+def test_newcomers_of_two_lengths_go_through_products_together_and_attend_apart() -> None:
+    """Two in step 0, of 3 and 5 tokens: 8 rows, as of two of 4, and so much more for the second length: it attends, is copied and
+    is stored by two that scatter and two that copy, 6 kernels of 1 s, which take the host 2.5, 0.55, 2 times 3 and 2 operations.
+    """
+    alike = replace(STAGGERED, prefilled=np.array([2.0, 0, 0, 0, 0]), prefilled_tokens=np.array([8.0, 0, 0, 0, 0]))
+    alike = replace(alike, prefill_lengths=np.array([1.0, 0, 0, 0, 0]))
+    unlike = replace(alike, prefill_lengths=np.array([2.0, 0, 0, 0, 0]))
+    machine = make_machine(flop_per_s=512.0, launch_s=1.0)
+
+    together, apart = (staggered(planned=one, machine=machine, host_operation_s=1.0) for one in (alike, unlike))
+
+    assert (apart.ops["qkv"] == together.ops["qkv"]).all()
+    assert (apart.layer_s - together.layer_s).tolist() == pytest.approx([6, 0, 0, 0, 0])
+    assert (apart.launched_s - together.launched_s).tolist() == pytest.approx([2.5 + 0.55 + 6 + 2, 0, 0, 0, 0])
 
 
 def test_a_step_that_is_launched_has_a_row_for_each_that_decodes() -> None:
