@@ -18,7 +18,7 @@ from runtime.models import load_decoder
 from runtime.options import Options, Run
 from runtime.prompts import Text, read_prompts
 from runtime.recorder import LanePicks, Record
-from sim.access import AGES, AccessProfile, LivingAges, measured_access
+from sim.access import AGES, EARLY_STEPS, AccessProfile, LivingAges, measured_access
 from sim.attention import Selector
 from sim.plan import Placement, Plan
 from sim.recipe import Recipe, plan_for, plan_of
@@ -138,15 +138,19 @@ def access_of(selector: Selector, seen: Sequence[Seen], source: str) -> AccessPr
     return replace(
         found,
         turnovers=_told(one.turnover for one in returned),
+        early_turnovers=_told(one.early_turnover for one in returned) if _goes_on(seen) else None,
         age_shares=((0.0, 0.0), *zip(_QUARTERS, quarters, strict=True), (1.0, 1.0)),
         living_ages=tuple(one.ages for one in returned),
     )
 
 
 class _Returned(NamedTuple):
-    """Of a run in which any token may return; ``picked`` counts the picks of all steps, others leave the first one out."""
+    """Of a run in which any token may return; ``picked`` counts the picks of all steps, others leave the first one out.
+    ``turnover`` is of later steps, of a run that ends early of all.
+    """
 
     turnover: float
+    early_turnover: float
     ages: LivingAges
     picked: Eighths
 
@@ -155,19 +159,28 @@ def _returned(seen: Seen) -> _Returned:
     """New is what a lane did not attend to in the step before."""
     counts = seen.plan.setting.token_counts
     position, ends = np.arange(counts.cached[-1]), np.arange(1, AGES + 1)[:, None] / AGES
-    first, later, new = (np.zeros(AGES) for _ in range(3))
+    first, picked, new = np.zeros(AGES), *np.zeros((2, 2, AGES))  # the latter early and later
     attended: Flags | None = None
     for row, picks in enumerate(_flags(seen), start=1):
-        older = counts.cached[row] - counts.local[row]
+        older, later = counts.cached[row] - counts.local[row], int(row > EARLY_STEPS)
         on_oldest = np.clip(older * ends - position, 0.0, 1.0)  # [eighth, token]
         if attended is None:
             first = on_oldest @ picks.sum(axis=0)
         else:
-            later += on_oldest @ picks.sum(axis=0)
-            new += on_oldest @ (picks & ~attended).sum(axis=0)
+            picked[later] += on_oldest @ picks.sum(axis=0)
+            new[later] += on_oldest @ (picks & ~attended).sum(axis=0)
         attended = picks | ((position >= older) & (position < counts.cached[row]))
-    turnover = float(new[-1] / later[-1]) if later[-1] else 0.0
-    return _Returned(turnover, LivingAges(first=_shares(first), later=_shares(new)), first + later)
+    later_ones = slice(1 if _goes_on([seen]) else 0, None)
+    turnover, early_turnover = (
+        float(new[some, -1].sum() / max(1.0, picked[some, -1].sum())) for some in (later_ones, slice(0, 1))
+    )
+    ages = LivingAges(first=_shares(first), later=_shares(new.sum(axis=0)))
+    return _Returned(turnover, early_turnover, ages, first + picked.sum(axis=0))
+
+
+def _goes_on(seen: Sequence[Seen]) -> bool:
+    """Whether at least as many steps come later as are early."""
+    return all(one.plan.setting.workload.decode_steps >= 2 * EARLY_STEPS for one in seen)
 
 
 def _shares(fell: Eighths) -> tuple[float, ...]:

@@ -21,7 +21,7 @@ from sim.spec import DType, MachineSpec
 from sim.units import GIB, MIB
 
 _MOST_FAILURES = 25
-_PROMPTS = (128, 512)  # over which pages are picked
+_PROMPTS = (64, 128, 256, 512)  # over which pages are picked
 OnCase = Callable[[int, int, str], None]
 
 

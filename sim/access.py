@@ -13,6 +13,7 @@ _MEASURED_ON = "91M-parameter decoder, Python text, 376 steps after a prompt of 
 _RETURNED_SHARE = 0.01  # under SWA, 99 runs on an H200 with random weights, 2026-11-29: 0.00 to 0.011
 
 
+EARLY_STEPS = 32
 AGES = 8  # equal shares of the living older tokens, by age, on which picks are counted
 
 
@@ -37,7 +38,8 @@ class LivingAges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessProfile:
-    """Turnover is the share of a step's *selected older* tokens that the step before did not attend to.
+    """Turnover is the share of a step's *selected older* tokens that the step before did not attend to. Where it falls as a text
+    goes on ``early_turnovers`` are those of decode steps up to ``EARLY_STEPS``, ``turnovers`` later ones; None: all alike.
 
     ``keep_shares`` ascend; values between are interpolated, values outside take the nearest.
     ``age_shares`` maps the oldest share x of the older tokens to the share of picks that fall on them, as
@@ -57,6 +59,7 @@ class AccessProfile:
     age_shares: tuple[tuple[float, float], ...] = ((0.0, 0.0), (1.0, 1.0))
     returned_share: float | None = field(default=None, metadata=IF_KNOWN)
     living_ages: tuple[LivingAges, ...] | None = field(default=None, metadata=IF_KNOWN)
+    early_turnovers: tuple[float, ...] | None = field(default=None, metadata=IF_KNOWN)
     source: str
     model: str | None = None
     tokens: int | None = field(default=None, metadata=IF_KNOWN)
@@ -68,20 +71,27 @@ class AccessProfile:
             )
         if list(self.keep_shares) != sorted(set(self.keep_shares)):
             raise ValueError(f"access.keep_shares={self.keep_shares}, must ascend")
-        for share in (*self.keep_shares, *self.turnovers):
+        for share in (*self.keep_shares, *self.turnovers, *(self.early_turnovers or ())):
             require_share("access share", share)
         if self.returned_share is not None:
             require_share("access.returned_share", self.returned_share)
         _check_corners(self.age_shares)
-        if self.living_ages is not None and len(self.living_ages) != len(self.keep_shares):
-            raise ValueError(
-                f"access.living_ages, {len(self.living_ages)} entries, needs one for each of {len(self.keep_shares)} keep shares"
-            )
+        for name in ("living_ages", "early_turnovers"):
+            found = getattr(self, name)
+            if found is not None and len(found) != len(self.keep_shares):
+                raise ValueError(
+                    f"access.{name}, {len(found)} entries, needs one for each of {len(self.keep_shares)} keep shares"
+                )
         if self.tokens is not None:
             require_whole("access.tokens", self.tokens)
 
     def turnover(self, keep_share: float) -> float:
+        """Once a text has gone on for some time."""
         return _interpolate(self.keep_shares, self.turnovers, keep_share)
+
+    def early_turnover(self, keep_share: float) -> float:
+        """At first."""
+        return _interpolate(self.keep_shares, self.early_turnovers or self.turnovers, keep_share)
 
     def ages_at(self, keep_share: float) -> LivingAges | None:
         """Between the two nearest keep shares that were measured."""
@@ -145,6 +155,7 @@ def _between(fewer: AccessProfile, more: AccessProfile, way: float) -> AccessPro
         return LivingAges(first=_ascending(mixed(a.first, b.first)), later=_ascending(mixed(a.later, b.later)))
 
     living = tuple(one for one in map(ages, fewer.keep_shares) if one is not None)
+    early = mixed(map(fewer.early_turnover, fewer.keep_shares), map(more.early_turnover, fewer.keep_shares))
     corners = sorted({at for at, _ in (*fewer.age_shares, *more.age_shares)})
     picks = _ascending(mixed(map(fewer.picks_among_oldest, corners), map(more.picks_among_oldest, corners)))
     return replace(
@@ -152,6 +163,7 @@ def _between(fewer: AccessProfile, more: AccessProfile, way: float) -> AccessPro
         turnovers=mixed(fewer.turnovers, map(more.turnover, fewer.keep_shares)),
         age_shares=tuple(zip(corners, picks, strict=True)),
         living_ages=living or None,
+        early_turnovers=early if fewer.early_turnovers or more.early_turnovers else None,
         source=f"{fewer.source}; {way:.0%} of the way to: {more.source}",
         tokens=None,
     )

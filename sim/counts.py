@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.access import AccessProfile
+from sim.access import EARLY_STEPS, AccessProfile
 from sim.attention import Attention, count_tokens
 from sim.capture import evicts_least_wanted
 from sim.plan import Placement, Setting
@@ -80,7 +80,7 @@ def _count_columns(
     decoding = (np.arange(steps) > 0).astype(np.float64)
     pool, picks, copies = cached - dead - local, selected, np.zeros(steps)
     if placement is Placement.RESIDENT:
-        turnover = np.array([access.turnover(share) for share in (local + selected) / cached])
+        turnover = _turnovers(access, (local + selected) / cached)
         had, returning = decoding, 1.0
         if least_wanted:
             had, returning = np.minimum(np.arange(steps) * turnover, 1.0), access.returning
@@ -104,6 +104,20 @@ def _count_columns(
         dying=dying * exchanging if least_wanted else dying,
         returned_rate=fetched * exchanging,
     )
+
+
+def _turnovers(access: AccessProfile, keep_shares: Column) -> Column:
+    """Of each step: as early ones until half of their steps have gone by, as later ones from twice as many on, between them by the
+    logarithm of their number.
+    """
+    later = np.array([access.turnover(share) for share in keep_shares])
+    if access.early_turnovers is None:
+        return later
+    early = np.array([access.early_turnover(share) for share in keep_shares])
+    steps = np.maximum(np.arange(len(keep_shares)), 1)
+    fading: Column = np.clip(0.5 - 0.5 * np.log2(steps / EARLY_STEPS), 0.0, 1.0)
+    turnovers: Column = later + fading * (early - later)
+    return turnovers
 
 
 def ratio(part: Column, whole: Column) -> Column:

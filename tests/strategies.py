@@ -92,8 +92,8 @@ def living_ages(draw: st.DrawFn) -> LivingAges:
 
 @st.composite
 def accesses(draw: st.DrawFn, selector: Selector) -> AccessProfile:
-    """Any turnover, of which any share may return; picks of every age alike, or mostly old or mostly new ones; of the living ones,
-    or new ones, of any age at each of two keep shares.
+    """Any turnover, early and later, of which any share may return; picks of every age alike, or mostly old or mostly new ones;
+    of the living ones, or new ones, of any age at each of two keep shares.
     """
     straight = ((0.0, 0.0), (1.0, 1.0))
     return AccessProfile(
@@ -104,6 +104,7 @@ def accesses(draw: st.DrawFn, selector: Selector) -> AccessProfile:
         age_shares=draw(st.sampled_from((straight, ((0, 0), (0.5, 0.2), (1, 1)), ((0, 0), (0.3, 0.9), (1, 1))))),
         returned_share=draw(st.one_of(st.none(), _shares())),
         living_ages=draw(st.one_of(st.none(), st.tuples(living_ages(), living_ages()))),
+        early_turnovers=draw(st.one_of(st.none(), st.tuples(_shares(), _shares()))),
         source="drawn",
     )
 

@@ -157,6 +157,21 @@ def test_an_access_profile_says_what_a_run_did() -> None:
     assert listed.source.startswith("here; attention kept 80% at 30%; perplexity: 91M-parameter")
 
 
+@pytest.mark.parametrize(("output", "early", "later"), [(65, 1.0, 0.0), (64, 31 / 62, None)])
+def test_what_is_new_in_the_first_32_steps_is_told_apart_where_as_many_follow(
+    output: int, early: float, later: float | None
+) -> None:
+    """One token is picked: in each of those steps another one, then always the same."""
+    recipe = Recipe(model=MODEL, batch=1, prompt=80, output=output, selector=Selector.PAGES, keep=5, dtype=DType.FP32)
+    plan = plan_of(replace(recipe, placement=Placement.RESIDENT), machine())
+    picks: Any = [[[(min(step, 32),)]] for step in range(1, output)]
+
+    access = access_of(Selector.PAGES, [Seen(0.05, plan, picks, None)], "here")
+
+    assert access.turnovers == (pytest.approx(early if later is None else later, abs=1e-4),)
+    assert access.early_turnovers == (None if later is None else (pytest.approx(early, abs=1e-4),))
+
+
 def test_an_access_profile_of_a_run_that_picks_nothing_new_says_so() -> None:
     recipe = Recipe(model=MODEL, batch=1, prompt=20, output=3, selector=Selector.TOPK, keep=30, dtype=DType.FP32)
     plan = plan_of(replace(recipe, placement=Placement.RESIDENT), machine())

@@ -86,6 +86,7 @@ def test_between_numbers_of_tokens_by_their_logarithms() -> None:
         few,
         turnovers=(0.2, 0.0),
         tokens=400,
+        early_turnovers=(0.4, 0.1),
         living_ages=(LivingAges(first=newer, later=older),) * 2,
         age_shares=((0, 0), (0.25, 0.1), (1, 1)),
         source="longer",
@@ -94,6 +95,8 @@ def test_between_numbers_of_tokens_by_their_logarithms() -> None:
     between = at_tokens([many, few], 200)
 
     assert between.turnovers == pytest.approx((0.3, 0.1))
+    assert between.early_turnovers == pytest.approx((0.4, 0.15))  # of the former always as later
+    assert at_tokens([few, replace(many, early_turnovers=None)], 200).early_turnovers is None
     (ages, _) = between.living_ages or ()
     assert ages.first == pytest.approx([(a + b) / 2 for a, b in zip(older, newer, strict=True)])
     assert ages.later == pytest.approx(older)
@@ -183,6 +186,8 @@ def test_where_a_turnover_comes_to_nothing_it_is_none_at_all() -> None:
         ({"turnovers": (0.4, 1.5)}, "access share=1.5, must lie in [0, 1]"),
         ({"returned_share": 1.5}, "access.returned_share=1.5, must lie in [0, 1]"),
         ({"living_ages": (ALIKE,)}, "access.living_ages, 1 entries, needs one for each of 2 keep shares"),
+        ({"early_turnovers": (0.1,)}, "access.early_turnovers, 1 entries, needs one for each of 2 keep shares"),
+        ({"early_turnovers": (0.1, -0.1)}, "access share=-0.1, must lie in [0, 1]"),
         ({"age_shares": ((0, 0),)}, "access.age_shares=((0, 0),), must ascend from (0, 0) to (1, 1)"),
         (
             {"age_shares": ((0, 0), (0.5, 0.6), (0.4, 0.7), (1, 1))},

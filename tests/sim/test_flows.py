@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from builders import in_hbm, make_homes, make_machine, make_model, make_setting, newest_in_hbm
@@ -32,6 +33,20 @@ def half_new(selector: Selector, **changes: Any) -> AccessProfile:
     return AccessProfile(
         selector=selector, keep_shares=(0.5,), turnovers=(0.5,), perplexity_ratios=(1.0,), source="test", **changes
     )
+
+
+def test_turnover_falls_from_what_it_is_early_by_how_often_steps_double() -> None:
+    """Of half the tokens, of which half are local; what is new among picks comes from the half that is not attended to."""
+    access = replace(half_new(Selector.PAGES, early_turnovers=(0.9,)), turnovers=(0.1,))
+    setting = make_setting(
+        Selector.PAGES, prompt=400, output=161, sparsity=0.5, access=access, placement=Placement.RESIDENT
+    )
+    counts = counts_of(setting)
+
+    turnovers = counts.fetch_rate * counts.pool / counts.selected
+
+    assert turnovers[[1, 2, 16, 32, 64, 160]] == pytest.approx([1.0, 0.9, 0.9, 0.5, 0.1, 0.1])
+    assert (np.diff(turnovers[1:]) < 1e-12).all()
 
 
 def test_dense_attention_fetches_all_that_is_on_the_host() -> None:
