@@ -27,7 +27,7 @@ from sim.attention_prices import attention_s_per_token, least_attention_s
 from sim.cost import CostModel
 from sim.counts import Column, counts_of
 from sim.footprint import PREFILL_CHUNK_TOKENS, layer_weight_bytes
-from sim.gemms import LayerGemms, least_as_measured
+from sim.gemms import LayerGemms, least_products_s, least_read_s
 from sim.layer import layer_times
 from sim.pipeline import step_seconds
 from sim.plan import Setting, WriteBack
@@ -291,9 +291,7 @@ def family_bound(family: Family, request: Request, cost: CostModel) -> float:
     model, waves = request.model, -(-request.workload.batch // family.concurrency)
     layer_bytes = layer_weight_bytes(model, request.dtype, request.weight_format)
     streamed_s = model.layers * family.weights_on_host * layer_bytes / cost.link_bytes_per_s
-    read_s = model.layers * layer_bytes / (cost.hbm_bytes_per_s * cost.profile.gemm_hbm_efficiency)
-    read_s *= least_as_measured(cost, model, request.dtype)
-    step_s = max(streamed_s, read_s)
+    step_s = max(streamed_s, model.layers * least_read_s(cost, model, request.dtype, request.weight_format))
     if request.objective is Objective.THROUGHPUT:
         return waves * request.workload.output_tokens * step_s
     return step_s if request.objective is Objective.TTFT or request.workload.decode_steps else 0.0
@@ -311,8 +309,7 @@ def paged_bound(problem: Coefficients, request: Request, cost: CostModel) -> flo
     steps = max(tokens, batch * tokens / max(places, 1.0))
     rows = batch * tokens / steps
     gemms, layers = LayerGemms.of(cost, setting), setting.model.layers
-    measured = least_as_measured(cost, setting.model, setting.dtype)
-    gemm_s = measured * sum(product.at_one(rows) for product in gemms.of_layer.values())
+    gemm_s = least_products_s(cost, setting, rows)
     launch_s = cost.launch_s(cost.profile.kernels_per_layer)  # of any step, one that only prefills too
     step_s = layers * (gemm_s + launch_s) + gemms.head.at_one(rows) + cost.profile.step_overhead_s
     at_least_s = float(prompt_launch_s(cost, setting, np.zeros(1))[0])  # beside no passes: none are counted here
@@ -320,7 +317,7 @@ def paged_bound(problem: Coefficients, request: Request, cost: CostModel) -> flo
     if request.objective is Objective.TTFT:
         return 0.0
     if request.objective is Objective.TPOT:
-        return layers * measured * sum(product.at_one(1.0) for product in gemms.of_layer.values())
+        return layers * least_products_s(cost, setting, 1.0)
     attended = float((counts_of(setting).local + counts_of(setting).selected)[1:].sum())
     attention_s = layers * attention_s_per_token(cost, setting) * batch * attended
     return steps * step_s + prompts_s + attention_s

@@ -85,7 +85,8 @@ class CostModel:
 
         Where the one gives way to the other both are felt: the whole is the hypotenuse of the two, here by its tangents.
         Several ``products`` may share the columns; each has its own ramp and tail. Weights stored in fewer bits are widened
-        before each use, as keys and values are or in ``one_pass`` over them: the product itself reads wide ones.
+        before each use, as keys and values are or in ``one_pass`` over them: the product itself reads wide ones, of which it
+        finds some in the GPU's cache after one pass.
         """
         wide_bytes = inputs * outputs * weight_bytes_per_parameter(dtype, WeightFormat.NATIVE)
         setup_s = products * self.profile.product_setup_s
@@ -94,9 +95,16 @@ class CostModel:
             widen_s = self.weight_widening_s if one_pass else self.widening_s
             setup_s += widen_s(stored_bytes + wide_bytes) + self.launch_s(products)
         stream_s = wide_bytes / (self.hbm_bytes_per_s * self.profile.gemm_hbm_efficiency)
+        if weight_format is not WeightFormat.NATIVE and one_pass:
+            setup_s -= self._found_share(wide_bytes / products) * stream_s
         row_s = 2 * inputs * outputs / (self.machine.gpu.flop_per_s(dtype) * self.profile.gemm_peak_efficiency)
         half_s = row_s * self.profile.gemm_half_rows
         return Pieces(pieces=tuple((setup_s + near * stream_s + far * half_s, far * row_s) for near, far in _TANGENTS))
+
+    def _found_share(self, size_bytes: float) -> float:
+        """Of a matrix that was just widened, what its product need not read from HBM."""
+        whole_bytes = self.profile.widened_found_bytes
+        return min(1.0, max(0.0, 2 - size_bytes / whole_bytes)) if whole_bytes else 0.0
 
     def as_measured(self, inputs: int, outputs: int, rows: Amount, dtype: DType) -> Amount:
         """How many times as long as ``gemm`` says that product takes: 1 where none of the matrix was measured.

@@ -8,11 +8,11 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from sim.capture import FUSED_ROWS, is_captured
-from sim.cost import Amount, CostModel, Pieces
+from sim.cost import CostModel, Pieces
 from sim.counts import Column
 from sim.footprint import PREFILL_CHUNK_TOKENS
 from sim.plan import Setting
-from sim.spec import DType, ModelSpec, WeightFormat
+from sim.spec import DType, ModelSpec, WeightFormat, weight_bytes_per_parameter
 
 Rows = TypeVar("Rows", int, Column)
 _TOGETHER = {"mlp": ("up", "down")}  # priced as one
@@ -96,11 +96,8 @@ def _free_at_zero(pieces: Pieces) -> Pieces:
 
 
 def decoded_products_s(cost: CostModel, setting: Setting, rows: int) -> dict[str, float]:
-    """A layer's products of a decode step of ``rows``: as measured, unless weights are widened first."""
-    curved_s = {name: curve.at_one(rows) for name, curve in LayerGemms.of(cost, setting).of_layer.items()}
-    if setting.weight_format is not WeightFormat.NATIVE:
-        return curved_s
-    return {name: seconds * _as_measured(cost, setting, name, float(rows)) for name, seconds in curved_s.items()}
+    """A layer's products of a decode step of ``rows``."""
+    return {name: float(seconds[0]) for name, seconds in _products_s(cost, setting, np.array([float(rows)])).items()}
 
 
 def prompt_products_s(cost: CostModel, setting: Setting, rows: Column) -> dict[str, Column]:
@@ -108,11 +105,16 @@ def prompt_products_s(cost: CostModel, setting: Setting, rows: Column) -> dict[s
     chunks, multiplied = np.maximum(rows / PREFILL_CHUNK_TOKENS, 1.0), np.minimum(rows, float(PREFILL_CHUNK_TOKENS))
     if is_captured(setting):
         multiplied = product_rows(multiplied)
+    return {name: chunks * seconds for name, seconds in _products_s(cost, setting, multiplied).items()}
+
+
+def _products_s(cost: CostModel, setting: Setting, rows: Column) -> dict[str, Column]:
+    """A layer's products as measured; where weights are widened first, with what that takes by its curve."""
     stored, wide = LayerGemms.of(cost, setting).of_layer, LayerGemms.wide(cost, setting).of_layer
     found = dict[str, Column]()
     for name, curve in stored.items():
-        more_s = wide[name].at(multiplied) * (_as_measured(cost, setting, name, multiplied) - 1)
-        found[name] = chunks * (curve.at(multiplied) + more_s)
+        more_s = wide[name].at(rows) * (_as_measured(cost, setting, name, rows) - 1)
+        found[name] = curve.at(rows) + more_s
     return found
 
 
@@ -124,6 +126,26 @@ def product_rows(rows: Rows) -> Rows:
     return cast(Rows, made_up)
 
 
+def least_products_s(cost: CostModel, setting: Setting, rows: float) -> float:
+    """What a layer's products of at least so many rows never fall below, all together."""
+    fallen = 1 - least_as_measured(cost, setting.model, setting.dtype)
+    stored, wide = LayerGemms.of(cost, setting).of_layer, LayerGemms.wide(cost, setting).of_layer
+    return sum(stored[name].at_one(rows) - fallen * wide[name].at_one(rows) for name in stored)
+
+
+def least_read_s(cost: CostModel, model: ModelSpec, dtype: DType, stored: WeightFormat) -> float:
+    """The same of their reading alone; of widening alone where weights are widened first, whose products may find them read."""
+    entries = sum(inputs * outputs for inputs, outputs in layer_matrices(model).values())
+    wide_bytes = entries * weight_bytes_per_parameter(dtype, WeightFormat.NATIVE)
+    read_s = wide_bytes / (cost.hbm_bytes_per_s * cost.profile.gemm_hbm_efficiency)
+    least = least_as_measured(cost, model, dtype)
+    if stored is WeightFormat.NATIVE:
+        return least * read_s
+    moved_bytes = wide_bytes + entries * weight_bytes_per_parameter(dtype, stored)
+    widened_s = min(cost.weight_widening_s(moved_bytes), cost.widening_s(moved_bytes))
+    return max(0.0, widened_s - (1 - least) * read_s)
+
+
 def least_as_measured(cost: CostModel, model: ModelSpec, dtype: DType) -> float:
     """What no product falls below, as a share of its curve: the least of any matrix."""
     rows = np.array([1.0, *(n for one in cost.profile.products for n in one.rows)])
@@ -131,17 +153,14 @@ def least_as_measured(cost: CostModel, model: ModelSpec, dtype: DType) -> float:
     return min(1.0, *(float(cost.as_measured(*shape, rows, dtype).min()) for shape in shapes))
 
 
-def _as_measured(cost: CostModel, setting: Setting, name: str, rows: Amount) -> Amount:
+def _as_measured(cost: CostModel, setting: Setting, name: str, rows: Column) -> Column:
     """Of one or two matrices together, how many times as long as their curves."""
     if not cost.profile.products:
-        return 0.0 * rows + 1.0
+        return np.ones(len(rows))
     shapes, dtype = layer_matrices(setting.model), setting.dtype
-    curved_s: Any = 0.0
-    measured_s: Any = 0.0
+    curved_s, measured_s = np.zeros(len(rows)), np.zeros(len(rows))
     for inputs, outputs in (shapes[matrix] for matrix in _TOGETHER.get(name, (name,))):
-        curve = cost.gemm(inputs, outputs, dtype, WeightFormat.NATIVE)
-        seconds = curve.at(rows) if isinstance(rows, np.ndarray) else curve.at_one(rows)
+        seconds = cost.gemm(inputs, outputs, dtype, WeightFormat.NATIVE).at(rows)
         curved_s += seconds
         measured_s += seconds * cost.as_measured(inputs, outputs, rows, dtype)
-    times: Amount = measured_s / curved_s
-    return times
+    return measured_s / curved_s

@@ -13,6 +13,7 @@ from sim.profile import Fingerprint, Measurement
 from sim.spec import MachineSpec
 
 SCHEMA_VERSION = 2
+_TIMES = ("seconds", "low_s", "high_s", "launch_s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +62,6 @@ def _lines(rows: Sequence[Any]) -> str:
 
 
 def _plain(one: Measurement) -> dict[str, Any]:
-    """Seven digits are more than any clock gives; what was not looked at, and is 0, is left out."""
+    """Five digits of a time are more than any clock gives; what was not looked at, and is 0, is left out."""
     told = {name: value for name, value in to_plain(one).items() if value != 0}
-    return {name: float(f"{value:.7g}") if isinstance(value, float) else value for name, value in told.items()}
+    return {name: float(f"{value:.5g}") if name in _TIMES else value for name, value in told.items()}

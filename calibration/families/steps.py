@@ -50,6 +50,7 @@ def _recipes(scope: Scope) -> Iterator[Recipe]:
                     yield _window(dense, 20)
             if layers == 6:
                 yield from _choices(replace(base, batch=batches[len(batches) // 2], prompt=prompts[-1]), scope)
+                yield from _widened([replace(base, batch=batch, prompt=prompts[0]) for batch in batches], scope)
         if scope.thorough and scope.on_gpu:
             deep = replace(base, model=_deep(scope, name), prompt=prompts[0])
             for batch in scope.batches:
@@ -76,6 +77,13 @@ def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
         yield replace(window, selector=Selector.PAGES, keep=20, hbm=60)
     yield replace(dense, hbm=50, recompute=Recompute.ACTIVATIONS_HOST)
     yield replace(dense, hbm=70, recompute=Recompute.TOKENS)
+
+
+def _widened(dense: Sequence[Recipe], scope: Scope) -> Iterator[Recipe]:
+    """Weights in integers, of the fewest and the most sequences, where a kernel widens them ahead of each product."""
+    if scope.on_gpu and scope.thorough:
+        for recipe in (dense[0], dense[-1]):
+            yield replace(recipe, weights=WeightFormat.INT8)
 
 
 def _few(dense: Recipe) -> Iterator[Recipe]:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from math import exp, log2
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,6 +121,23 @@ def test_smaller_weights_are_widened_at_each_use(weight_format: WeightFormat, we
     once = quick(64, 8, FP16, weight_format, one_pass=True)
     assert once.at_one(1) == pytest.approx(gemm.at_one(1) + 64 * 8 * (weight_bytes + 2) / 256)
     assert cost.gemm(64, 8, FP16, weight_format, products=2).at_one(1) == pytest.approx(gemm.at_one(1) + 3)
+
+
+@pytest.mark.parametrize(
+    ("whole_bytes", "found"), [(0, 0), (256, 0), (512, 0), (600, 2 - 1024 / 600), (1024, 1), (9999, 1)]
+)
+def test_a_product_finds_what_was_just_widened_in_the_cache(whole_bytes: float, found: float) -> None:
+    """Of 1,024 bytes, whose reading takes 2 s; where they are of two matrices each is half as large."""
+
+    def gemm(found_bytes: float, weight_format: WeightFormat = WeightFormat.INT8, **more: Any) -> Pieces:
+        return make_cost(widened_found_bytes=found_bytes).gemm(64, 8, FP16, weight_format, **more)
+
+    spared_s = gemm(0, one_pass=True).at_one(1) - gemm(whole_bytes, one_pass=True).at_one(1)
+
+    assert spared_s == pytest.approx(2 * found)
+    assert gemm(whole_bytes / 2, one_pass=True, products=2) == gemm(whole_bytes, one_pass=True)  # nothing to launch
+    assert gemm(whole_bytes) == gemm(0)  # widened as keys and values are
+    assert gemm(whole_bytes, NATIVE, one_pass=True) == gemm(0, NATIVE)
 
 
 @pytest.mark.parametrize(

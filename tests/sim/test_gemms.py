@@ -14,7 +14,15 @@ from builders import in_hbm, make_cost, make_machine, make_model, make_products,
 from sim.capture import FUSED_ROWS, is_captured
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
-from sim.gemms import LayerGemms, decoded_products_s, least_as_measured, product_rows, prompt_products_s
+from sim.gemms import (
+    LayerGemms,
+    decoded_products_s,
+    least_as_measured,
+    least_products_s,
+    least_read_s,
+    product_rows,
+    prompt_products_s,
+)
 from sim.layer import layer_times
 from sim.layer_prices import decode_launch_s, layer_prices
 from sim.plan import Setting
@@ -67,13 +75,16 @@ def test_gate_and_up_are_one_matrix() -> None:
     assert decoded_products_s(cost, setting, 1) == pytest.approx({"qkv": 3.0, "out": 3.0, "mlp": 3.0 + 1.0}, rel=1e-12)
 
 
-def test_weights_that_are_widened_first_are_priced_by_their_curve() -> None:
+def test_of_weights_that_are_widened_first_the_product_is_as_measured() -> None:
     setting = make_setting(weight_format=WeightFormat.INT8)
 
-    found = decoded_products_s(make_cost(products=KNOWN), setting, 1)
+    widened = decoded_products_s(make_cost(products=KNOWN), setting, 1)
 
-    assert found == decoded_products_s(make_cost(), setting, 1)
-    assert found["qkv"] > CURVED["qkv"]
+    by_curve, native = (decoded_products_s(make_cost(), one, 1) for one in (setting, make_setting()))
+    assert native == CURVED
+    assert by_curve["qkv"] > CURVED["qkv"]
+    assert widened["qkv"] == pytest.approx(by_curve["qkv"] - 3.0 + 6.0, rel=1e-12)
+    assert widened["out"] == by_curve["out"]
 
 
 def test_prompts_are_priced_as_measured_the_head_and_what_is_projected_again_by_their_curves() -> None:
@@ -172,22 +183,28 @@ def measured_costs(draw: st.DrawFn, machine: MachineSpec, model: ModelSpec) -> C
 
 
 @settings(max_examples=200)
-@given(st.data(), models(), machines())
+@given(st.data(), models(), machines(), st.sampled_from(WeightFormat), st.sampled_from((0.0, 1e3, 1e12)))
 def test_no_step_and_no_prompt_falls_below_the_least(
-    data: st.DataObject, model: ModelSpec, machine: MachineSpec
+    data: st.DataObject, model: ModelSpec, machine: MachineSpec, stored: WeightFormat, found_bytes: float
 ) -> None:
-    cost = data.draw(measured_costs(machine, model))
-    setting = make_setting(model=model, machine=machine)
-    curves = LayerGemms.of(cost, setting).of_layer
+    """Neither each matrix, nor, where what was widened is found in a cache, all of them together."""
+    bare = data.draw(measured_costs(machine, model))
+    cost = replace(bare, profile=replace(bare.profile, widened_found_bytes=found_bytes))
+    setting = make_setting(model=model, machine=machine, weight_format=stored)
+    native = make_setting(model=model, machine=machine)
+    curves = LayerGemms.of(cost, native).of_layer
 
-    least = least_as_measured(cost, model, FP16)
+    least, read_s = least_as_measured(cost, model, FP16), least_read_s(cost, model, FP16, stored)
 
     rows = np.arange(1.0, 600.0)
-    for name, seconds in prompt_products_s(cost, setting, rows).items():
+    for name, seconds in prompt_products_s(cost, native, rows).items():
         assert (seconds >= least * curves[name].at(rows) * (1 - 1e-9)).all()
     for count in (1, 2, 3, 7, 64, 128, 500):
-        for name, decoded_s in decoded_products_s(cost, setting, count).items():
+        for name, decoded_s in decoded_products_s(cost, native, count).items():
             assert decoded_s >= least * curves[name].at_one(count) * (1 - 1e-9)
+        together_s = sum(decoded_products_s(cost, setting, count).values())
+        assert together_s >= least_products_s(cost, setting, count) * (1 - 1e-9)
+        assert together_s >= read_s * (1 - 1e-9)
 
 
 def launched_s(rows: int, setting: Setting) -> float:
