@@ -1,6 +1,6 @@
 """A profile from measurements: bounded, robust least squares on the ratio of predicted to measured seconds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -73,7 +73,7 @@ def fit(measured: Measured, *, name: str, basis: str, on_step: OnStep | None = N
             raise ValueError("measurements, there are none that a constant prices: measure first")
         problem = nothing.of(_fitted_names(machine, {took.family for took, _ in nothing.rows}))
         tell(1, 3, "which constants show")
-        silent = {name for name in problem.names if _is_silent(problem, _begin(problem), name)}
+        silent = _silent(problem, _begin(problem), problem.names)
         problem = problem.of(name for name in problem.names if name not in silent)
         tell(2, 3, f"{len(problem.names)} constants, {len(problem.rows)} measurements")
         found, scale = _solved_twice(problem)
@@ -153,11 +153,11 @@ def _without_the_unknown(
     kept, certain = dict[str, str](), set[str]()
     allowed = _allowed_costs(problem, found, scale)
     while True:
-        widths = _half_widths(problem, found, scale)
+        widths = dict(zip(problem.names, _half_widths(problem, found, scale).tolist(), strict=True))
+        wide = {name for name in problem.names if widths[name] > _WIDEST}
+        doubtful = (wide | _silent(problem, found.x, set(problem.names) - wide - certain)) - certain
         open_to_doubt = [
-            (problem.nominal[problem.names.index(name)] <= np.log(LEAST), float(width), name)
-            for name, width in zip(problem.names, widths, strict=True)
-            if name not in certain and (width > _WIDEST or _is_silent(problem, found.x, name))
+            (problem.nominal[problem.names.index(name)] <= np.log(LEAST), widths[name], name) for name in doubtful
         ]
         if not open_to_doubt:
             return problem, found, kept
@@ -168,18 +168,21 @@ def _without_the_unknown(
         without = _solved(fewer, np.delete(found.x, place), scale, tries=8)  # it is near
         costs = _family_costs(fewer, fewer.residuals(without.x), scale)
         if all(costs[family] <= most for family, most in allowed.items()):
-            silent = _is_silent(problem, found.x, name)
-            reason = _SILENT if silent else "nominal: the data fit it no worse than any other value"
-            kept[name] = reason
+            silent = _silent(problem, found.x, (name,))
+            kept[name] = _SILENT if silent else "nominal: the data fit it no worse than any other value"
             problem, found = fewer, without
         else:
             certain.add(name)
 
 
-def _is_silent(problem: Problem, x: NDArray[np.float64], name: str) -> bool:
-    """Whether no measurement would show it, were the constant nominal or three times as large as it is, or a third."""
-    place, most = problem.names.index(name), 0.0 if Profile.constants()[name] == "share" else np.log(MOST)
+def _silent(problem: Problem, x: NDArray[np.float64], names: Iterable[str]) -> set[str]:
+    """Those that no measurement would show, were they nominal or three times as large as they are, or a third."""
     here = list(problem.each_log_ratio(x))
+    return {name for name in names if _is_silent(problem, x, name, here)}
+
+
+def _is_silent(problem: Problem, x: NDArray[np.float64], name: str, here: Sequence[float]) -> bool:
+    place, most = problem.names.index(name), 0.0 if Profile.constants()[name] == "share" else np.log(MOST)
     for value in (problem.nominal[place], x[place] + 1.1, x[place] - 1.1):
         moved = np.array(x)
         moved[place] = min(value, most)

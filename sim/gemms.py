@@ -8,7 +8,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from sim.capture import FUSED_ROWS, is_captured
-from sim.cost import CostModel, Pieces
+from sim.cost import Amount, CostModel, Pieces
 from sim.counts import Column
 from sim.footprint import PREFILL_CHUNK_TOKENS
 from sim.plan import Setting
@@ -97,7 +97,7 @@ def _free_at_zero(pieces: Pieces) -> Pieces:
 
 def decoded_products_s(cost: CostModel, setting: Setting, rows: int) -> dict[str, float]:
     """A layer's products of a decode step of ``rows``."""
-    return {name: float(seconds[0]) for name, seconds in _products_s(cost, setting, np.array([float(rows)])).items()}
+    return _products_s(cost, setting, float(rows))
 
 
 def prompt_products_s(cost: CostModel, setting: Setting, rows: Column) -> dict[str, Column]:
@@ -108,14 +108,20 @@ def prompt_products_s(cost: CostModel, setting: Setting, rows: Column) -> dict[s
     return {name: chunks * seconds for name, seconds in _products_s(cost, setting, multiplied).items()}
 
 
-def _products_s(cost: CostModel, setting: Setting, rows: Column) -> dict[str, Column]:
+def _products_s(cost: CostModel, setting: Setting, rows: Amount) -> dict[str, Amount]:
     """A layer's products as measured; where weights are widened first, with what that takes by its curve."""
-    stored, wide = LayerGemms.of(cost, setting).of_layer, LayerGemms.wide(cost, setting).of_layer
-    found = dict[str, Column]()
-    for name, curve in stored.items():
-        more_s = wide[name].at(rows) * (_as_measured(cost, setting, name, rows) - 1)
-        found[name] = curve.at(rows) + more_s
+    wide = LayerGemms.wide(cost, setting).of_layer
+    curved_s = {name: _at(curve, rows) for name, curve in wide.items()}
+    found: dict[str, Amount] = {name: curved_s[name] * _as_measured(cost, setting, name, rows) for name in wide}
+    if setting.weight_format is not WeightFormat.NATIVE:
+        stored = LayerGemms.of(cost, setting).of_layer
+        found = {name: seconds + (_at(stored[name], rows) - curved_s[name]) for name, seconds in found.items()}
     return found
+
+
+def _at(curve: Pieces, rows: Amount) -> Amount:
+    seconds: Any = curve.at(rows) if isinstance(rows, np.ndarray) else curve.at_one(rows)
+    return cast(Amount, seconds)
 
 
 def product_rows(rows: Rows) -> Rows:
@@ -153,14 +159,16 @@ def least_as_measured(cost: CostModel, model: ModelSpec, dtype: DType) -> float:
     return min(1.0, *(float(cost.as_measured(*shape, rows, dtype).min()) for shape in shapes))
 
 
-def _as_measured(cost: CostModel, setting: Setting, name: str, rows: Column) -> Column:
+def _as_measured(cost: CostModel, setting: Setting, name: str, rows: Amount) -> Amount:
     """Of one or two matrices together, how many times as long as their curves."""
-    if not cost.profile.products:
-        return np.ones(len(rows))
     shapes, dtype = layer_matrices(setting.model), setting.dtype
-    curved_s, measured_s = np.zeros(len(rows)), np.zeros(len(rows))
-    for inputs, outputs in (shapes[matrix] for matrix in _TOGETHER.get(name, (name,))):
-        seconds = cost.gemm(inputs, outputs, dtype, WeightFormat.NATIVE).at(rows)
+    if name not in _TOGETHER or not cost.profile.products:
+        return cost.as_measured(*shapes[_TOGETHER.get(name, (name,))[0]], rows, dtype)
+    curved_s: Any = 0.0
+    measured_s: Any = 0.0
+    for inputs, outputs in (shapes[matrix] for matrix in _TOGETHER[name]):
+        seconds = _at(cost.gemm(inputs, outputs, dtype, WeightFormat.NATIVE), rows)
         curved_s += seconds
         measured_s += seconds * cost.as_measured(inputs, outputs, rows, dtype)
-    return measured_s / curved_s
+    times: Amount = measured_s / curved_s
+    return times
