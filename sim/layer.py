@@ -139,7 +139,7 @@ def _decode_ops(
         "select": _affine(prices.select_s, prices.select_s_per_kept, flows.kept),
         "out": prices.out_s,
         "mlp": prices.mlp_s,
-        "norms": 0.0,  # of a decode step: among its launches
+        "norms": prices.completed_s,  # a decode step's norms are among its launches
         "gather_sms": gather_sms_s,
         "launch": prices.launch_s + prices.linked_s * linked if prices.linked_s else prices.launch_s,
     }

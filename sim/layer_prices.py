@@ -23,7 +23,7 @@ from sim.capture import (
 )
 from sim.cost import CostModel, Pieces
 from sim.flows import link_token_bytes
-from sim.footprint import layer_weight_bytes
+from sim.footprint import cut_matrix_bytes, layer_weight_bytes
 from sim.gemms import LayerGemms, decoded_products_s, filled_share
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
 from sim.launches import begin_operations, decode_operations, end_operations, prefill_operations
@@ -46,7 +46,8 @@ class LayerPrices:
     layer, nothing where it replays a captured step. That goes on beside the GPU's work, or, ``launches_felt``, on top of it
     where a CPU does both. The ``_away`` ones are of plans that keep anything outside HBM, at any step; the ``_linked`` one is of
     plans that fetch some of it, where that makes a difference: their steps are replayed in pieces, which begin after
-    ``linked_s``. ``begun_s``, in the prefill's launches as well, is a layer's share of what the host does before the first one,
+    ``linked_s``. ``completed_s`` is for what a layer's block of streamed weights lacks of the matrix that is cut, which a kernel
+    puts beside it. ``begun_s``, in the prefill's launches as well, is a layer's share of what the host does before the first one,
     when the GPU has nothing to do yet.
     """
 
@@ -76,6 +77,7 @@ class LayerPrices:
     sm_share: float
     weight_bytes: float
     weights_s: float
+    completed_s: float
     bytes_per_kv: float
     bytes_per_inputs: float
     exposed_share: float
@@ -133,6 +135,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
     fetch, bytes_per_kv = _fetched_by(cost, setting), float(sequences * link_token_bytes(setting))
     most_tokens = setting.workload.cached_tokens
     weight_bytes = setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format)
+    completed_bytes = cut_matrix_bytes(model, dtype, setting.weight_format, setting.weights_on_host)
     decoded_s = decoded_products_s(cost, setting, sequences)
     beside_s = sum(decoded_s.values()) + kept_away_s * setting.attention.kept_tokens(most_tokens)
     layer_steps = None if settled else model.layers * setting.workload.decode_steps
@@ -164,6 +167,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         linked_s=cost.launch_s(pieces_begun(setting) * PIECE_LAUNCHES) if forwards(setting) else 0.0,
         weight_bytes=weight_bytes,
         weights_s=cost.transfer(Mechanism.COPY_ENGINE, handed_over=is_captured(setting)).at_one(weight_bytes),
+        completed_s=cost.elementwise_s(2 * completed_bytes) if is_captured(setting) else 0.0,
         bytes_per_kv=bytes_per_kv,
         bytes_per_inputs=float(sequences * inputs_layer_bytes(model, dtype)),
         exposed_share=(1.0 if guess is None else 1.0 - guess) if late else 0.0,

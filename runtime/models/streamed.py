@@ -167,7 +167,7 @@ def _stored(layer: LayerWeights, device: torch.device, share: float) -> _Stored:
     left_bytes = round(share * sum(tensor.nbytes for tensor in given))
     parts, rest = list[tuple[int, Tensor]](), torch.empty(0, dtype=torch.uint8, device=device)
     for tensor in given:
-        there_bytes = min(tensor.nbytes, left_bytes // _CUT_BYTES * _CUT_BYTES)
+        there_bytes = tensor.nbytes if tensor.nbytes <= left_bytes else left_bytes // _CUT_BYTES * _CUT_BYTES
         left_bytes = left_bytes - there_bytes if there_bytes == tensor.nbytes else 0
         if not there_bytes:
             tensors.append(tensor.to(device, copy=True).contiguous())
