@@ -133,12 +133,13 @@ def access_of(selector: Selector, seen: Sequence[Seen], source: str) -> AccessPr
     if not selector.recalls:  # what is left out dies: hardly more lives than is picked
         ages = tuple(map(_living_ages, seen)) if selector is Selector.SWA else None
         return replace(found, turnovers=_told(map(_turnover, seen)), living_ages=ages)
-    returned = [_returned(one) for one in seen]
+    goes_on = all(one.plan.setting.workload.decode_steps >= 2 * EARLY_STEPS for one in seen)
+    returned = [_returned(one, goes_on=goes_on) for one in seen]
     quarters = _shares(np.sum([one.picked for one in returned], axis=0))[1::2]
     return replace(
         found,
         turnovers=_told(one.turnover for one in returned),
-        early_turnovers=_told(one.early_turnover for one in returned) if _goes_on(seen) else None,
+        early_turnovers=_told(one.early_turnover for one in returned) if goes_on else None,  # as many steps follow
         age_shares=((0.0, 0.0), *zip(_QUARTERS, quarters, strict=True), (1.0, 1.0)),
         living_ages=tuple(one.ages for one in returned),
     )
@@ -146,7 +147,7 @@ def access_of(selector: Selector, seen: Sequence[Seen], source: str) -> AccessPr
 
 class _Returned(NamedTuple):
     """Of a run in which any token may return; ``picked`` counts the picks of all steps, others leave the first one out.
-    ``turnover`` is of later steps, of a run that ends early of all.
+    ``turnover`` is of later steps, where runs do not go on of all.
     """
 
     turnover: float
@@ -155,7 +156,7 @@ class _Returned(NamedTuple):
     picked: Eighths
 
 
-def _returned(seen: Seen) -> _Returned:
+def _returned(seen: Seen, *, goes_on: bool) -> _Returned:
     """New is what a lane did not attend to in the step before."""
     counts = seen.plan.setting.token_counts
     position, ends = np.arange(counts.cached[-1]), np.arange(1, AGES + 1)[:, None] / AGES
@@ -170,17 +171,12 @@ def _returned(seen: Seen) -> _Returned:
             picked[later] += on_oldest @ picks.sum(axis=0)
             new[later] += on_oldest @ (picks & ~attended).sum(axis=0)
         attended = picks | ((position >= older) & (position < counts.cached[row]))
-    later_ones = slice(1 if _goes_on([seen]) else 0, None)
+    later_ones = slice(1 if goes_on else 0, None)
     turnover, early_turnover = (
         float(new[some, -1].sum() / max(1.0, picked[some, -1].sum())) for some in (later_ones, slice(0, 1))
     )
     ages = LivingAges(first=_shares(first), later=_shares(new.sum(axis=0)))
     return _Returned(turnover, early_turnover, ages, first + picked.sum(axis=0))
-
-
-def _goes_on(seen: Sequence[Seen]) -> bool:
-    """Whether at least as many steps come later as are early."""
-    return all(one.plan.setting.workload.decode_steps >= 2 * EARLY_STEPS for one in seen)
 
 
 def _shares(fell: Eighths) -> tuple[float, ...]:

@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from reports.study import Study
+from sim.access import EARLY_STEPS
 from sim.profile import Estimate, Profile
 from sim.spec import MachineSpec, ModelSpec
 
@@ -33,14 +34,21 @@ def datasheets(machine: MachineSpec, model: ModelSpec) -> list[tuple[str, list[t
 def access_rows(study: Study) -> list[tuple[str, str, str]]:
     """What a sparse selector's picks were measured to do."""
     access = study.plan.setting.access
+    early = access.early_turnovers or access.turnovers
     return [
         (
             f"{access.selector}, {number(share)} kept",
-            f"{number(new)} new each step, {number(ratio)} x perplexity",
+            f"{number(later)} new each step{_at_first(first, later)}, {number(ratio)} x perplexity",
             access.source,
         )
-        for share, new, ratio in zip(access.keep_shares, access.turnovers, access.perplexity_ratios, strict=True)
+        for share, first, later, ratio in zip(
+            access.keep_shares, early, access.turnovers, access.perplexity_ratios, strict=True
+        )
     ]
+
+
+def _at_first(first: float, later: float) -> str:
+    return "" if first == later else f" ({number(first)} in the first {EARLY_STEPS})"
 
 
 def number(value: Any) -> str:

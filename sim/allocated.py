@@ -47,7 +47,8 @@ def _pool_bytes(plan: Plan) -> float:
 
 
 def _passed_rows(plan: Plan) -> int:
-    """Of the largest prefill pass: under continuous admission pages may do for fewer prompts than may run at once.
+    """Of the largest prefill pass: under continuous admission pages may do for fewer prompts than may run at once, and one that
+    returns may have more tokens than a pass has room for.
 
     Passes of one step that is launched, of other lengths each, are taken alike; the first step, with most newcomers, has one.
     """
@@ -57,8 +58,9 @@ def _passed_rows(plan: Plan) -> int:
         return room
     homes = home_columns(plan.homes)
     planned = admit(setting, occupancy_of(plan, homes, flows_of(plan, homes)))
-    passes = np.ones(planned.steps) if is_captured(setting) else np.maximum(planned.prefill_lengths, 1)
-    return min(room, int((planned.prefilled_tokens / passes).max()))
+    if is_captured(setting):
+        return int(planned.prefilled_tokens.max())
+    return min(room, int((planned.prefilled_tokens / np.maximum(planned.prefill_lengths, 1)).max()))
 
 
 def _never_passed_bytes(setting: Setting, passed: int) -> int:

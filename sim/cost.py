@@ -96,7 +96,7 @@ class CostModel:
             setup_s += widen_s(stored_bytes + wide_bytes) + self.launch_s(products)
         stream_s = wide_bytes / (self.hbm_bytes_per_s * self.profile.gemm_hbm_efficiency)
         if weight_format is not WeightFormat.NATIVE and one_pass:
-            setup_s -= self._found_share(wide_bytes / products) * stream_s
+            stream_s *= 1 - self._found_share(wide_bytes / products)
         row_s = 2 * inputs * outputs / (self.machine.gpu.flop_per_s(dtype) * self.profile.gemm_peak_efficiency)
         half_s = row_s * self.profile.gemm_half_rows
         return Pieces(pieces=tuple((setup_s + near * stream_s + far * half_s, far * row_s) for near, far in _TANGENTS))

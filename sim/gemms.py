@@ -133,10 +133,12 @@ def product_rows(rows: Rows) -> Rows:
 
 
 def least_products_s(cost: CostModel, setting: Setting, rows: float) -> float:
-    """What a layer's products of at least so many rows never fall below, all together."""
-    fallen = 1 - least_as_measured(cost, setting.model, setting.dtype)
+    """What a layer's products of so many rows, or of as many in the mean, never fall below, all together: where weights are
+    widened first, of that less all that may be found read, and of products that read everything.
+    """
+    least = least_as_measured(cost, setting.model, setting.dtype)
     stored, wide = LayerGemms.of(cost, setting).of_layer, LayerGemms.wide(cost, setting).of_layer
-    return sum(stored[name].at_one(rows) - fallen * wide[name].at_one(rows) for name in stored)
+    return sum(least * wide[name].at_one(rows) + stored[name].pieces[0][0] - wide[name].pieces[0][0] for name in stored)
 
 
 def least_read_s(cost: CostModel, model: ModelSpec, dtype: DType, stored: WeightFormat) -> float:

@@ -21,7 +21,7 @@ from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.counts import Column
 from sim.flows import Flows
-from sim.footprint import PREFILL_CHUNK_TOKENS
+from sim.footprint import prefill_rows
 from sim.gemms import LayerGemms, decoded_products_s, prompt_products_s
 from sim.kv import KvFormat, kv_layer_bytes
 from sim.launches import apart_operations
@@ -39,7 +39,7 @@ def admit(setting: Setting, occupancy: Occupancy) -> Schedule:
 
 
 def page_rules(setting: Setting, occupancy: Occupancy) -> Rules:
-    """The admission rule of ``setting``, for sequences that hold ``occupancy``."""
+    """The admission rule of ``setting``, for sequences that hold ``occupancy``; a step prefills what the workspace is for."""
     work = setting.workload
     return Rules(
         batch=work.batch,
@@ -48,7 +48,7 @@ def page_rules(setting: Setting, occupancy: Occupancy) -> Rules:
         budget_bytes=setting.kv_budget_bytes,
         host_bytes=setting.machine.host.usable_bytes,
         most_sequences=setting.concurrency,
-        prefill_tokens=max(PREFILL_CHUNK_TOKENS, work.prompt_tokens),
+        prefill_tokens=max(prefill_rows(setting.concurrency, work.prompt_tokens), work.prompt_tokens),
         preemption=setting.preemption,
     )
 
@@ -118,7 +118,7 @@ def scheduled_times(cost: CostModel, setting: Setting, flows: Flows, planned: Sc
         + first_choice_s(cost, setting, 1, 1) * planned.prefilled,
         "out": product_s("out"),
         "mlp": product_s("mlp"),
-        "norms": passed_s,
+        "norms": passed_s + one.completed_s * some,
         "gather_sms": none,
         "launch": decode_launch_s(cost, setting, setting.concurrency) * some
         + prompt_launch_s(cost, setting, prompt_row_passes_s(cost, setting) * tokens / np.maximum(passes, 1)) * passes

@@ -4,16 +4,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from builders import hypotenuse, in_hbm, make_cost, make_machine, make_model, make_setting
 from sim.admission import Run, Schedule
 from sim.attention_prices import attention_turn_s
+from sim.capture import is_captured
 from sim.cost import CostModel
 from sim.flows import flows_of, home_columns
+from sim.footprint import prefill_rows
 from sim.kv import KvFormat, KvFormats
-from sim.layer import LayerTimes
+from sim.layer import LayerTimes, layer_times
+from sim.layer_prices import priced_layer
+from sim.occupancy import occupancy_of
 from sim.plan import Admission
-from sim.scheduled import scheduled_times
+from sim.scheduled import admit, paged_bytes, scheduled_times
 from sim.spec import MachineSpec
 
 NONE = np.zeros(5)
@@ -68,6 +74,48 @@ def test_newcomers_of_two_lengths_go_through_products_together_and_attend_apart(
     assert (apart.ops["qkv"] == together.ops["qkv"]).all()
     assert (apart.layer_s - together.layer_s).tolist() == pytest.approx([6, 0, 0, 0, 0])
     assert (apart.launched_s - together.launched_s).tolist() == pytest.approx([2.5 + 0.55 + 6 + 2, 0, 0, 0, 0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    batch=st.integers(1, 12),
+    concurrency=st.integers(1, 12),
+    prompt=st.sampled_from((1, 3, 40, 3000, 4050)),
+    output=st.integers(2, 40),
+    budget=st.floats(1.0, 4.0),
+)
+def test_no_step_prefills_more_rows_than_the_workspace_is_for(
+    batch: int, concurrency: int, prompt: int, output: int, budget: float
+) -> None:
+    """But for a sequence alone, which returns with what it has; there is room for so many of the longest ones."""
+    setting = make_setting(
+        batch=batch, prompt=prompt, output=output, concurrency=min(batch, concurrency), admission=Admission.CONTINUOUS
+    )
+    plan = in_hbm(setting)
+    homes = home_columns(plan.homes)
+    occupancy = occupancy_of(plan, homes, flows_of(plan, homes))
+    most_bytes = budget * float(paged_bytes(setting, occupancy.hbm).max())
+    planned = admit(replace(setting, kv_budget_bytes=int(most_bytes)), occupancy)
+
+    rows = prefill_rows(setting.concurrency, prompt)
+    alone = planned.prefilled <= 1
+    assert planned.prefilled_tokens[~alone].max(initial=0) <= rows
+    assert planned.prefilled_tokens.max() <= max(rows, setting.workload.cached_tokens)
+
+
+def test_what_a_block_of_streamed_weights_lacks_is_put_beside_it_in_every_step() -> None:
+    """3 / 8 of a layer's 1,280 weights are on the host: of q, k and v, 768, what is left are 288, of 2 bytes, read and written."""
+    machine, half = make_machine(), 3 / 8
+    setting = make_setting(machine=machine, model=make_model(), weights_on_host=half)
+    assert is_captured(setting)
+    cost = make_cost(machine, elementwise_efficiency=0.5)
+
+    prices = [priced_layer(cost, one, 1) for one in (setting, replace(setting, weights_on_host=0.0))]
+
+    assert [one.completed_s for one in prices] == pytest.approx([2 * 2 * (768 - half * 1280) / 256, 0])
+    plan = in_hbm(setting)
+    norms = layer_times(prices[0], flows_of(plan, home_columns(plan.homes)), cost).ops["norms"]
+    assert norms[1:].tolist() == pytest.approx([prices[0].completed_s] * 3)
 
 
 def test_a_step_that_is_launched_has_a_row_for_each_that_decodes() -> None:
