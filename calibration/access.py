@@ -28,7 +28,7 @@ from sim.spec import MachineSpec
 SELECTORS = (Selector.SWA, Selector.H2O, Selector.PAGES, Selector.TOPK)
 _KEEPS, _OUTPUT = (5, 10, 20, 40), 64
 _QUARTERS = (0.25, 0.5, 0.75)
-_DIGITS = 4
+_DIGITS, _AGE_DIGITS = 4, 3
 _RECORD = Record(selections=True, picks=True, mass=True)
 
 Eighths: TypeAlias = NDArray[np.float64]  # picks that fell on the oldest eighth, two eighths, up to all
@@ -182,12 +182,12 @@ def _returned(seen: Seen, *, goes_on: bool) -> _Returned:
 def _shares(fell: Eighths) -> tuple[float, ...]:
     """Of all picks, on the oldest eighth up to seven; evenly if there are none."""
     shares = fell / fell[-1] if fell[-1] else np.arange(1, AGES + 1) / AGES
-    return _told(shares[:-1].tolist())
+    return _told(shares[:-1].tolist(), _AGE_DIGITS)
 
 
-def _told(shares: Iterable[float]) -> tuple[float, ...]:
+def _told(shares: Iterable[float], digits: int = _DIGITS) -> tuple[float, ...]:
     """To as many digits as a run tells."""
-    return tuple(round(share, _DIGITS) for share in shares)
+    return tuple(round(share, digits) for share in shares)
 
 
 def _flags(seen: Seen) -> Iterator[Flags]:
@@ -222,4 +222,4 @@ def _living_ages(seen: Seen) -> LivingAges:
     ages = picked_ages(seen.plan, RecordedSelection(selector=selector, picks=picks))
     last = [of_step for step, of_step in enumerate(ages) if step >= local[step + 1]]
     later = max(last, ages[-max(1, len(ages) // 4) :], key=len)
-    return LivingAges(first=_told(ages[0]), later=_told(map(mean, zip(*later, strict=True))))
+    return LivingAges(first=_told(ages[0], _AGE_DIGITS), later=_told(map(mean, zip(*later, strict=True)), _AGE_DIGITS))

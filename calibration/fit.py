@@ -244,12 +244,17 @@ def _estimates(problem: Problem, found: OptimizeResult, scale: float) -> list[Es
         estimates.append(
             Estimate(
                 parameter=name,
-                low=value * float(np.exp(-half)),
-                high=min(1.0, high) if kinds[name] == "share" else high,
+                low=_told(value * float(np.exp(-half))),
+                high=_told(min(1.0, high) if kinds[name] == "share" else high),
                 evidence=f"fitted to {counts}" if counts else "fitted: anything this small would do",
             )
         )
     return estimates
+
+
+def _told(bound: float) -> float:
+    """Of an interval no more digits tell anything."""
+    return float(f"{bound:.5g}")
 
 
 def _left(kept: dict[str, str], problem: Problem) -> list[Estimate]:

@@ -60,6 +60,22 @@ def read_json_object(path: Path) -> dict[str, Any]:
     return data
 
 
+def readable_json(value: Any, depth: int = 0) -> str:
+    """A member a line, and of its lists an entry a line, or their numbers together: small differences stand out."""
+    if isinstance(value, dict) and value:
+        members = (
+            f"{' ' * (depth + 1)}{json.dumps(name)}: {readable_json(one, depth + 1)}" for name, one in value.items()
+        )
+        return "{\n" + ",\n".join(members) + f"\n{' ' * depth}}}"
+    entries = value if isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value) else []
+    lines = ",".join(f"\n{_compact(entry)}" for entry in entries)
+    return f"[{lines}\n]" if lines else _compact(value)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
 def plan_to_json(plan: Plan) -> dict[str, Any]:
     """A plan as plain values. The phases stand there for readers; they follow from the homes."""
     return {
@@ -99,7 +115,7 @@ def save_trace(path: Path, trace: Trace) -> None:
 def trace_text(trace: Trace) -> str:
     """A run as one JSON document without spaces: there may be a hundred thousand spans."""
     whole = {"schema_version": SCHEMA_VERSION, **to_plain(trace)}
-    return json.dumps(whole, separators=(",", ":"), allow_nan=False) + "\n"
+    return _compact(whole) + "\n"
 
 
 def load_trace(path: Path) -> Trace:

@@ -67,14 +67,13 @@ class Operations(NamedTuple):
     @property
     def worth(self) -> float:
         """In operations that keep books."""
-        own = _PRODUCT_WORTH * self.products + _LAYER_WORTH * self.layer + _KERNEL_WORTH * self.kernels
-        return (
-            own
-            + self.books
-            + _QUEUED_WORTH * self.queued
-            + _STEP_WORTH * self.stepped
-            + _SCATTER_WORTH * self.scattered
-        )
+        layer = _PRODUCT_WORTH * self.products + _LAYER_WORTH * self.layer + _KERNEL_WORTH * self.kernels
+        books = self.books + _STEP_WORTH * self.stepped + _SCATTER_WORTH * self.scattered
+        return layer + books + _QUEUED_WORTH * self.queued
+
+    def plus(self, others: "Operations") -> "Operations":
+        """All of both."""
+        return Operations(*map(sum, zip(self, others, strict=True)))
 
     def times(self, passes: float) -> "Operations":
         """All of them so often."""
@@ -159,14 +158,14 @@ def choice_operations(setting: Setting) -> float:
 
 def apart_operations(setting: Setting) -> Operations:
     """Of a layer for each further length of prompts in a captured plan's pass: each attends, and is taken in, for itself."""
-    return Operations(*map(sum, zip(Operations(products=1, layer=1), _taken_in(setting), strict=True)))
+    return Operations(products=1, layer=1).plus(_taken_in(setting))
 
 
 def _taken_in(setting: Setting) -> Operations:
     """By a captured step's slots, of a layer's prompts: first choices, ranges; else a few copies."""
     if setting.attention.selector is Selector.SWA:
         rounding = Operations(kernels=3) if setting.kv_format.gpu.is_grouped else Operations()
-        return Operations(*map(sum, zip(_CAPTURED_CHOICE, rounding, strict=True)))
+        return _CAPTURED_CHOICE.plus(rounding)
     if setting.attention.selector is Selector.PAGES:
         return Operations(books=26)
     if not setting.kv_format.gpu.is_grouped:

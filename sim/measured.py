@@ -1,19 +1,17 @@
 """Raw measurements as a file, beside the profile that was fitted to them."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sim.access import AccessProfile
 from sim.codec import from_plain, to_plain
-from sim.files import read_json_object, write_atomically
+from sim.files import read_json_object, readable_json, write_atomically
 from sim.profile import Fingerprint, Measurement
 from sim.spec import MachineSpec
 
 SCHEMA_VERSION = 2
-_TIMES = ("seconds", "low_s", "high_s", "launch_s")
+_DIGITS = {"seconds": 5, "low_s": 4, "high_s": 4, "launch_s": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +29,10 @@ class Measured:
 
 
 def save_measured(file: Path, measured: Measured) -> None:
-    """One measurement a line: readable, and small differences between two runs stand out. So are access profiles."""
+    """One measurement a line, and one access profile."""
     plain = {"schema_version": SCHEMA_VERSION, **to_plain(replace(measured, measurements=()))}
     plain["measurements"] = [_plain(one) for one in measured.measurements]
-    head = {name: value for name, value in plain.items() if not isinstance(value, list)}
-    lists = ",\n".join(f' "{name}": [{_lines(rows)}]' for name, rows in plain.items() if isinstance(rows, list))
-    write_atomically(file, f"{json.dumps(head, indent=1)[:-2]},\n{lists}\n}}\n")
+    write_atomically(file, readable_json(plain) + "\n")
 
 
 def load_measured(file: Path) -> Measured:
@@ -56,12 +52,10 @@ def measurements_file(profile: Path) -> Path:
     return profile.with_suffix(".measurements.json")
 
 
-def _lines(rows: Sequence[Any]) -> str:
-    written = (json.dumps(row, allow_nan=False, separators=(",", ":")) for row in rows)
-    return ",".join(f"\n{row}" for row in written) + "\n" * bool(rows)
-
-
 def _plain(one: Measurement) -> dict[str, Any]:
     """Five digits of a time are more than any clock gives; what was not looked at, and is 0, is left out."""
     told = {name: value for name, value in to_plain(one).items() if value != 0}
-    return {name: float(f"{value:.5g}") if name in _TIMES else value for name, value in told.items()}
+    return {
+        name: float(f"{value:.{_DIGITS.get(name, 7)}g}") if isinstance(value, float) else value
+        for name, value in told.items()
+    }

@@ -3,12 +3,11 @@
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
 from sim.codec import from_plain, to_plain
-from sim.files import read_json_object, write_atomically
+from sim.files import read_json_object, readable_json, write_atomically
 from sim.profile import Profile
 from sim.spec import MachineSpec
 
@@ -25,11 +24,9 @@ def content_hash(profile: Profile) -> str:
 
 
 def save_profile(path: Path, profile: Profile) -> None:
-    """Write a profile so that ``load_profile`` gives it back; a list's numbers stand on one line."""
+    """Write a profile so that ``load_profile`` gives it back."""
     head = {"schema_version": PROFILE_SCHEMA_VERSION, "content_hash": content_hash(profile)}
-    text = json.dumps({**head, **to_plain(profile)}, indent=1, allow_nan=False)
-    text = re.sub(r"\[\n[\d\s,.e+-]+\]", lambda numbers: re.sub(r"\s+", "", numbers[0]), text)
-    write_atomically(path, text + "\n")
+    write_atomically(path, readable_json({**head, **to_plain(profile)}) + "\n")
 
 
 def load_profile(path: Path) -> Profile:

@@ -19,7 +19,7 @@ from runtime.graph.pinned import registered
 from sim.units import MIB
 
 _BESIDE = 32
-_PROGRAMS = (PROGRAMS, 256, _BESIDE, 8, 1024)
+_PROGRAMS = (PROGRAMS, 8, _BESIDE)
 _CHANNELS, _HEAD = (4096, 1024), 128  # of a token's keys, and of one head
 _BYTES = 128 * MIB  # keys and values; alone, one half is fetched after the other
 _PRODUCTS, _SHAPE = 20, (64, 4096, 16384)  # shorter than all of the bytes take

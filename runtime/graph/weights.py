@@ -11,7 +11,7 @@ from runtime.models.streamed import StreamedLayers
 
 class ComingWeights:
     """Of ``layers``: blocks brought by ``engine``. What a block lacks of the matrix that is cut comes from HBM, by a kernel among
-    those that compute: beside a copy engine that does it, blocks were seen to take an H200 up to a tenth longer.
+    those that compute: steps in which a copy engine did it were seen to take an H200 6 to 13 % longer.
     """
 
     def __init__(self, layers: StreamedLayers, engine: CopyEngine) -> None:

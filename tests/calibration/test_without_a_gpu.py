@@ -170,7 +170,7 @@ def test_tokens_are_fetched_by_many_and_few_programs(thorough: bool, monkeypatch
     monkeypatch.setattr(fetches, "_SHAPE", (2, 64, 64))
     taken = [one for case in fetches.cases(scope(thorough=thorough)) for one in case.measure()]
 
-    tried = {8, 32, 256, 1024, 4096} if thorough else {32, 1024, 4096}
+    tried = {8, 32, 4096} if thorough else {32, 4096}
     assert {one.number("programs") for one in taken} == {0, *tried}
     assert set(programs) == tried
     assert {one.number("channels") for one in taken} == ({0, 4096, 1024} if thorough else {0, 4096})
@@ -201,7 +201,7 @@ def test_a_graph_is_replayed_and_other_work_is_queued(captured: bool) -> None:
 
 
 @pytest.mark.parametrize("name", ["h200", "a100-40g"])  # with FP8 arithmetic and without
-@pytest.mark.parametrize(("thorough", "most"), [(False, 160), (True, 530)])
+@pytest.mark.parametrize(("thorough", "most"), [(False, 160), (True, 520)])
 def test_the_whole_list_of_a_card_is_named_apart_and_priced(thorough: bool, most: int, name: str) -> None:
     """Nothing is run: what a card's cases are called, and that each has a price or is there for the record."""
     device, card = torch.device("cuda"), replace(CARD, name=name, gpu=catalogue.gpu(name))

@@ -105,14 +105,14 @@ def test_no_step_prefills_more_rows_than_the_workspace_is_for(
 
 def test_what_a_block_of_streamed_weights_lacks_is_put_beside_it_in_every_step() -> None:
     """3 / 8 of a layer's 1,280 weights are on the host: of q, k and v, 768, what is left are 288, of 2 bytes, read and written."""
-    machine, half = make_machine(), 3 / 8
-    setting = make_setting(machine=machine, model=make_model(), weights_on_host=half)
+    machine, share = make_machine(), 3 / 8
+    setting = make_setting(machine=machine, model=make_model(), weights_on_host=share)
     assert is_captured(setting)
     cost = make_cost(machine, elementwise_efficiency=0.5)
 
     prices = [priced_layer(cost, one, 1) for one in (setting, replace(setting, weights_on_host=0.0))]
 
-    assert [one.completed_s for one in prices] == pytest.approx([2 * 2 * (768 - half * 1280) / 256, 0])
+    assert [one.completed_s for one in prices] == pytest.approx([2 * 2 * (768 - share * 1280) / 256, 0])
     plan = in_hbm(setting)
     norms = layer_times(prices[0], flows_of(plan, home_columns(plan.homes)), cost).ops["norms"]
     assert norms[1:].tolist() == pytest.approx([prices[0].completed_s] * 3)
