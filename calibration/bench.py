@@ -1,19 +1,24 @@
-"""Times the runtime's own kernels and transfers, case by case, into a file that an interrupted run goes on from."""
+"""Times the runtime's own kernels and transfers, case by case, into a file that an interrupted run goes on from; before it
+whatever needs no clock.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
 
-from calibration.access import SELECTORS
-from calibration.compiling import compiled_ahead
+from calibration.access import SELECTORS, random_weights_access
+from calibration.ahead import done_ahead
 from calibration.families import attention, fetches, formats, host, passes, products, steps, transfers
 from calibration.families.base import FAILURES, Case, Scope
 from calibration.machine import fingerprint_of, machine_at
 from calibration.runner import Runner
 from calibration.timer import Untimed, timer_for
+from sim.access import AccessProfile
 from sim.attention import Selector
 from sim.measured import Measured, load_measured, save_measured
 from sim.recipe import Recipe
@@ -23,6 +28,9 @@ from sim.units import GIB, MIB
 _MOST_FAILURES = 25
 _PROMPTS = (64, 128, 256, 512)  # over which pages are picked
 OnCase = Callable[[int, int, str], None]
+OnFailure = Callable[[str], None]
+Look = tuple[Recipe, Sequence[Selector], Sequence[int]]  # whose picks, by which selectors, at which percentages kept
+Picks = tuple[AccessProfile, ...]
 
 
 def scope_of(device: torch.device, machine: MachineSpec, *, thorough: bool) -> Scope:
@@ -59,8 +67,8 @@ def scope_of(device: torch.device, machine: MachineSpec, *, thorough: bool) -> S
     )
 
 
-def access_recipes(scope: Scope) -> Iterator[tuple[Recipe, Sequence[Selector], Sequence[int]]]:
-    """Whose picks to look at, by which selectors, at which percentages kept.
+def access_recipes(scope: Scope) -> Iterator[Look]:
+    """What to look at, model by model.
 
     Of all selectors a small model over enough tokens that they have a choice, on a GPU of its own width. Pages by their
     digests and a window also on whole models: how many picks are new at a step, and how old, depends on how deep the layer is,
@@ -96,21 +104,69 @@ def untimed(device: torch.device, machine: MachineSpec, *, thorough: bool) -> It
     return cases(scope, Runner(device=device))
 
 
+def prepare(
+    scope: Scope,
+    file: Path | None,
+    before: Measured,
+    on_case: OnCase | None = None,
+    on_failure: OnFailure | None = None,
+) -> Measured:
+    """``before``, and what selectors pick unless it has that, which is written to ``file``. On a GPU several processes
+    look at it, one at each model, and compile what ``measure`` needs.
+    """
+    looks = [] if before.random_access else list(access_recipes(scope))
+    runner, where = Runner(device=scope.device), before.fingerprint.device
+    found = dict[Recipe, Picks]()
+    if scope.on_gpu:
+        same = partial(untimed, scope.device, scope.machine, thorough=scope.thorough)
+        models = [list(some) for _, some in groupby(looks, lambda look: look[0].model)]
+        others = [partial(_looked, runner, before.machine, where, some) for some in models]
+        for number, total, looked in done_ahead(same, _waiting(scope, before), others):
+            if on_case is not None:
+                on_case(number, total, "compiling and looking at picks, by several processes")
+            found |= looked or {}
+    for number, look in enumerate(looks, start=1):
+        what = f"what selectors pick of {look[0].case}"
+        if look[0] in found:
+            continue
+        if on_case is not None:
+            on_case(number, len(looks), what)
+        try:
+            found[look[0]] = _picks(runner, before.machine, where, look)
+        except FAILURES as error:
+            if on_failure is not None:
+                on_failure(f"{what}: {_reason(error)}")
+    if not looks:
+        return before
+    measured = replace(before, random_access=tuple(one for recipe, _, _ in looks for one in found.get(recipe, ())))
+    if file is not None:
+        save_measured(file, measured)
+    return measured
+
+
+def _picks(runner: Runner, machine: MachineSpec, where: str, look: Look) -> Picks:
+    recipe, selectors, keeps = look
+    return random_weights_access(runner, machine, recipe, keeps, where, selectors=selectors)
+
+
+def _looked(runner: Runner, machine: MachineSpec, where: str, looks: Sequence[Look]) -> dict[Recipe, Picks]:
+    """Of those at which it can be looked, beside other processes."""
+    found = dict[Recipe, Picks]()
+    for look in looks:
+        with suppress(*FAILURES):
+            found[look[0]] = _picks(runner, machine, where, look)
+    return found
+
+
 def measure(
     scope: Scope,
     file: Path | None,
     before: Measured,
     on_case: OnCase | None = None,
-    on_failure: Callable[[str], None] | None = None,
+    on_failure: OnFailure | None = None,
 ) -> Measured:
     """All cases that ``before`` lacks, written to ``file`` after each one; ``on_failure`` is told of those that failed."""
-    waiting = [case for case in cases(scope, Runner(device=scope.device)) if not before.has(case.family, case.case)]
-    if scope.on_gpu:
-        for number, total in compiled_ahead(
-            partial(untimed, scope.device, scope.machine, thorough=scope.thorough), waiting
-        ):
-            if on_case is not None:
-                on_case(number, total, "compiling, by several processes")
+    waiting = _waiting(scope, before)
     measured, failed = before, list[tuple[Case, str]]()
     for number, case in enumerate(waiting, start=1):
         if on_case is not None:
@@ -118,7 +174,7 @@ def measure(
         try:
             taken = case.measure()
         except FAILURES as error:  # costs its own family only; when nothing works any more, stop
-            failed.append((case, str(error).splitlines()[0]))
+            failed.append((case, _reason(error)))
             if len(failed) > _MOST_FAILURES:
                 raise ValueError(
                     f"{case.family} {case.case}: {failed[-1][1]} (after {_MOST_FAILURES} others)"
@@ -131,6 +187,15 @@ def measure(
         for case, reason in failed:
             on_failure(f"{case.family} {case.case}: {reason}")
     return measured
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _waiting(scope: Scope, before: Measured) -> list[Case]:
+    every = cases(scope, Runner(device=scope.device))
+    return [case for case in every if not before.has(case.family, case.case)]
 
 
 def begin(device: torch.device, file: Path | None) -> Measured:

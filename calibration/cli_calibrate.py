@@ -14,7 +14,6 @@ from sim.codec import to_plain
 if TYPE_CHECKING:
     import torch
 
-    from sim.access import AccessProfile
     from sim.measured import Measured
 
 EPILOG = """\
@@ -103,30 +102,19 @@ def calibrate(
 def _measured(
     device: "torch.device", file: Path, quick: bool, checkpoint: Path | None, prompts: Path | None
 ) -> "Measured":
-    from calibration.access import checkpoint_access, random_weights_access
-    from calibration.bench import access_recipes, begin, measure, scope_of
-    from calibration.runner import Runner
+    from calibration.access import checkpoint_access
+    from calibration.bench import begin, measure, prepare, scope_of
     from calibration.tables import counting
     from sim.measured import save_measured
+
+    def failed(reason: str) -> None:
+        print(f"not measured: {reason}", file=sys.stderr)
 
     before = begin(device, file)
     scope = scope_of(device, before.machine, thorough=not quick)
     with counting("measuring") as on_case:
-        measured = measure(
-            scope, file, before, on_case, lambda reason: print(f"not measured: {reason}", file=sys.stderr)
-        )
-        if not measured.random_access:
-            on_case(1, 1, "what selectors pick")
-            runner, where = Runner(device=device), measured.fingerprint.device
-            found: tuple[AccessProfile, ...] = ()
-            for recipe, selectors, keeps in access_recipes(scope):
-                try:
-                    found += random_weights_access(runner, before.machine, recipe, keeps, where, selectors=selectors)
-                except (RuntimeError, ValueError) as error:
-                    reason = str(error).splitlines()[0]
-                    print(f"not measured: what selectors pick of {recipe.model}: {reason}", file=sys.stderr)
-            measured = replace(measured, random_access=found)
-            save_measured(file, measured)
+        measured = prepare(scope, file, before, on_case, failed)
+        measured = measure(scope, file, measured, on_case, failed)
         if checkpoint is not None and prompts is not None:
             on_case(1, 1, f"what selectors pick on {checkpoint}")
             measured = replace(measured, access=checkpoint_access(checkpoint, prompts, scope))

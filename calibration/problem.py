@@ -125,9 +125,7 @@ def problem_of(measurements: Sequence[Measurement], machine: MachineSpec, start:
         def each(of: tuple[str, ...], places: Iterable[Logs]) -> Iterable[NDArray[np.float64]]:
             several = list(places)
             try:
-                return list(
-                    pool.map(_residuals, [of] * len(several), several, chunksize=-(-len(several) // (2 * processes)))
-                )
+                return list(pool.map(_residuals, [of] * len(several), several))
             except BrokenProcessPool:  # one was ended from outside, or could not begin: this process does it
                 return map(problem.of(of).residuals_and_pull, several)
 

@@ -1,4 +1,4 @@
-"""Compiling ahead: by several processes, each case that waits for the compiler once, and nothing is timed."""
+"""Done ahead by several processes: each case that waits for the compiler once, and other tasks; nothing is timed."""
 
 import os
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ from time import sleep
 import pytest
 import torch
 
+from calibration.ahead import done_ahead
 from calibration.bench import cases, untimed
-from calibration.compiling import compiled_ahead
 from calibration.families.base import Case
 from calibration.runner import Runner
 from calibration.timer import Untimed
@@ -37,7 +37,7 @@ def noting(folder: Path, *, ends_at: str | None = None) -> Iterator[Case]:
 
 @pytest.fixture(autouse=True)
 def _cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibration.compiling.cpu_count", lambda: 4)
+    monkeypatch.setattr("calibration.ahead.cpu_count", lambda: 2)
 
 
 def done(folder: Path) -> list[str]:
@@ -45,13 +45,31 @@ def done(folder: Path) -> list[str]:
 
 
 def test_each_case_that_takes_the_compiler_long_is_run_once_by_another_process(tmp_path: Path) -> None:
-    told = list(compiled_ahead(partial(noting, tmp_path), list(noting(tmp_path))[1:]))
+    told = list(done_ahead(partial(noting, tmp_path), list(noting(tmp_path))[1:]))
 
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert told == [(1, 3, None), (2, 3, None), (3, 3, None)]
     assert done(tmp_path) == [*map(str, range(1, 9)), "last"]
     processes = {file.name.partition("-")[2] for file in tmp_path.iterdir()}
     assert str(os.getpid()) not in processes
     assert 1 <= len(processes) <= 2
+
+
+def answer(words: str) -> str:
+    if words == "lacking":
+        raise RuntimeError(words)
+    return f"{words} by {os.getpid()}"
+
+
+def test_other_tasks_are_answered_by_other_processes_and_one_that_fails_is_not(tmp_path: Path) -> None:
+    others = [partial(answer, words) for words in ("first", "lacking", "last")]
+
+    told = list(done_ahead(partial(noting, tmp_path), list(noting(tmp_path))[:4], others))
+
+    assert [(number, total) for number, total, _ in told] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    answers = [one for _, _, one in told if one is not None]
+    assert sorted(one.partition(" by ")[0] for one in answers) == ["first", "last"]
+    assert str(os.getpid()) not in {one.partition(" by ")[2] for one in answers}
+    assert done(tmp_path) == ["0", "1", "2", "3"]
 
 
 def slowly(folder: Path) -> Iterator[Case]:
@@ -67,7 +85,7 @@ def slowly(folder: Path) -> Iterator[Case]:
 
 
 def test_whoever_looks_no_further_waits_for_no_more_than_has_begun(tmp_path: Path) -> None:
-    told = compiled_ahead(partial(slowly, tmp_path), list(slowly(tmp_path)))
+    told = done_ahead(partial(slowly, tmp_path), list(slowly(tmp_path)))
     next(told)
     told.close()  # type: ignore[attr-defined]
 
@@ -75,18 +93,18 @@ def test_whoever_looks_no_further_waits_for_no_more_than_has_begun(tmp_path: Pat
 
 
 def test_a_process_that_ends_leaves_its_cases_to_whoever_measures_them(tmp_path: Path) -> None:
-    told = list(compiled_ahead(partial(noting, tmp_path, ends_at="0"), list(noting(tmp_path))))
+    told = list(done_ahead(partial(noting, tmp_path, ends_at="0"), list(noting(tmp_path))))
 
     assert len(told) < 3
     assert "0" not in done(tmp_path)
 
 
-def test_without_cores_for_several_processes_nothing_is_compiled_ahead(
+def test_without_cores_for_several_processes_nothing_is_done_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calibration.compiling.cpu_count", lambda: 3)
+    monkeypatch.setattr("calibration.ahead.cpu_count", lambda: 1)
 
-    assert list(compiled_ahead(partial(noting, tmp_path), list(noting(tmp_path)))) == []
+    assert list(done_ahead(partial(noting, tmp_path), list(noting(tmp_path)))) == []
     assert done(tmp_path) == []
 
 
