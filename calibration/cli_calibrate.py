@@ -36,7 +36,7 @@ def calibrate(
         str | None, typer.Option(metavar="cuda|cpu", help="What to measure.", show_default="cuda where there is one")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Fewer sizes: one or two minutes instead of five to ten.")
+        bool, typer.Option("--quick", help="Fewer sizes: one or two minutes instead of about five.")
     ] = False,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The profile.")] = Path("profile.json"),
     measurements: Annotated[
