@@ -40,15 +40,12 @@ def done_ahead(
     processes = min(_MOST, len(tasks), cpu_count() or 1)
     if processes < 2:
         return
-    pool = beside(processes, _begin, cases)
-    try:
+    with beside(processes, _begin, cases) as pool:
         futures = [pool.submit(_done, task) for task in tasks]
         for number, done in enumerate(as_completed(futures), start=1):
             if isinstance(done.exception(), BrokenProcessPool):
                 return
             yield number, len(tasks), None if done.exception() else done.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _begin(cases: Callable[[], Iterable[Case]]) -> None:

@@ -1,15 +1,28 @@
 """Processes beside this one, begun anew: a copy of one that holds a GPU could not use it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from contextlib import contextmanager
+from multiprocessing import active_children, get_context
 from signal import SIG_IGN, SIGINT, signal
 from typing import Any
 
 
-def beside(processes: int, begin: Callable[..., None], *given: Any) -> ProcessPoolExecutor:
-    """Each is begun by ``begin``, importable and with ``given``, and passes over Ctrl-C: whoever waits for it ends it."""
-    return ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(begin, given))
+@contextmanager
+def beside(processes: int, begin: Callable[..., None], *given: Any) -> Iterator[ProcessPoolExecutor]:
+    """Each is begun by ``begin``, importable and with ``given``, and passes over Ctrl-C: whoever waits for it ends it, and ends
+    it in the middle of what it does where nobody waits any longer.
+    """
+    others = set(active_children())
+    pool = ProcessPoolExecutor(processes, get_context("spawn"), initializer=_begin, initargs=(begin, given))
+    try:
+        yield pool
+    except BaseException:
+        for child in set(active_children()) - others:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(begin: Callable[..., None], given: tuple[Any, ...]) -> None:

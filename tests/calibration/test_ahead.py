@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 from time import sleep
 
@@ -72,24 +73,21 @@ def test_other_tasks_are_answered_by_other_processes_and_one_that_fails_is_not(t
     assert done(tmp_path) == ["0", "1", "2", "3"]
 
 
-def slowly(folder: Path) -> Iterator[Case]:
-    """Two hundred, of which each process takes 50 a second."""
-
-    def measure(number: int) -> tuple[Measurement, ...]:
-        sleep(0.02)
-        (folder / f"{number}").touch()
-        return ()
-
-    for number in range(200):
-        yield Case(family="decode", case=str(number), measure=partial(measure, number))
+def endless(folder: Path) -> None:
+    (folder / "begun").touch()
+    sleep(60)
+    (folder / "ended").touch()
 
 
-def test_whoever_looks_no_further_waits_for_no_more_than_has_begun(tmp_path: Path) -> None:
-    told = done_ahead(partial(slowly, tmp_path), list(slowly(tmp_path)))
-    next(told)
+def test_whoever_looks_no_further_waits_for_nothing(tmp_path: Path) -> None:
+    others = [partial(endless, tmp_path), partial(answer, "first")]
+    told = done_ahead(partial(noting, tmp_path), list(noting(tmp_path))[:1], others)
+    while not (tmp_path / "begun").exists():
+        next(told)
     told.close()  # type: ignore[attr-defined]
 
-    assert 4 <= len(done(tmp_path)) < 150
+    assert not (tmp_path / "ended").exists()
+    assert active_children() == []
 
 
 def test_a_process_that_ends_leaves_its_cases_to_whoever_measures_them(tmp_path: Path) -> None:
