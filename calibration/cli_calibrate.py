@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sim.codec import to_plain
+from sim.outputs import require_outputs
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,11 @@ def calibrate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Measure this machine with the runtime's own kernels and fit a profile to it."""
+    require_outputs([out], [measurements, compare, prompts])
+    given = [name for name, one in (("--device", device), ("--checkpoint", checkpoint)) if one is not None]
+    given += [name for name, one in (("--quick", quick), ("--measure-only", measure_only)) if one]
+    if measurements is not None and given:
+        raise ValueError(f"--from and {given[0]}, exclude each other: --from measures nothing")
     _require_extra()
     from calibration.tables import constants_table, counting, differences_table, families_table, show
     from sim.measured import load_measured

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from calibration.cli_calibrate import _device, _require_extra
+from sim.outputs import require_outputs
 from sim.profile_files import load_profile
 from sim.verdict import verdict_to_json
 
@@ -51,6 +52,7 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")] = False,
 ) -> None:
     """Run plans that the fit has not seen, and set what was measured beside what was predicted."""
+    require_outputs([prepare], [profile])
     loaded = load_profile(profile)
     if prepare is not None and campaign is not None:
         raise ValueError("--prepare and --campaign, exclude each other: prepare first, then run")
@@ -69,6 +71,9 @@ def validate(
 
     machine = running.machine_of(loaded)
     if prepare is not None:
+        of_before = running.results_file(prepare)
+        if of_before.exists():
+            raise ValueError(f"{prepare}, {of_before.name} beside it has results of what it was: name another file")
         drawn = running.prepare(loaded, machine, seed=seed, plans=plans, longest_s=longest)
         running.save(prepare, drawn)
         seconds = sum(one.predicted_s for one in drawn.plans)

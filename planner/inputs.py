@@ -214,9 +214,9 @@ def real(option: str, text: str, most: float, *, or_none: bool = False) -> float
     """A number above 0 (or 0 itself, with ``or_none``) and at most ``most``."""
     value = _number(text)
     if value is None or not (0 < value <= most or (or_none and value == 0)):
-        low = "of at least 0" if or_none else "above 0"
+        low, example = "of at least 0" if or_none else "above 0", "24 or 1.5" if most > 1 else "0.5"
         raise ValueError(
-            f"{option}={_brief(text)}, must be a number {low} and at most {most:,}: give one, as 24 or 1.5"
+            f"{option}={_brief(text)}, must be a number {low} and at most {most:,}: give one, as {example}"
         )
     return value
 

@@ -28,6 +28,7 @@ def exit_code(answer: Callable[[], None], *, program: str = "planner") -> int:
     error under ``python -X dev``.
     """
     try:
+        _open_what_is_closed()
         _set_forgiving_encoding()
         code = _finished(answer)
         sys.stdout.flush()
@@ -142,7 +143,7 @@ def _expected(error: Exception) -> int | None:
     """The exit code of an error that a user can cause, None for any other."""
     from planner.solution import Infeasible
 
-    if isinstance(error, (ValueError, OverflowError, OSError, _UsageError)):
+    if isinstance(error, (ValueError, OverflowError, MemoryError, OSError, _UsageError)):
         return BAD_INPUT
     # Only the engine raises CapacityExceeded, the runtime BudgetExceeded: what has not been loaded has not raised.
     engine, runtime = sys.modules.get("sim.machine"), sys.modules.get("runtime.wave")
@@ -160,6 +161,8 @@ def _message(error: Exception, program: str) -> str:
         return f"{error.filename or 'output'}, {error.strerror or error}: name another file"
     if isinstance(error, OverflowError):
         return f"a number is too large ({error}): give a smaller one"
+    if isinstance(error, MemoryError):
+        return f"this machine's memory does not do for it ({str(error) or 'no more'}): ask for less, fewer sequences or tokens"
     return str(error)
 
 
@@ -175,6 +178,13 @@ def _width(on_terminal: bool) -> int:
     from shutil import get_terminal_size
 
     return min(COLUMNS, get_terminal_size().columns)
+
+
+def _open_what_is_closed() -> None:
+    """A program that was begun without a standard output or error prints to nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, as long as the process lives
 
 
 def _set_forgiving_encoding() -> None:

@@ -15,6 +15,7 @@ from sim.codec import to_plain
 from sim.cost import CostModel
 from sim.files import load_plan, trace_text, write_atomically
 from sim.forecast import forecast
+from sim.outputs import require_outputs
 from sim.plan import Plan
 from sim.profile import Profile
 from sim.profile_files import profile_for
@@ -73,6 +74,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")] = False,
 ) -> None:
     """Generate text as a plan says, and set what was measured beside what was predicted."""
+    require_outputs([output, trace, save_trace], [plan, prompts, profile])
     loaded = load_plan(plan)
     predicting = profile_for(loaded.setting.machine, profile)
     if (prompts is None) != (output is None):
@@ -129,7 +131,7 @@ def _decoder(plan: Plan, folder: Path | None, device: str, seed: int) -> "Decode
     import torch
 
     from runtime.execute import DTYPES, require_same_model
-    from runtime.memory import memory_limits
+    from runtime.memory import memory_limits, require_host_memory
     from runtime.models import as_planned, load_decoder, random_decoder
     from runtime.models.checkpoint import load_config
     from runtime.models.config import config_from_spec
@@ -143,6 +145,8 @@ def _decoder(plan: Plan, folder: Path | None, device: str, seed: int) -> "Decode
     first, dtype = where if as_they_are else torch.device("cpu"), DTYPES[setting.dtype]
     weights = format_bytes(setting.model.weight_bytes(setting.dtype, setting.weight_format))
     advice = f"{setting.model.name} has {weights} of weights"
+    if first.type == "cpu":
+        require_host_memory(setting.model.weight_bytes(setting.dtype, WeightFormat.NATIVE), advice)
     with memory_limits(gpu=advice, host=advice):
         if folder is None:
             decoder = random_decoder(config_from_spec(setting.model), device=first, dtype=dtype, seed=seed)

@@ -1,11 +1,14 @@
 """Where tensors lie: in the device's own memory, or in host memory that the device reads and writes over the link."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sim.units import format_bytes
 
 
 @contextmanager
@@ -23,6 +26,14 @@ def memory_limits(gpu: str, host: str) -> Iterator[None]:
         if "DefaultCPUAllocator" not in str(error) and "out of memory" not in str(error):
             raise
         raise ValueError(f"out of host memory: {host}") from None
+
+
+def require_host_memory(wanted_bytes: float, advice: str) -> None:
+    """Raises ValueError, with ``advice``, where this machine has less: whoever asks for it none the less is ended unheard."""
+    here_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if wanted_bytes > here_bytes:
+        wanted, here = format_bytes(wanted_bytes), format_bytes(here_bytes)
+        raise ValueError(f"out of host memory ({wanted} wanted, {here} there): {advice}")
 
 
 def device_zeros(device: torch.device, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

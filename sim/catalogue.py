@@ -9,7 +9,7 @@ import re
 import reprlib
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -87,7 +87,8 @@ def model_names() -> tuple[str, ...]:
 def load_gpu(path: str | Path) -> GpuSpec:
     """A GPU from a user's TOML file with the catalogue's keys, at the top level or under ``[gpu]``.
 
-    ``name`` may be left out (the file's name stands in), and so may ``source`` (the file's path).
+    ``name`` may be left out (the file's name stands in), and so may ``source`` (the file's path). A card of the catalogue must
+    be as it is there: its measured profile would stand for another.
     """
     file = user_path(path)
     remedy = "give a TOML file with the keys of a GPU"
@@ -98,7 +99,13 @@ def load_gpu(path: str | Path) -> GpuSpec:
         raise ValueError(f"gpu={str(file)!r}, not TOML ({one_line(error)}): {remedy}") from None
     nested = set(top) == {"gpu"} and isinstance(top["gpu"], dict)
     entry = {"name": file.stem, "source": str(file)} | (top["gpu"] if nested else top)
-    return _gpu_spec(entry, where=str(file))
+    spec = _gpu_spec(entry, where=str(file))
+    known = _gpus().get(spec.name)
+    if known is not None and replace(known, source=spec.source) != spec:
+        raise ValueError(
+            f"{file}: name={spec.name!r}, is a card of the catalogue with other figures: give it a name of its own"
+        )
+    return spec
 
 
 def spelling_key(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from sim.codec import from_plain, to_plain
 from sim.homes import TokenHomes
+from sim.outputs import require_place
 from sim.plan import Plan, Setting
 from sim.trace import Trace
 
@@ -20,21 +21,21 @@ def write_atomically(path: Path, text: str) -> None:
 
     Raises ValueError if the folder is missing or cannot be written to.
     """
-    if path.is_dir():
-        raise ValueError(f"{path}, is a folder: name a file in it")
+    require_place(path)
+    place = path.resolve()  # what a link leads to is written anew, not the link
     try:
-        handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except FileNotFoundError:
-        raise ValueError(f"{path}, its folder {path.parent} does not exist: create it first") from None
+        handle, beside = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
     except OSError as error:
         raise ValueError(f"{path}, cannot be written ({error.strerror}): choose another folder") from None
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         os.chmod(beside, 0o644)
-        os.replace(beside, path)
-    except OSError as error:
+        os.replace(beside, place)
+    except BaseException as error:
         os.unlink(beside)
+        if not isinstance(error, OSError):
+            raise
         raise ValueError(f"{path}, cannot be written ({error.strerror}): choose another place") from None
 
 

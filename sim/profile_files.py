@@ -58,8 +58,8 @@ def profile_for(machine: MachineSpec, path: Path | None = None) -> Profile:
     measured_on = profile.evidence.fingerprint.gpu if profile.evidence else machine.gpu.name
     if measured_on != machine.gpu.name:
         raise ValueError(
-            f"{file}: measured on {measured_on}, the machine asked about is {machine.gpu.name}: give --gpu "
-            f"{measured_on}, or another profile"
+            f"{file}: measured on {measured_on}, the machine asked about is {machine.gpu.name}: give another profile, or "
+            f"ask about {measured_on}"
         )
     return profile
 

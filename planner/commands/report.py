@@ -8,6 +8,7 @@ import typer
 
 from planner.commands import options
 from planner.terminal import patiently, show_json, write_answer
+from sim.outputs import require_outputs
 from sim.units import format_bytes
 
 EPILOG = """\
@@ -57,6 +58,7 @@ def report(
     from planner.reporting import Wanted, study_of
 
     pages = load_reports()
+    require_outputs([Path(out)], [plan, *(traces or ()), profile, verdict])
     with patiently("reporting"):
         wanted = Wanted(
             plan=Path(plan),

@@ -15,6 +15,7 @@ from sim.codec import to_plain
 from sim.cost import CostModel
 from sim.engine import simulate as run
 from sim.files import load_plan, trace_text
+from sim.outputs import require_outputs
 from sim.plan import Plan
 from sim.trace import chrome_events
 
@@ -52,6 +53,8 @@ def simulate(
     as_json: options.Json = False,
 ) -> None:
     """Run a plan layer by layer on a simulated GPU stream and copy engines."""
+    outputs = [None if one is None else Path(one) for one in (trace, save_trace)]
+    require_outputs(outputs, [plan, profile])
     loaded = _load(Path(plan))
     if turnover is not None:
         loaded = _with_turnover(loaded, turnover)

@@ -5,6 +5,7 @@ from pathlib import Path
 from planner.commands import options
 from planner.inputs import Question, request_of
 from planner.terminal import json_text, patiently, show, write_answer
+from sim.outputs import require_outputs
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -81,6 +82,7 @@ def solve(
 
 
 def _answer(question: Question, *, as_json: bool, out: Path | None) -> None:
+    require_outputs([out], [question.gpu, question.model, question.profile])
     request = request_of(question)
     from planner.solve import solve as best  # numpy and the solver: not before the question is known to be one
     from planner.worth import worth_of

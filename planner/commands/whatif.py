@@ -10,6 +10,7 @@ from planner.commands import axes, options
 from planner.commands.report import load_reports
 from planner.inputs import whole
 from planner.terminal import show, show_json, write_answer
+from sim.outputs import require_outputs
 
 EPILOG = """\
 [bold]Examples[/bold]
@@ -106,8 +107,7 @@ class Files(NamedTuple):
 
 
 def _answer(grid: dict[str, list[str]], *, lossless: bool, jobs: int | None, files: Files, as_json: bool) -> None:
-    for file in filter(None, files):
-        _require_folder(file)
+    require_outputs(files, [*grid.get("gpu", []), *grid.get("model", []), *grid.get("profile", [])])
     if files.html is not None:
         load_reports()  # or say now that it cannot be
     from planner.grid_table import csv_text, grid_table, point_to_json
@@ -130,9 +130,3 @@ def _answer(grid: dict[str, list[str]], *, lossless: bool, jobs: int | None, fil
 
 def _values(texts: Iterable[str]) -> list[str]:
     return [part.strip() for text in texts for part in text.split(",")]
-
-
-def _require_folder(file: Path) -> None:
-    """A long sweep should not end with a file that cannot be written."""
-    if not file.parent.is_dir():
-        raise ValueError(f"{file}, its folder {file.parent} does not exist: create it first")

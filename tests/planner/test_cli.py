@@ -343,6 +343,11 @@ def test_brackets_and_control_characters_in_names_are_shown_as_they_are_or_escap
     "error, code, line",
     [
         (Infeasible("HBM is short\nby 3 GiB"), 3, "error: HBM is short by 3 GiB\n"),
+        (
+            MemoryError("8 TB for an array"),
+            2,
+            "error: this machine's memory does not do for it (8 TB for an array): ask for less, fewer sequences or tokens\n",
+        ),
         (ValueError("batch=0"), 2, "error: batch=0\n"),
         (OverflowError("too large"), 2, "error: a number is too large (too large): give a smaller one\n"),
         (OSError(28, "No space left on device"), 2, "error: output, No space left on device: name another file\n"),

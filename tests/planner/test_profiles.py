@@ -65,7 +65,7 @@ def test_simulate_and_compare_and_whatif_take_one(file: Path, tmp_path: Path) ->
 
 def test_another_cards_profile_is_refused_in_one_line(file: Path) -> None:
     assert run("solve", "--gpu", "a10", "--profile", str(file), *QUICK).error == (
-        f"{file}: measured on l4, the machine asked about is a10: give --gpu l4, or another profile"
+        f"{file}: measured on l4, the machine asked about is a10: give another profile, or ask about l4"
     )
     assert run("solve", "--profile", "", *QUICK).error.startswith("--profile='', must be nominal or the path")
     assert run("solve", "--profile", str(file.parent / "none.json"), *QUICK).error.endswith(
@@ -90,7 +90,7 @@ def test_a_profile_may_describe_a_machine_of_its_own(tmp_path: Path) -> None:
     answer = json.loads(run("solve", "--gpu", "cpu-2-cores", "--profile", str(file), *QUICK, "--json").out)
 
     assert answer["machine"]["gpu"]["name"] == "cpu-2-cores"
-    assert run("solve", "--profile", str(file), *QUICK).error.endswith("give --gpu cpu-2-cores, or another profile")
+    assert run("solve", "--profile", str(file), *QUICK).error.endswith("give another profile, or ask about cpu-2-cores")
 
 
 def test_a_plan_is_stressed_by_an_assumed_turnover(tmp_path: Path) -> None:

@@ -118,6 +118,17 @@ def test_host_memory_that_cannot_be_had_is_said_in_one_line(tmp_path: Path, monk
     assert "could not be pinned: error 2): solve for a smaller batch" in str(result.exception)
 
 
+def test_weights_that_no_memory_does_for_are_not_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.memory.os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10_000}[name])
+    plan = write_plan(tmp_path, catalogue.model("opt-125m"), Choice())
+
+    result = planner_run(plan, "--random-weights")
+
+    assert isinstance(result.exception, ValueError)
+    assert str(result.exception).startswith("out of host memory (")
+    assert "OPT-125M has" in str(result.exception) or "opt-125m has" in str(result.exception)
+
+
 def test_the_runtime_imports_neither_solver_nor_engine_nor_figures() -> None:
     modules = "runtime.execute, runtime.job, runtime.models, runtime.recorder"
     code = f"import sys, {modules}; print(sorted({{'pulp', 'simpy', 'plotly', 'typer', 'highspy'}} & set(sys.modules)))"

@@ -269,6 +269,13 @@ class TestLoadGpu:
         path.write_text(text)
         return path
 
+    def test_a_card_of_the_catalogue_is_as_it_is_there(self, tmp_path: Path) -> None:
+        path = self.write(tmp_path, GPU_TOML + 'name = "h200"\n')
+
+        assert refusal(catalogue.load_gpu, path) == (
+            f"{path}: name='h200', is a card of the catalogue with other figures: give it a name of its own"
+        )
+
     @pytest.mark.parametrize("head", ["", "[gpu]"])
     def test_keys_at_the_top_level_or_in_a_table(self, tmp_path: Path, head: str) -> None:
         path = self.write(tmp_path, head + GPU_TOML)

@@ -227,6 +227,19 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path: Path) -> None:
         write_atomically(tmp_path / "file" / "plan.json", "text")
 
 
+def test_what_a_link_leads_to_is_written_anew_and_the_link_stays(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    target, link = tmp_path / "folder" / "plan.json", tmp_path / "link.json"
+    target.write_text("old")
+    link.symlink_to(target)
+
+    write_atomically(link, "new")
+
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    assert os.listdir(tmp_path / "folder") == ["plan.json"]
+
+
 def test_plain_values_are_built_into_nouns_with_defaults() -> None:
     assert from_plain(KvFormats, {"gpu": "int8"}, "kv") == KvFormats(gpu=KvFormat.INT8)
     assert from_plain(Attention, {"selector": "swa", "sparsity": 0}, "a").sparsity == 0.0

@@ -126,7 +126,7 @@ def test_another_card_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "h200.json"
     save_profile(file, measured("h200"))
 
-    with refuses(f"{file}: measured on h200, the machine asked about is card: give --gpu h200, or another profile"):
+    with refuses(f"{file}: measured on h200, the machine asked about is card: give another profile, or ask about h200"):
         profile_for(make_machine(), file)
 
 
