@@ -20,11 +20,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from calibration.campaign import machine_of, measured_figures, repeats_of, require_here
+from calibration.campaign import NOT_RUN, machine_of, measured_figures, repeats_of, require_here
 from calibration.draw import draw_recipe
+from calibration.families.base import reason_of
 from calibration.machine import device_of
 from calibration.runner import Runner
-from runtime.wave import BudgetExceeded
 from sim.attention import Selector
 from sim.cost import CostModel
 from sim.files import write_atomically
@@ -175,8 +175,8 @@ def run(table: dict[str, Any], profile: Profile, machine: MachineSpec, device: s
                 plan = plan_of(Recipe.of(case), machine, profile)
                 try:
                     rounds.append(measured_figures(plan, runner, predicted_s).makespan_s)
-                except (RuntimeError, MemoryError, ValueError, BudgetExceeded) as error:
-                    failed[case] = str(error).splitlines()[0]
+                except NOT_RUN as error:
+                    failed[case] = reason_of(error)
                 write_atomically(file, json.dumps(table, indent=1) + "\n")
                 print(f"{(rounds or [nan])[-1]:8.3f} s, {predicted_s:.3f} predicted: {case}", flush=True)
 

@@ -14,8 +14,8 @@ import torch
 from calibration.access import SELECTORS, random_weights_access
 from calibration.ahead import done_ahead
 from calibration.families import attention, fetches, formats, host, passes, products, steps, transfers
-from calibration.families.base import FAILURES, Case, Scope
-from calibration.machine import fingerprint_of, machine_at
+from calibration.families.base import FAILURES, Case, Scope, reason_of
+from calibration.machine import device_name, fingerprint_of, machine_at
 from calibration.runner import Runner
 from calibration.timer import Untimed, timer_for
 from sim.access import AccessProfile
@@ -135,7 +135,7 @@ def prepare(
             found[look[0]] = _picks(runner, before.machine, where, look)
         except FAILURES as error:
             if on_failure is not None:
-                on_failure(f"{what}: {_reason(error)}")
+                on_failure(f"{what}: {reason_of(error)}")
     if not looks:
         return before
     measured = replace(before, random_access=tuple(one for recipe, _, _ in looks for one in found.get(recipe, ())))
@@ -174,7 +174,7 @@ def measure(
         try:
             taken = case.measure()
         except FAILURES as error:  # costs its own family only; when nothing works any more, stop
-            failed.append((case, _reason(error)))
+            failed.append((case, reason_of(error)))
             if len(failed) > _MOST_FAILURES:
                 raise ValueError(
                     f"{case.family} {case.case}: {failed[-1][1]} (after {_MOST_FAILURES} others)"
@@ -189,10 +189,6 @@ def measure(
     return measured
 
 
-def _reason(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
 def _waiting(scope: Scope, before: Measured) -> list[Case]:
     every = cases(scope, Runner(device=scope.device))
     return [case for case in every if not before.has(case.family, case.case)]
@@ -205,13 +201,9 @@ def begin(device: torch.device, file: Path | None) -> Measured:
     """
     if file is not None and file.exists():
         measured = load_measured(file)
-        here = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-        if (here or measured.fingerprint.cpu) != measured.fingerprint.device or (
-            here is None and not measured.machine.is_cpu
-        ):
-            raise ValueError(
-                f"{file}: measured on {measured.fingerprint.device}, this is another device: name another file by -o"
-            )
+        there, here = measured.fingerprint.device, device_name(device)
+        if there != here:
+            raise ValueError(f"{file}: measured on {there}, this is {here}: name another file by -o")
         return measured
     machine = machine_at(device)
     return Measured(fingerprint=fingerprint_of(device, machine), machine=machine)

@@ -1,10 +1,13 @@
 """Processes beside this one, begun anew: a copy of one that holds a GPU could not use it."""
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
 from signal import SIG_IGN, SIGINT, signal
+from threading import Thread
 from typing import Any
 
 
@@ -27,4 +30,12 @@ def beside(processes: int, begin: Callable[..., None], *given: Any) -> Iterator[
 
 def _begin(begin: Callable[..., None], given: tuple[Any, ...]) -> None:
     signal(SIGINT, SIG_IGN)
+    Thread(target=_end_with, args=(parent_process(),), daemon=True).start()
     begin(*given)
+
+
+def _end_with(parent: BaseProcess | None) -> None:
+    """Whoever is killed ends nobody: what waits for it would wait, and hold a GPU, for good."""
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -13,8 +13,9 @@ from statistics import median
 import torch
 
 from calibration.draw import draw_recipe
+from calibration.families.base import FAILURES, reason_of
 from calibration.families.steps import steady
-from calibration.machine import name_at
+from calibration.machine import device_name, name_at
 from calibration.replay import replayed
 from calibration.runner import Runner
 from runtime.wave import BudgetExceeded
@@ -33,6 +34,7 @@ from sim.units import GIB
 from sim.verdict import Figures, Replayed, Stratum
 
 SCHEMA_VERSION = 1
+NOT_RUN: tuple[type[Exception], ...] = (*FAILURES, BudgetExceeded)  # of a plan that cannot be run
 LONGEST_S = {"gpu": 10.0, "cpu": 4.0}  # of a run, as predicted
 SHORTEST_S = {"gpu": 0.2, "cpu": 0.1}
 _HBM_SHARE = 0.85  # of what the card has: allocators and captured graphs need the rest
@@ -99,8 +101,10 @@ def machine_of(profile: Profile) -> MachineSpec:
 
 
 def require_here(profile: Profile, device: torch.device) -> None:
-    """Raise ValueError unless ``device`` is of the machine that was measured."""
+    """Raise ValueError unless ``device`` is of the kind that was measured; of CPUs the number of cores does not tell it."""
     measured_on, here = machine_of(profile).gpu.name, name_at(device)
+    if measured_on == here and device.type == "cpu" and profile.evidence:
+        measured_on, here = profile.evidence.fingerprint.device, device_name(device)
     if measured_on != here:
         raise ValueError(
             f"profile {profile.name}: measured on {measured_on}, this machine is {here}: run `planner calibrate` here "
@@ -204,7 +208,7 @@ def run_campaign(
         if drawn.recipe in done:
             continue
         plan = plan_of(Recipe.of(drawn.recipe), machine, profile)
-        result = _run(drawn, plan, runner, profile.evidence.fingerprint.device if profile.evidence else "")
+        result = _run(drawn, plan, runner, device_name(device))
         results = replace(results, results=(*results.results, result))
         on_result(results, len(campaign.plans))
     return results
@@ -227,8 +231,8 @@ def _run(drawn: Drawn, plan: Plan, runner: Runner, device: str) -> Result:
     try:
         result = replace(result, figures=measured_figures(plan, runner, drawn.predicted_s))
         return replace(result, replayed=replayed(Recipe.of(drawn.recipe), plan.setting.machine, runner))
-    except (RuntimeError, MemoryError, ValueError, BudgetExceeded) as error:
-        return replace(result, reason=str(error).splitlines()[0])
+    except NOT_RUN as error:
+        return replace(result, reason=reason_of(error))
 
 
 def measured_figures(plan: Plan, runner: Runner, predicted_s: float) -> Figures:

@@ -35,7 +35,7 @@ def machine_at(device: torch.device) -> MachineSpec:
     """The catalogue's card in a host of this one's memory and cores, or this CPU."""
     if device.type == "cpu":
         return _cpu_machine()
-    gpu = catalogue.gpu(torch.cuda.get_device_name(device))
+    gpu = catalogue.gpu(device_name(device))
     host = _host("this host: memory and cores as the system states them, rates of the catalogue's default host")
     return MachineSpec(name=gpu.name, gpu=gpu, host=host)
 
@@ -44,17 +44,21 @@ def name_at(device: torch.device) -> str:
     """What ``machine_at`` calls the machine, without measuring it."""
     if device.type == "cpu":
         return f"cpu-{_cores()}-cores"
-    return catalogue.gpu(torch.cuda.get_device_name(device)).name
+    return catalogue.gpu(device_name(device)).name
+
+
+def device_name(device: torch.device) -> str:
+    """What its makers call the device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
 
 
 def fingerprint_of(device: torch.device, machine: MachineSpec) -> Fingerprint:
     """What to recognise the machine by, and what may change its speed."""
     on_gpu = device.type == "cuda"
-    cpu = _cpu_name()
     return Fingerprint(
         gpu=machine.gpu.name,
-        device=torch.cuda.get_device_name(device) if on_gpu else cpu,
-        cpu=cpu,
+        device=device_name(device),
+        cpu=_cpu_name(),
         cores=machine.host.cores,
         driver=_driver() if on_gpu else platform.release(),
         torch=f"{torch.__version__} (CUDA {torch.version.cuda})" if on_gpu else torch.__version__,

@@ -14,12 +14,18 @@ from sim.profile import Measurement
 from sim.spec import DType, MachineSpec
 
 T = TypeVar("T")
-FAILURES = (
+try:
+    from triton.errors import TritonError
+except ImportError:  # a machine without a GPU may lack Triton
+    TritonError = RuntimeError
+
+FAILURES: tuple[type[Exception], ...] = (
     RuntimeError,
     ValueError,
     MemoryError,
     AttributeError,
     TypeError,
+    TritonError,
 )  # of a kernel that this version or card lacks
 
 
@@ -78,6 +84,11 @@ class Case:
     family: str
     case: str
     measure: Callable[[], tuple[Measurement, ...]]
+
+
+def reason_of(error: Exception) -> str:
+    """One line; of an error that says nothing its name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 Prepare = Callable[[], Sequence[Call]]

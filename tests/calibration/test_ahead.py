@@ -3,13 +3,14 @@
 import os
 from collections.abc import Iterator
 from functools import partial
-from multiprocessing import active_children
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from time import sleep
 
 import pytest
 import torch
 
+from calibration import ahead
 from calibration.ahead import done_ahead
 from calibration.bench import cases, untimed
 from calibration.families.base import Case
@@ -88,6 +89,41 @@ def test_whoever_looks_no_further_waits_for_nothing(tmp_path: Path) -> None:
 
     assert not (tmp_path / "ended").exists()
     assert active_children() == []
+
+
+def in_the_middle(folder: Path) -> None:
+    """A process that is killed while others work for it."""
+    ahead.cpu_count = lambda: 2  # type: ignore[attr-defined]
+    for _ in done_ahead(partial(noting, folder), [], [partial(named, folder), partial(named, folder)]):
+        pass
+
+
+def named(folder: Path) -> None:
+    (folder / str(os.getpid())).touch()
+    sleep(600)
+
+
+def test_whoever_is_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    parent = get_context("spawn").Process(target=in_the_middle, args=(tmp_path,))
+    parent.start()
+    while len(list(tmp_path.iterdir())) < 2:
+        sleep(0.05)
+    parent.kill()
+    parent.join()
+
+    pids, patience_s = [int(file.name) for file in tmp_path.iterdir()], 30.0
+    while any(map(is_there, pids)) and patience_s > 0:
+        sleep(0.1)
+        patience_s -= 0.1
+    assert not any(map(is_there, pids))
+
+
+def is_there(pid: int) -> bool:
+    """One that has ended and is not waited for counts as gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_process_that_ends_leaves_its_cases_to_whoever_measures_them(tmp_path: Path) -> None:

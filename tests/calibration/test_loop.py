@@ -12,6 +12,7 @@ from calibration import campaign as campaigns
 from calibration.bench import begin, cases, measure
 from calibration.campaign import Campaign, Drawn, Results, prepare, run_campaign
 from calibration.fit import fit
+from calibration.machine import device_name, fingerprint_of, name_at
 from calibration.runner import Runner
 from calibration.verdict import judge
 from commandline import run
@@ -190,13 +191,64 @@ def test_no_plan_is_drawn_that_runs_longer_than_is_asked(profile: Profile) -> No
 
 
 def test_measurements_of_another_machine_are_not_gone_on_with(tmp_path: Path) -> None:
-    save_measured(file_of(tmp_path), nothing_yet())
+    here = replace(nothing_yet(), fingerprint=fingerprint_of(CPU, machine()))
+    save_measured(file_of(tmp_path), here)
 
-    assert load_measured(file_of(tmp_path)) == nothing_yet()
-    elsewhere = replace(nothing_yet(), fingerprint=replace(fingerprint(), device="NVIDIA H200"))
-    save_measured(file_of(tmp_path), elsewhere)
-    with pytest.raises(ValueError, match="measured on NVIDIA H200, this is another device: name another file by -o"):
-        begin(CPU, file_of(tmp_path))
+    assert begin(CPU, file_of(tmp_path)) == here
+    for name, cpu in (("NVIDIA H200", here.fingerprint.cpu), ("Another CPU", "Another CPU")):
+        save_measured(file_of(tmp_path), replace(here, fingerprint=replace(here.fingerprint, device=name, cpu=cpu)))
+        with pytest.raises(ValueError, match=f"measured on {name}, this is .*: name another file by -o"):
+            begin(CPU, file_of(tmp_path))
+
+
+def test_a_profile_of_another_cpu_with_as_many_cores_is_not_of_this_machine(profile: Profile) -> None:
+    own = fingerprint_of(CPU, machine())
+    card = replace(machine().gpu, name=name_at(CPU))
+    evidence = Evidence(fingerprint=own, machine=replace(machine(), gpu=card))
+    campaigns.require_here(replace(profile, evidence=evidence), CPU)
+
+    other = replace(evidence, fingerprint=replace(own, device="Another CPU"))
+    with pytest.raises(
+        ValueError, match=r"profile tiny: measured on Another CPU, this machine is .*: run `planner cal"
+    ):
+        campaigns.require_here(replace(profile, evidence=other), CPU)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(MemoryError(), "MemoryError"), (RuntimeError("first\nsecond"), "first")]
+)
+def test_a_plan_that_cannot_be_run_is_a_result_with_a_reason(
+    error: Exception, reason: str, profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("calibration.campaign.measured_figures", fail)
+
+    results, _ = run_all(campaign_of(profile), profile)
+
+    assert [(one.figures, one.reason) for one in results.results] == [(None, reason)] * len(RECIPES)
+    assert {one.device for one in results.results} == {device_name(CPU)}
+
+
+def test_a_campaign_is_not_written_over_one_that_has_results(profile: Profile, tmp_path: Path) -> None:
+    saved, file = tmp_path / "tiny.json", tmp_path / "c.json"
+    save_profile(saved, profile)
+    campaigns.save(file, campaign_of(profile))
+    before = file.read_text()
+    campaigns.results_file(file).write_text("what was measured")
+
+    error = run("validate", str(saved), "--prepare", str(file)).error
+
+    assert error == f"{file}, c.results.json beside it has results of what it was: name another file"
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("more", ["--device cpu", "--quick", "--measure-only", "--checkpoint x --prompts y"])
+def test_what_is_fitted_again_is_not_measured(more: str) -> None:
+    error = run("calibrate", "--from", "x.json", *more.split()).error
+
+    assert error == f"--from and {more.split()[0]}, exclude each other: --from measures nothing"
 
 
 def test_the_command_line_says_what_is_wrong(profile: Profile, tmp_path: Path) -> None:
