@@ -64,10 +64,23 @@ def random_weights_access(
         sparse = replace(recipe, selector=selector, placement=Placement.RESIDENT)
         plans = [plan_of(replace(sparse, keep=keep), machine) for keep in keeps]
         seen = [_seen(runner, keep / 100, plan) for keep, plan in zip(keeps, plans, strict=True)]
-        where = f"random weights of {recipe.model}, random tokens, prompt {recipe.prompt}, {recipe.output} steps"
-        found = access_of(selector, seen, f"{where}, {device}, {datetime.date.today()}")
+        found = access_of(selector, seen, f"{_looked_at(recipe)}, {device}, {datetime.date.today()}")
         profiles.append(replace(found, model=model, tokens=tokens if model and selector.recalls else None))
     return tuple(profiles)
+
+
+def seen_before(
+    known: Sequence[AccessProfile], recipe: Recipe, selectors: Sequence[Selector], keeps: Sequence[int]
+) -> tuple[AccessProfile, ...]:
+    """Of ``known`` what ``random_weights_access`` would find; nothing if that lacks a selector or a share."""
+    found = tuple(one for one in known if one.source.startswith(f"{_looked_at(recipe)},"))
+    every = {keep / 100 for keep in keeps}
+    whole = {one.selector for one in found if every <= set(one.keep_shares)}
+    return found if set(selectors) <= whole else ()
+
+
+def _looked_at(recipe: Recipe) -> str:
+    return f"random weights of {recipe.model}, random tokens, prompt {recipe.prompt}, {recipe.output} steps"
 
 
 def _seen(runner: Runner, keep: float, plan: Plan) -> Seen:

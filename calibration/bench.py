@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from calibration.access import SELECTORS, random_weights_access
+from calibration.access import SELECTORS, random_weights_access, seen_before
 from calibration.ahead import done_ahead
 from calibration.families import attention, fetches, formats, host, passes, products, steps, transfers
 from calibration.families.base import FAILURES, Case, Scope, reason_of
@@ -111,37 +111,44 @@ def prepare(
     on_case: OnCase | None = None,
     on_failure: OnFailure | None = None,
 ) -> Measured:
-    """``before``, and what selectors pick unless it has that, which is written to ``file``. On a GPU several processes
-    look at it, one at each model, and compile what ``measure`` needs.
+    """``before``, and what selectors pick, as far as it lacks that, written to ``file`` as it is found. On a GPU several
+    processes look at it, one at each model, and compile what ``measure`` needs.
     """
-    looks = [] if before.random_access else list(access_recipes(scope))
+    looks = list(access_recipes(scope))
+    found = {look[0]: picks for look in looks if (picks := seen_before(before.random_access, *look))}
+    lacking = [look for look in looks if look[0] not in found]
     runner, where = Runner(device=scope.device), before.fingerprint.device
-    found = dict[Recipe, Picks]()
+
+    def so_far() -> Measured:
+        picks = tuple(one for recipe, _, _ in looks for one in found.get(recipe, ()))
+        measured = replace(before, random_access=picks)
+        if file is not None:
+            save_measured(file, measured)
+        return measured
+
     if scope.on_gpu:
         same = partial(untimed, scope.device, scope.machine, thorough=scope.thorough)
-        models = [list(some) for _, some in groupby(looks, lambda look: look[0].model)]
+        models = [list(some) for _, some in groupby(lacking, lambda look: look[0].model)]
         others = [partial(_looked, runner, before.machine, where, some) for some in models]
         for number, total, looked in done_ahead(same, _waiting(scope, before), others):
             if on_case is not None:
                 on_case(number, total, "compiling and looking at picks, by several processes")
-            found |= looked or {}
-    for number, look in enumerate(looks, start=1):
+            if looked:
+                found |= looked
+                so_far()
+    for number, look in enumerate(lacking, start=1):
         what = f"what selectors pick of {look[0].case}"
         if look[0] in found:
             continue
         if on_case is not None:
-            on_case(number, len(looks), what)
+            on_case(number, len(lacking), what)
         try:
             found[look[0]] = _picks(runner, before.machine, where, look)
+            so_far()
         except FAILURES as error:
             if on_failure is not None:
                 on_failure(f"{what}: {reason_of(error)}")
-    if not looks:
-        return before
-    measured = replace(before, random_access=tuple(one for recipe, _, _ in looks for one in found.get(recipe, ())))
-    if file is not None:
-        save_measured(file, measured)
-    return measured
+    return so_far() if lacking else before
 
 
 def _picks(runner: Runner, machine: MachineSpec, where: str, look: Look) -> Picks:

@@ -9,7 +9,7 @@ import pytest
 
 from calibration.bench import access_recipes, prepare
 from calibration.families.base import Case
-from sim.access import AccessProfile, measured_access
+from sim.access import AccessProfile
 from sim.attention import Selector
 from sim.measured import Measured, load_measured
 from sim.recipe import Recipe
@@ -22,19 +22,34 @@ Tasks = Sequence[Callable[[], Any]]
 
 @pytest.fixture
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The recipes at which was looked, each of which picks as told by its own source; 13B's longest prompts do not fit."""
+    """The recipes at which was looked; 13B's longest prompts do not fit."""
     cases = list[str]()
 
     def look(
-        _: object, __: object, recipe: Recipe, *___: object, selectors: Sequence[Selector]
+        _: object, __: object, recipe: Recipe, keeps: Sequence[int], where: str, *, selectors: Sequence[Selector]
     ) -> tuple[AccessProfile, ...]:
         cases.append(recipe.case)
         if recipe.model == "opt-13b" and recipe.prompt == 512:
             raise MemoryError
-        return tuple(replace(measured_access(one), source=recipe.case) for one in selectors)
+        return tuple(picks(recipe, one, keeps, where) for one in selectors)
 
     monkeypatch.setattr("calibration.bench.random_weights_access", look)
     return cases
+
+
+def picks(recipe: Recipe, selector: Selector, keeps: Sequence[int], where: str = "test") -> AccessProfile:
+    source = f"random weights of {recipe.model}, random tokens, prompt {recipe.prompt}, {recipe.output} steps, {where}"
+    return AccessProfile(
+        selector=selector,
+        keep_shares=tuple(keep / 100 for keep in keeps),
+        turnovers=(0.1,) * len(keeps),
+        perplexity_ratios=(1.0,) * len(keeps),
+        source=source,
+    )
+
+
+def everything(card: LikeAGpu) -> list[AccessProfile]:
+    return [picks(recipe, one, keeps) for recipe, selectors, keeps in access_recipes(card) for one in selectors]
 
 
 @pytest.fixture
@@ -74,19 +89,20 @@ def test_other_processes_look_at_each_model_and_this_one_at_what_they_left(
 
     found = prepare(card, None, NOTHING, lambda _, __, what: told.append(what), failed.append)
 
-    every = [recipe for recipe, selectors, _ in access_recipes(card) for _ in selectors]
+    every = [recipe for recipe, _, _ in access_recipes(card)]
     models = [["opt-1.3b/4"], [], *([name] * 5 for name in ("llama-3-8b", "opt-1.3b", "opt-13b"))]
     assert [[case.partition(" ")[0].removeprefix("model=") for case in cases] for cases in by_others] == models
     longest = next(recipe for recipe in every if recipe.model == "opt-13b" and recipe.prompt == 512)
-    left = [*(recipe.case for recipe in every if recipe.model == "opt-6.7b"), longest.case]
-    assert looked == left
+    assert looked == [*(recipe.case for recipe in every if recipe.model == "opt-6.7b"), longest.case]
     assert failed == [f"what selectors pick of {longest.case}: MemoryError"]
-    assert [one.source for one in found.random_access] == [recipe.case for recipe in every if recipe != longest]
+    all_but_one = [one for one in everything(card) if "opt-13b, random tokens, prompt 512" not in one.source]
+    assert list(found.random_access) == all_but_one
     assert told[-1] == f"what selectors pick of {longest.case}"
 
 
-def test_picks_that_are_known_are_not_looked_at_again_but_kernels_compile(
-    looked: list[str], card: LikeAGpu, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("lacking", ["nothing", "a model's", "a share"])
+def test_only_what_is_not_known_is_looked_at_but_kernels_compile(
+    lacking: str, looked: list[str], card: LikeAGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = list[Tasks]()
 
@@ -95,8 +111,41 @@ def test_picks_that_are_known_are_not_looked_at_again_but_kernels_compile(
         yield 1, 1, None
 
     monkeypatch.setattr("calibration.bench.done_ahead", done_ahead)
-    known = replace(NOTHING, random_access=(measured_access(Selector.SWA),))
+    every, kept = everything(card), everything(card)
+    if lacking == "a model's":
+        kept = [one for one in every if "opt-1.3b, random tokens, prompt 64" not in one.source]
+    if lacking == "a share":
+        kept[0] = replace(
+            kept[0], keep_shares=(0.1, 0.2, 0.4), turnovers=(0.1,) * 3, perplexity_ratios=(1.0,) * 3
+        )  # of a quick look
 
-    assert prepare(card, None, known) == known
-    assert asked == [[]]
-    assert looked == []
+    found = prepare(card, None, replace(NOTHING, random_access=tuple(kept)))
+
+    expected = {"nothing": [], "a model's": ["model=opt-1.3b batch=8 prompt=64"], "a share": ["model=opt-1.3b/4"]}
+    assert [len(others) for others in asked] == [len(expected[lacking])]
+    assert [case.startswith(start) for case, start in zip(looked, expected[lacking], strict=True)] == [True] * len(
+        looked
+    )
+    assert list(found.random_access) == every
+
+
+def test_each_look_is_kept_as_soon_as_it_is_found(
+    card: LikeAGpu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Stopped in the middle, no look is lost."""
+    file, looks = file_of(tmp_path), list(access_recipes(card))
+
+    def look(
+        _: object, __: object, recipe: Recipe, keeps: Sequence[int], where: str, *, selectors: Sequence[Selector]
+    ) -> tuple[AccessProfile, ...]:
+        if recipe == looks[3][0]:
+            raise KeyboardInterrupt
+        return tuple(picks(recipe, one, keeps, where) for one in selectors)
+
+    monkeypatch.setattr("calibration.bench.random_weights_access", look)
+    monkeypatch.setattr("calibration.bench.done_ahead", lambda *_: iter(()))
+    with pytest.raises(KeyboardInterrupt):
+        prepare(card, file, NOTHING)
+
+    kept = load_measured(file).random_access
+    assert list(kept) == everything(card)[: sum(len(selectors) for _, selectors, _ in looks[:3])]
