@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from os import cpu_count
 from typing import TypeVar
 
 import torch
 
-from calibration.beside import beside
+from calibration.beside import beside, cores
 from calibration.families.base import FAILURES, Case
 
 _COMPILED = ("attention", "select", "decode")  # families of which a first run takes the compiler longest
@@ -37,7 +36,7 @@ def done_ahead(
     names = [(case.family, case.case) for case in waiting if case.family in _COMPILED]
     groups = [names[first : first + _TOGETHER] for first in range(0, len(names), _TOGETHER)]
     tasks: list[Callable[[], T | None]] = [*others, *(partial(_compile, group) for group in groups)]
-    processes = min(_MOST, len(tasks), cpu_count() or 1)
+    processes = min(_MOST, len(tasks), cores())
     if processes < 2:
         return
     with beside(processes, _begin, cases) as pool:

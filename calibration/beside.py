@@ -11,6 +11,11 @@ from threading import Thread
 from typing import Any
 
 
+def cores() -> int:
+    """That this process may use: a share of the machine's, where it was given one."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def beside(processes: int, begin: Callable[..., None], *given: Any) -> Iterator[ProcessPoolExecutor]:
     """Each is begun by ``begin``, importable and with ``given``, and passes over Ctrl-C: whoever waits for it ends it, and ends

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from calibration.beside import cores
 from calibration.families.base import each
 from calibration.timer import CpuTimer
 from sim import catalogue
@@ -43,7 +44,7 @@ def machine_at(device: torch.device) -> MachineSpec:
 def name_at(device: torch.device) -> str:
     """What ``machine_at`` calls the machine, without measuring it."""
     if device.type == "cpu":
-        return f"cpu-{_cores()}-cores"
+        return f"cpu-{cores()}-cores"
     return catalogue.gpu(device_name(device)).name
 
 
@@ -69,11 +70,7 @@ def fingerprint_of(device: torch.device, machine: MachineSpec) -> Fingerprint:
 
 def _host(source: str) -> HostSpec:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return replace(catalogue.host(), name="measured-host", dram_bytes=memory, cores=_cores(), source=source)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return replace(catalogue.host(), name="measured-host", dram_bytes=memory, cores=cores(), source=source)
 
 
 def _cpu_machine() -> MachineSpec:

@@ -5,12 +5,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from os import cpu_count
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calibration.beside import beside
+from calibration.beside import beside, cores
 from sim.cost import CostModel
 from sim.predict import Prediction, predictable
 from sim.profile import Measurement, Profile
@@ -116,7 +115,7 @@ def _trust(took: Measurement) -> float:
 def problem_of(measurements: Sequence[Measurement], machine: MachineSpec, start: Profile) -> Iterator[Problem]:
     """One without constants as yet; looked at by several processes as long as it lasts, where there is enough of it."""
     problem = Problem(machine=machine, start=start, rows=tuple(predictable(measurements, machine)), names=())
-    processes = min(_MOST_PROCESSES, cpu_count() or 1)
+    processes = min(_MOST_PROCESSES, cores())
     if len(problem.rows) < _WORTH_IT or processes < 2:
         yield problem
         return

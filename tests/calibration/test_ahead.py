@@ -39,7 +39,7 @@ def noting(folder: Path, *, ends_at: str | None = None) -> Iterator[Case]:
 
 @pytest.fixture(autouse=True)
 def _cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibration.ahead.cpu_count", lambda: 2)
+    monkeypatch.setattr("calibration.ahead.cores", lambda: 2)
 
 
 def done(folder: Path) -> list[str]:
@@ -93,7 +93,7 @@ def test_whoever_looks_no_further_waits_for_nothing(tmp_path: Path) -> None:
 
 def in_the_middle(folder: Path) -> None:
     """A process that is killed while others work for it."""
-    ahead.cpu_count = lambda: 2  # type: ignore[attr-defined]
+    ahead.cores = lambda: 2  # type: ignore[attr-defined]
     for _ in done_ahead(partial(noting, folder), [], [partial(named, folder), partial(named, folder)]):
         pass
 
@@ -136,7 +136,7 @@ def test_a_process_that_ends_leaves_its_cases_to_whoever_measures_them(tmp_path:
 def test_without_cores_for_several_processes_nothing_is_done_ahead(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calibration.ahead.cpu_count", lambda: 1)
+    monkeypatch.setattr("calibration.ahead.cores", lambda: 1)
 
     assert list(done_ahead(partial(noting, tmp_path), list(noting(tmp_path)))) == []
     assert done(tmp_path) == []

@@ -162,7 +162,7 @@ def test_several_processes_find_what_one_does(truth: Profile, monkeypatch: pytes
         return beside(processes, *begin)
 
     monkeypatch.setattr("calibration.problem.beside", spy)
-    monkeypatch.setattr("calibration.problem.cpu_count", lambda: 2)
+    monkeypatch.setattr("calibration.problem.cores", lambda: 2)
     monkeypatch.setattr("calibration.problem._WORTH_IT", 10)
 
     assert fit(measured, name="found", basis="synthetic") == alone
@@ -172,7 +172,7 @@ def test_several_processes_find_what_one_does(truth: Profile, monkeypatch: pytes
 def test_what_a_process_that_ends_would_have_looked_at_this_one_does(
     truth: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("calibration.problem.cpu_count", lambda: 2)
+    monkeypatch.setattr("calibration.problem.cores", lambda: 2)
     monkeypatch.setattr("calibration.problem._WORTH_IT", 10)
     measured = measured_by(truth, CARD, cases()[::9], 0.005)
     names = ("gemm_hbm_efficiency", "link_efficiency")
