@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from scipy.optimize import OptimizeResult, least_squares
 
 from calibration.evidence import family_errors, library_bytes, measured_products, steadiest_step
-from calibration.problem import LEAST, MOST, Problem, problem_of
+from calibration.intervals import half_widths
+from calibration.problem import JITTER, LEAST, MOST, Problem, problem_of
 from sim.cost import CostModel
 from sim.measured import Measured
 from sim.predict import usual_launch_s
@@ -42,6 +43,7 @@ _TOLD_BY = {
 }
 _FIRST_SCALE, _LEAST_SCALE, _OUTLYING = 0.5, 0.005, 3.0  # weighted residuals beyond this count less than their square
 _LEAST_EFFECT = 1e-3  # of a constant on any measurement, below which it counts as none
+_STEP = 0.01  # of a constant's logarithm, over which a slope is taken
 _WIDEST = 1.0  # a factor of nearly three each way: where an interval is wider, the nominal value is tried as well
 # Where to begin, times the nominal value: so that neither of two constants hides behind the other in a maximum.
 _SHOWS = {
@@ -152,12 +154,12 @@ def _without_the_unknown(
     """Give constants back their nominal values, one by one, where no family of measurements fits those any worse."""
     kept, certain = dict[str, str](), set[str]()
     allowed = _allowed_costs(problem, found, scale)
+    widths = _doubtful_widths(problem, found, scale, certain)
     while True:
-        widths = dict(zip(problem.names, _half_widths(problem, found, scale).tolist(), strict=True))
-        wide = {name for name in problem.names if widths[name] > _WIDEST}
-        doubtful = (wide | _silent(problem, found.x, set(problem.names) - wide - certain)) - certain
         open_to_doubt = [
-            (problem.nominal[problem.names.index(name)] <= np.log(LEAST), widths[name], name) for name in doubtful
+            (problem.nominal[problem.names.index(name)] <= np.log(LEAST), width, name)
+            for name, width in widths.items()
+            if name not in certain
         ]
         if not open_to_doubt:
             return problem, found, kept
@@ -171,8 +173,17 @@ def _without_the_unknown(
             silent = _silent(problem, found.x, (name,))
             kept[name] = _SILENT if silent else "nominal: the data fit it no worse than any other value"
             problem, found = fewer, without
+            widths = _doubtful_widths(problem, found, scale, certain)
         else:
             certain.add(name)
+
+
+def _doubtful_widths(problem: Problem, found: OptimizeResult, scale: float, certain: set[str]) -> dict[str, float]:
+    """Of the intervals of those that are wide, or that no measurement shows."""
+    widths = dict(zip(problem.names, _half_widths(problem, found, scale).tolist(), strict=True))
+    wide = {name for name in problem.names if widths[name] > _WIDEST}
+    doubtful = wide | _silent(problem, found.x, set(problem.names) - wide - certain)
+    return {name: widths[name] for name in doubtful}
 
 
 def _silent(problem: Problem, x: NDArray[np.float64], names: Iterable[str]) -> set[str]:
@@ -209,25 +220,35 @@ def _family_costs(problem: Problem, residuals: NDArray[np.float64], scale: float
 
 
 def _half_widths(problem: Problem, found: OptimizeResult, scale: float) -> NDArray[np.float64]:
-    """Of 95 % intervals of the logarithms, from the Jacobian at the solution, outliers weighing as they did in the fit."""
-    freedom = max(1, len(problem.rows) - len(problem.names))
+    """Of 95 % intervals of the logarithms, from the Jacobian at the solution, outliers weighing as they did in the fit; no
+    measurement is surer than its jitter.
+    """
     residual = problem.residuals(found.x)
-    damped = 1 / np.sqrt(1 + (residual / scale) ** 2)
-    slopes = _jacobian(problem, found.x) * np.sqrt(damped)[:, None]
-    variance = float((damped * residual**2).sum()) / freedom
-    covariance = np.linalg.pinv(slopes.T @ slopes, rcond=1e-12) * variance
-    half: NDArray[np.float64] = 1.96 * np.sqrt(np.maximum(np.diag(covariance), 0.0))
+    damped = np.sqrt(1 / np.sqrt(1 + (residual / scale) ** 2))
+    slopes = _jacobian(problem, found.x) * damped[:, None]
+    half = half_widths(slopes, damped * residual, damped * problem.weights * JITTER)
     flat = np.abs(slopes).max(axis=0) < _LEAST_EFFECT
     return np.where(flat, np.inf, half)
 
 
 def _jacobian(problem: Problem, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Slopes of the weighted residuals, by differences of a hundredth: smaller steps drown in nothing, larger ones cross kinks."""
-    step, places = 0.01, [np.array(x) for _ in range(len(x) + 1)]
+    """Slopes of the weighted residuals, by differences of a hundredth: smaller steps drown in nothing, larger ones cross kinks.
+
+    To both sides, where a share may still grow: what shows on one side of a kink shows by half.
+    """
+    kinds = Profile.constants()
+    at_most = np.array([0.0 if kinds[name] == "share" else np.log(MOST) for name in problem.names])
+    below, above = ([np.array(x) for _ in range(len(x))] for _ in range(2))
     for place in range(len(x)):
-        places[place + 1][place] -= step  # towards less: a share may not exceed one
-    here, *moved = (found[: len(problem.rows)] for found in problem.at_each(places))
-    return np.stack([(here - one) / step for one in moved], axis=1) if moved else np.zeros((len(here), 0))
+        below[place][place] -= _STEP
+        above[place][place] = min(x[place] + _STEP, max(x[place], at_most[place]))
+    if not len(x):
+        return np.zeros((len(problem.rows), 0))
+    moved = [found[: len(problem.rows)] for found in problem.at_each([*below, *above])]
+    widths = [above[place][place] - below[place][place] for place in range(len(x))]
+    return np.stack(
+        [(up - down) / width for down, up, width in zip(moved[: len(x)], moved[len(x) :], widths, strict=True)], axis=1
+    )
 
 
 def _estimates(problem: Problem, found: OptimizeResult, scale: float) -> list[Estimate]:

@@ -31,7 +31,7 @@ LEAST, MOST = 1e-4, 1e4  # of the typical value: as good as nothing, and a bound
 _STEP_FAMILIES = ("decode", "prefill")
 _STEP_WEIGHT = 4.0  # whole layers are what a plan is made of
 _PULL, _LOW = 0.003, float(np.log(0.01))
-_JITTER = 0.03  # of any measurement besides the spread that it shows
+JITTER = 0.03  # of any measurement besides the spread that it shows
 _WORTH_IT, _MOST_PROCESSES = 300, 16  # rows, which take some 0.1 s; a fit has about forty constants
 
 Logs = NDArray[np.float64]  # of constants, in units of their scales
@@ -108,7 +108,7 @@ def _trust(took: Measurement) -> float:
     spread = (
         float(np.log(took.high_s / took.low_s)) / 2.56
     )  # a normal distribution's 10th to 90th percentile, in sigmas
-    return float(_JITTER / np.hypot(_JITTER, spread / np.sqrt(took.samples)))
+    return float(JITTER / np.hypot(JITTER, spread / np.sqrt(took.samples)))
 
 
 @contextmanager
