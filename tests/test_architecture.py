@@ -32,7 +32,7 @@ NOUNS = {  # the ground floor: the standard library and each other
         "kv",
         "model_config",
     ),
-    *("outcome", "plan", "profile", "profile_files", "spec", "trace", "units", "workload"),
+    *("outcome", "outputs", "plan", "profile", "profile_files", "spec", "trace", "units", "workload"),
 }
 
 
