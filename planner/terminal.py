@@ -83,12 +83,10 @@ def json_text(data: object) -> str:
 def write_answer(path: Path, text: str) -> None:
     """Write ``text`` to ``path``, whole or not at all.
 
-    Raises ValueError where ``path`` cannot be a file; a device such as /dev/null is not replaced by one.
+    Raises ValueError where ``path`` cannot be a file.
     """
     from sim.files import write_atomically
 
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise ValueError(f"{path}, is not a regular file: name a new file, or redirect the output of --json")
     write_atomically(path, text)
 
 

@@ -22,7 +22,7 @@ def write_atomically(path: Path, text: str) -> None:
     Raises ValueError if the folder is missing or cannot be written to.
     """
     require_place(path)
-    place = path.resolve()  # what a link leads to is written anew, not the link
+    place = Path(os.path.realpath(path))  # what a link leads to is written anew, not the link
     try:
         handle, beside = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
     except OSError as error:

@@ -33,6 +33,10 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("report b.toml a.json -o a.json", f"a.json, {READ}"),
         ("whatif --batch 1,2 --csv c.csv --html c.csv", f"c.csv, {TWICE}"),
         ("whatif --gpu l4,b.toml --csv b.toml", f"b.toml, {READ}"),
+        (
+            "run a.json --random-weights --trace /dev/null",
+            "/dev/null, is not a regular file: name a new one, or redirect what --json prints",
+        ),
         ("whatif --csv a.json/c.csv", "a.json/c.csv, cannot be written, a.json is no folder: name another"),
         ("run a.json --random-weights --save-trace a.json", f"a.json, {READ}"),
         ("run b.toml --prompts a.json -o a.json", f"a.json, {READ}"),
