@@ -167,7 +167,7 @@ def _taken_in(setting: Setting) -> Operations:
         rounding = Operations(kernels=3) if setting.kv_format.gpu.is_grouped else Operations()
         return _CAPTURED_CHOICE.plus(rounding)
     if setting.attention.selector is Selector.PAGES:
-        return Operations(books=26)
+        return Operations(books=7, kernels=1)
     if not setting.kv_format.gpu.is_grouped:
         return Operations(books=4) if setting.admission is Admission.WAVES else Operations(books=2, scattered=2)
     return Operations(books=53) if setting.admission is Admission.CONTINUOUS else Operations(books=6, kernels=1)

@@ -32,12 +32,13 @@ OPERATIONS = {
     "residual": Passes(plain=3),
     "copy": Passes(plain=2),
     "scatter": Passes(busy=6),  # to rows that a tensor lists, on an H200
-    "digest": Passes(busy=21),  # a key's, of an H200's least and greatest by page
+    "digest": Passes(busy=21),  # a key's, of an H200's least and greatest by page, by torch
     # One kernel each, as a captured plan's prompts pass: what is read, and written; sines and cosines take an H200 a fifth more.
     "norm": Passes(plain=2),
     "sum_norm": Passes(plain=4),
     "turn": Passes(plain=2.4),
     "gate": Passes(plain=3),
+    "digest_once": Passes(plain=1 + 2 / 16),  # one kernel; of sixteen keys two entries are written
 }
 
 

@@ -52,7 +52,7 @@ def first_choice_s(cost: CostModel, setting: Setting, sequences: int, passes: in
     """A layer's first choice: from the weights of the prompt's last k queries (SWA) or of all (H2O), each head's; or digests."""
     if setting.attention.selector is Selector.PAGES:
         keys = float(sequences * setting.workload.prompt_tokens * setting.model.kv_dim)
-        return OPERATIONS["digest"].seconds(cost, setting.dtype, keys)
+        return OPERATIONS["digest_once" if is_captured(setting) else "digest"].seconds(cost, setting.dtype, keys)
     selector, prompt = setting.attention.selector, setting.workload.prompt_tokens
     if not selector.chooses_ahead:
         return 0.0

@@ -14,14 +14,14 @@ from runtime.graph.launch import Launcher, power_of_two
 from runtime.graph.pinned import registered
 from runtime.lanes import Lanes
 from runtime.models import Decoder
-from runtime.selectors import Scope
-from runtime.selectors.pages import Pages
 from runtime.tally import Tally
 from sim.attention import PAGE_TOKENS
 from sim.plan import Plan, WriteBack
 from sim.slots import hbm_slots, most_attended
 
-_FEW_PAGES = 128  # of a lane: its kernels take few warps
+_FEW_PAGES = 128  # of a lane: what chooses among them takes few warps
+_FEW_PROGRAMS, _SOME_PROGRAMS = 640, 1024
+_DIGESTED = 512  # channels of a page's tokens that a program takes at once
 
 
 class Entries(NamedTuple):
@@ -68,6 +68,8 @@ class RecallSlots:
         self.pages = -(-self.counts.cached[-1] // PAGE_TOKENS)
         self.state, self.scratch = self._entries(), self._scratch()
         self.table = _table(plan, device)
+        self.off = plan.homes.host_kv[min(1, plan.homes.steps - 1)]  # of the first step, the oldest tokens
+        self.first = self._first_homes()
         self.bias: Tensor | None = None
 
     @property
@@ -81,31 +83,22 @@ class RecallSlots:
         """[layer, row, lane]: tokens that came from the host."""
         return self.state.fetch_counts
 
-    def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def start(self, layer: int, first: int, q: Tensor, k: Tensor, v: Tensor) -> None:  # noqa: ARG002
         """Take in digests, and the homes of the first step."""
-        lanes = slice(first, first + k.shape[0])
-        selector = Pages(self._scope(lanes))
-        selector.start(self.lanes.queries(q), k)
-        assert selector.digests is not None
-        self.state.digests[layer, lanes] = selector.digests
-        tokens, off = k.shape[1], self._off(1)
+        lanes, tokens, off = slice(first, first + k.shape[0]), k.shape[1], self.off
+        self._digest(layer, first, k)
         on_host = min(tokens, self.far) if self.plan.setting.write_back is WriteBack.AT_BIRTH else off
         for rows, here, there in ((k, self.keys, self.host_keys), (v, self.values, self.host_values)):
             there[layer, lanes, :on_host] = rows[:, :on_host]
             here[layer, lanes, :, : tokens - off] = rows[:, off:].transpose(1, 2)
-        slot_of, holds = self.state.slot_of[layer, lanes], self.state.holds[layer, lanes]
-        places = torch.arange(tokens - off, device=k.device, dtype=torch.int32)
-        slot_of.fill_(-1)
-        holds.fill_(-1)
+        self.state.slot_of[layer, lanes], self.state.holds[layer, lanes] = self.first
         self.state.taken[layer, lanes].zero_()
-        slot_of[:, off:tokens], holds[:, : tokens - off] = places, places + off
 
     def begin_step(self) -> None:
         """Nothing is chosen before the query is known."""
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, attended: Tensor) -> None:
-        self._score(layer, q, k)
-        self._choose(layer)
+        self.choose(layer, q, k)
         if self.far:
             self._fetch(layer)
         self.launcher.attend(
@@ -118,6 +111,11 @@ class RecallSlots:
             counts=self.scratch.counts,
             slots=self.scratch.slots,
         )
+
+    def choose(self, layer: int, q: Tensor, k: Tensor) -> None:
+        """What the step attends to, and which of it must come from the host; the newborn key is taken in."""
+        self._score(layer, q, k)
+        self._choose(layer)
 
     def settle(self, layer: int) -> None:
         """Write back what leaves HBM."""
@@ -168,8 +166,27 @@ class RecallSlots:
         older = self.counts.cached[row] - self.counts.local[row]
         return (position >= padding) & (position < older) & (position - first < take)
 
+    def _digest(self, layer: int, first: int, k: Tensor) -> None:
+        (lanes, tokens), width = k.shape[:2], self.launcher.heads * self.launcher.channels
+        rows = k if k.stride()[2:] == (self.launcher.channels, 1) else k.contiguous()
+        block = min(_DIGESTED, power_of_two(width))
+        kernels().digest[lanes, self.pages, -(-width // block)](
+            rows,
+            self.state.digests[layer],
+            self.launcher.padding,
+            first,
+            *rows.stride()[:2],
+            tokens,
+            self.pages,
+            width,
+            PAGE=PAGE_TOKENS,
+            BLOCK=block,
+            num_warps=2,
+        )
+
     def _score(self, layer: int, q: Tensor, k: Tensor) -> None:
         launcher, scratch = self.launcher, self.scratch
+        warps, block = _score_tile(self.lanes.count * launcher.queries, self.pages)
         kernels().score[self.lanes.count, launcher.queries](
             q,
             k,
@@ -189,8 +206,8 @@ class RecallSlots:
             CHANNELS=launcher.channels,
             PADDED=launcher.padded,
             PAGE=PAGE_TOKENS,
-            BLOCK=16 if self.pages <= _FEW_PAGES else 64,
-            num_warps=1 if self.pages <= _FEW_PAGES else 4,
+            BLOCK=block,
+            num_warps=warps,
         )
 
     def _choose(self, layer: int) -> None:
@@ -224,17 +241,20 @@ class RecallSlots:
             CHUNK=1024 if pages <= _FEW_PAGES else 4096,
             HEADS=max(1, min(power_of_two(self.launcher.queries), 4096 // pages)),
             BIASED=self.bias is not None,
-            num_warps=4 if pages <= _FEW_PAGES else 16,
+            num_warps=8 if pages <= _FEW_PAGES else 16,
         )
 
     def _fetch(self, layer: int) -> None:
         here, there = (self.keys[layer], self.values[layer]), (self.host_keys[layer], self.host_values[layer])
         fetch(self.scratch.fetches, self.state.fetch_counts[layer], self.row, here, there)
 
-    def _off(self, row: int) -> int:
-        """Tokens at home on the host in ``row``, the oldest ones."""
-        homes = self.plan.homes
-        return homes.host_kv[min(row, homes.steps - 1)]
+    def _first_homes(self) -> tuple[Tensor, Tensor]:
+        """Slots by position and positions by slot, of every lane after the prompt, as the first step needs them."""
+        tokens, off = self.counts.cached[0], self.off
+        slot_of, holds = (self._numbers(size).fill_(-1) for size in (self.counts.cached[-1], self.near))
+        places = torch.arange(tokens - off, device=holds.device, dtype=torch.int32)
+        slot_of[off:tokens], holds[: tokens - off] = places, places + off
+        return slot_of, holds
 
     def _entries(self) -> Entries:
         spec, device, dtype = self.decoder.spec, self.decoder.device, self.decoder.dtype
@@ -262,15 +282,21 @@ class RecallSlots:
     def _numbers(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int32, device=self.decoder.device)
 
-    def _scope(self, lanes: slice) -> Scope:
-        return Scope.of(self.plan.setting, self.padding[lanes], self.decoder.dtype)
-
 
 def has_room_for_copies(plan: Plan) -> bool:
     """Whether in every row the local window is at home in HBM, and the slots hold all that is selected beyond it."""
     homes, counts, slots = plan.homes, plan.setting.token_counts, hbm_slots(plan)
     rows = zip(homes.hbm, homes.host_kv, counts.local, counts.selected, strict=True)
     return all(hbm >= local and hbm + min(off, selected) <= slots for hbm, off, local, selected in rows)
+
+
+def _score_tile(programs: int, pages: int) -> tuple[int, int]:
+    """Warps of a program that scores, and pages that they take at once, the best of those tried on an H200: few programs must
+    have much in flight, many fill the card by themselves.
+    """
+    if pages > _FEW_PAGES or (programs <= _FEW_PROGRAMS and pages > 32):
+        return 4, 64
+    return (4, 32) if programs <= _SOME_PROGRAMS else (1, 16)
 
 
 def _host_rows(plan: Plan) -> int:

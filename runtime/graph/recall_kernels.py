@@ -8,6 +8,36 @@ import triton.language as tl
 
 
 @triton.jit
+def digest(
+    k_rows,  # [lane, token, head, channel] of a prompt, heads and channels neighbours
+    digests,
+    padding,  # [lane]
+    first_lane,  # of the rows
+    lane_stride,
+    token_stride,
+    tokens,
+    pages,
+    width,  # heads times channels
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Some channels of a page; where a page has no token yet, or padding alone, infinities that any key replaces."""
+    row, page = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    lane = first_lane + row
+    entry = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
+    inside = entry < width
+    token = page * PAGE + tl.arange(0, PAGE)
+    real = (token < tokens) & (token >= tl.load(padding + lane))
+    at = row * lane_stride + token.to(tl.int64)[:, None] * token_stride + entry[None, :]
+    keys = tl.load(k_rows + at, mask=real[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    low = tl.min(tl.where(real[:, None], keys, float("inf")), 0)
+    high = tl.max(tl.where(real[:, None], keys, float("-inf")), 0)
+    place = ((lane * pages + page) * 2) * width + entry
+    tl.store(digests + place, low.to(digests.dtype.element_ty), mask=inside)
+    tl.store(digests + place + width, high.to(digests.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def score(
     q_rows,  # [lane, query head, channel], lanes ``q_stride`` apart
     k_rows,  # [lane, head, channel], the newborn token's

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-KERNELS = {"add_norm", "attend", "choose", "exchange", "fetch", "gate", "merge", "place", "product", "score", "settle"}
+KERNELS = {"add_norm", "attend", "choose", "digest", "exchange", "fetch", "gate", "merge", "place", "product", "score"}
 KERNELS |= {
+    "settle",
     "bear",
     "carry",
     "mask",
