@@ -13,14 +13,14 @@ import torch
 
 from calibration.access import SELECTORS, random_weights_access, seen_before
 from calibration.ahead import done_ahead
-from calibration.families import attention, fetches, formats, host, passes, products, steps, transfers
+from calibration.families import attention, choices, fetches, formats, host, passes, products, steps, transfers
 from calibration.families.base import FAILURES, Case, Scope, reason_of
-from calibration.machine import device_name, fingerprint_of, machine_at
+from calibration.machine import device_name, fingerprint_of, machine_at, require_answering
 from calibration.runner import Runner
 from calibration.timer import Untimed, timer_for
 from sim.access import AccessProfile
 from sim.attention import Selector
-from sim.measured import Measured, load_measured, save_measured
+from sim.measured import Measured, load_measured, save_measured, told
 from sim.recipe import Recipe
 from sim.spec import DType, MachineSpec
 from sim.units import GIB, MIB
@@ -95,6 +95,7 @@ def cases(scope: Scope, runner: Runner) -> Iterator[Case]:
     yield from products.cases(scope)
     yield from passes.cases(scope)
     yield from attention.cases(scope)
+    yield from choices.cases(scope)
     yield from steps.cases(scope, runner)
 
 
@@ -182,12 +183,13 @@ def measure(
             taken = case.measure()
         except FAILURES as error:  # costs its own family only; when nothing works any more, stop
             failed.append((case, reason_of(error)))
+            require_answering(scope.device)
             if len(failed) > _MOST_FAILURES:
                 raise ValueError(
                     f"{case.family} {case.case}: {failed[-1][1]} (after {_MOST_FAILURES} others)"
                 ) from error
             continue
-        measured = replace(measured, measurements=(*measured.measurements, *taken))
+        measured = replace(measured, measurements=(*measured.measurements, *map(told, taken)))
         if file is not None:
             save_measured(file, measured)
     if on_failure is not None:

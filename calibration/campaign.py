@@ -15,7 +15,7 @@ import torch
 from calibration.draw import draw_recipe
 from calibration.families.base import FAILURES, reason_of
 from calibration.families.steps import steady
-from calibration.machine import device_name, name_at
+from calibration.machine import device_name, name_at, require_answering
 from calibration.replay import replayed
 from calibration.runner import Runner
 from runtime.wave import BudgetExceeded
@@ -196,7 +196,7 @@ def run_campaign(
 ) -> Results:
     """Run what has no result yet; ``on_result`` is given all results after each, and how many plans there are.
 
-    Raises ValueError for another profile than the campaign was prepared for.
+    Raises ValueError for another profile than the campaign was prepared for, and where the device no longer answers.
     """
     if campaign.profile_hash != content_hash(profile):
         raise ValueError(
@@ -211,6 +211,8 @@ def run_campaign(
         result = _run(drawn, plan, runner, device_name(device))
         results = replace(results, results=(*results.results, result))
         on_result(results, len(campaign.plans))
+        if result.figures is None:
+            require_answering(device)
     return results
 
 
@@ -236,7 +238,7 @@ def _run(drawn: Drawn, plan: Plan, runner: Runner, device: str) -> Result:
 
 
 def measured_figures(plan: Plan, runner: Runner, predicted_s: float) -> Figures:
-    """The run with the median makespan, after a few steps that load and compile what is needed."""
+    """The run with the median makespan, of two the quicker, after a few steps that load and compile what is needed."""
     runner.warm(plan)
     repeats = repeats_of(predicted_s)
     runs = [runner.run(plan) for _ in range(repeats)]

@@ -53,6 +53,21 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
 
 
+def require_answering(device: torch.device) -> None:
+    """After an error: some leave a GPU so that this process cannot use it any more, and all that it still tried would fail.
+
+    Raises ValueError where it does not answer.
+    """
+    try:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"{device} no longer answers ({reason}): run the same command again, it goes on from here"
+        ) from None
+
+
 def fingerprint_of(device: torch.device, machine: MachineSpec) -> Fingerprint:
     """What to recognise the machine by, and what may change its speed."""
     on_gpu = device.type == "cuda"

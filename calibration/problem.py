@@ -25,6 +25,8 @@ _TYPICAL = {
     "streamed_token_s": 1e-6,
     "host_operation_s": 2e-5,
     "selection_token_s": 1e-7,
+    "recall_setup_s": 5e-6,
+    "recall_doubling_s": 2e-6,
     "branch_s": 2e-5,
 }
 LEAST, MOST = 1e-4, 1e4  # of the typical value: as good as nothing, and a bound that only keeps the numbers finite

@@ -46,44 +46,98 @@ def rounding_s(cost: CostModel, setting: Setting, tokens: int) -> float:
 
 class _Programs(NamedTuple):
     """Captured attention of one query head and sequence each, as an H200's kernels do it: those that a multiprocessor has at
-    once, a token's turn beside that of a warp by itself, and as many turns as all that run at once take before their first.
+    once, a token's turn beside that of a warp by itself, as many turns as all that run at once take before their first, and
+    launches before any.
     """
 
     at_once: float
     turn: float
     begun: float
+    launches: float = 0.0
 
     @classmethod
     def of(cls, setting: Setting) -> "_Programs":
-        """Over INT8 rows are widened, in a list's order ranges come with each token: both take registers."""
+        """Over INT8 rows are widened, in a list's order ranges come with each token: both take registers, as a list does by
+        itself, which is read before what it names.
+        """
         channels = setting.model.head_dim
         if not setting.kv_format.gpu.is_grouped:
-            return cls(at_once=24 if channels <= 64 else 20, turn=1.0, begun=0)
+            if setting.attention.is_dense:
+                return cls(at_once=24 if channels <= 64 else 16, turn=1.0, begun=0)
+            if _weighs(setting):
+                return cls(at_once=24 if channels <= 64 else 16, turn=1.15, begun=10)
+            return cls(at_once=24 if channels <= 64 else 12, turn=1.1, begun=20, launches=0.5)
         if setting.attention.is_dense:
             return cls(at_once=12, turn=1.0, begun=100)
         return cls(at_once=12 * min(1.0, 96 / channels), turn=1.1, begun=125)
 
 
+def _weighs(setting: Setting) -> bool:
+    """Whether attention writes what it weighs tokens by, to choose from."""
+    return setting.attention.selector.chooses_ahead
+
+
 class _GroupedPrograms(NamedTuple):
     """The same of all query heads that share keys, over a part of their tokens, with another kernel that merges: launches before
-    the first token, besides those for each round of programs, and a token's turn.
+    the first token, besides those for each round of programs, a token's turn, and how many times as long as from one row
+    after the other its bytes take.
     """
 
     launches: float
     each_round: float
     turn: float
+    read: float
 
     @classmethod
     def of(cls, setting: Setting) -> "_GroupedPrograms":
         """Over INT8 a kernel ahead stores the newborn token."""
         if setting.kv_format.gpu is KvFormat.NATIVE:
-            return cls(launches=0.0, each_round=1.2, turn=0.6)
+            if setting.attention.is_dense:
+                return cls(launches=0.0, each_round=2.0, turn=0.18, read=1.05)
+            return cls(launches=0.3 + 0.3 * _weighs(setting), each_round=2.0, turn=0.18, read=1.28)
         if setting.attention.is_dense:
-            return cls(launches=0.5, each_round=1.4, turn=1.0)
-        return cls(launches=0.8, each_round=2.2, turn=2.15)
+            return cls(launches=0.5, each_round=1.4, turn=1.0, read=1.0)
+        return cls(launches=0.8, each_round=2.2, turn=2.15, read=1.0)
 
 
-def attention_s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
+def attention_prices(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> tuple[float, float]:
+    """Before the first token, and for each that each of ``sequences`` attends to. What streams in is gone over by other programs,
+    and takes no less.
+    """
+    waves = is_captured(setting) and setting.admission is not Admission.CONTINUOUS
+    if not (waves and setting.kv_format.gpu is KvFormat.NATIVE and setting.model.heads > setting.model.kv_heads):
+        return _setup_s(cost, setting, sequences, away=away), _s_per_kept(cost, setting, sequences, away=away)
+    if _in_parts(setting, away=away):
+        return _grouped_prices(cost, setting, sequences, away=away)
+    setup_s, kept_s = _setup_s(cost, setting, sequences, away=away), _s_per_kept(cost, setting, sequences, away=away)
+    near_setup_s, near_kept_s = _grouped_prices(cost, setting, sequences, away=False)
+    lacking_s = (near_setup_s - setup_s + (near_kept_s - kept_s) * tokens for tokens in _kept_range(setting))
+    return setup_s + max(0.0, *lacking_s), kept_s
+
+
+def _kept_range(setting: Setting) -> tuple[int, int]:
+    """The fewest and the most tokens that a decode step attends to."""
+    work = setting.workload
+    few, most = (setting.attention.kept_tokens(cached) for cached in (work.prompt_tokens + 1, work.cached_tokens))
+    return few, most
+
+
+def _grouped_prices(cost: CostModel, setting: Setting, sequences: int, *, away: bool) -> tuple[float, float]:
+    """Programs of a next round begin while others read: both are felt, less than one after the other. A line through what the
+    fewest and the most tokens take that a step attends to, which is above what those between them do.
+    """
+    model, kind, (few, most) = setting.model, _GroupedPrograms.of(setting), _kept_range(setting)
+    begun_s = cost.launch_s(kind.each_round * _grouped_rounds(cost, model, sequences))
+    read_s = kind.read * sequences * attention_s_per_token(cost, setting)
+    at_few_s = hypot(begun_s, read_s * few)
+    slope_s = (hypot(begun_s, read_s * most) - at_few_s) / (most - few) if most > few else read_s**2 * few / at_few_s
+    setup_s = _ahead_s(cost, setting, away=away) + cost.launch_s(kind.launches)
+    turn_s = kind.turn * cost.attention_turn_s(model.head_dim, KvFormat.NATIVE)
+    turn_s /= attention_parts(sequences, model.kv_heads, model.heads)
+    return setup_s + at_few_s - slope_s * few, slope_s + turn_s
+
+
+def _s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, away: bool) -> float:
     """A token of each of ``sequences``: what HBM takes for all, and what a head's program takes for one after the other.
 
     Few sequences wait for the programs, many for HBM; in between both are felt, less than one after the other. Where there are
@@ -115,7 +169,7 @@ def _programs_at_once(cost: CostModel, setting: Setting) -> int:
     return floor(_Programs.of(setting).at_once * cost.machine.gpu.sm_count)
 
 
-def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:
+def _setup_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool) -> float:
     """Before its first token: a kernel's; of a step in pieces their begins too, another a layer where its weights stream in or a
     prefix is forwarded. What streams in INT8, beside tokens computed again, has a kernel ahead, and is priced as if all were in
     INT8. Elsewhere what programs do before they read, or begins of more kernels where grouped heads are gone over in parts.
@@ -128,11 +182,16 @@ def attention_setup_s(cost: CostModel, setting: Setting, sequences: int, *, away
         return setup_s + cost.launch_s(pieces * PIECE_LAUNCHES + ahead)
     if not captured:
         return setup_s
-    setup_s += cost.launch_s(_AHEAD_LAUNCHES * (away and gathers_ahead(setting)))
+    setup_s = _ahead_s(cost, setting, away=away)
     if _in_parts(setting, away=away) and model.heads > model.kv_heads:
         kind = _GroupedPrograms.of(setting)
         return setup_s + cost.launch_s(kind.launches + kind.each_round * _grouped_rounds(cost, model, sequences))
-    return setup_s + sequences * attention_begun_s(cost, setting)
+    return setup_s + cost.launch_s(_Programs.of(setting).launches) + sequences * attention_begun_s(cost, setting)
+
+
+def _ahead_s(cost: CostModel, setting: Setting, *, away: bool) -> float:
+    """Of a kernel over what is in HBM by then."""
+    return cost.profile.attention_setup_s + cost.launch_s(_AHEAD_LAUNCHES * (away and gathers_ahead(setting)))
 
 
 def least_attention_s(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:

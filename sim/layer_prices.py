@@ -3,12 +3,10 @@
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from sim.attention import Selector
 from sim.attention_prices import (
     PIECE_LAUNCHES,
     attention_flops,
-    attention_s_per_kept,
-    attention_setup_s,
+    attention_prices,
     pieces_begun,
     rounding_s,
 )
@@ -21,19 +19,19 @@ from sim.capture import (
     reads_in_place,
     streams,
 )
+from sim.choice_prices import branches, choice_prices, exposed_share, recall_prices
 from sim.cost import CostModel, Pieces
 from sim.flows import link_token_bytes
 from sim.footprint import cut_matrix_bytes, layer_weight_bytes
-from sim.gemms import LayerGemms, decoded_products_s, filled_share
+from sim.gemms import LayerGemms, decoded_products_s
 from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
 from sim.launches import begin_operations, decode_operations, end_operations, prefill_operations
-from sim.passes import OPERATIONS, of_inputs
+from sim.passes import OPERATIONS, of_inputs, of_step
 from sim.plan import Mechanism, Placement, Setting
 from sim.power import recomputed
 from sim.prompt_prices import forwarded, prefill_passes, prefill_s
 
 _AHEAD_SM_SHARE = 0.05  # of multiprocessors, by a gather ahead or an exchange under a window: few small programs
-_ENOUGH = 0.9  # of the multiprocessors that products have programs for: HBM keeps them waiting on an H200
 _MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 
 
@@ -124,14 +122,15 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
     """
     model, dtype, formats, profile = setting.model, setting.dtype, setting.kv_format, cost.profile
     gpu_kv, host_kv = (kv_layer_bytes(model, dtype, tier) for tier in (formats.gpu, formats.host))
-    score_s, score_s_per_cached = _score(cost, setting, sequences)
-    felt = _exposed_share(cost, setting, sequences) if is_captured(setting) else 1.0
+    score_s, score_s_per_cached = recall_prices(cost, setting, sequences)
+    felt = exposed_share(cost, setting, sequences) if is_captured(setting) else 1.0
     select_s, select_s_per_kept = (felt * seconds for seconds in choice_prices(cost, setting, sequences))
     gathers = not setting.attention.is_dense and setting.placement is Placement.RECENT and not is_captured(setting)
     quantises = formats.gpu is not KvFormat.NATIVE and not is_captured(setting)  # a captured step's attention does it
     kv_flops = attention_flops(model, sequences)
     guess, late = setting.guess_hits, setting.attention.selector.recalls or reads_in_place(setting)
-    kept_s, kept_away_s = (attention_s_per_kept(cost, setting, sequences, away=away) for away in (False, True))
+    attention_s, kept_s = attention_prices(cost, setting, sequences)
+    attention_away_s, kept_away_s = attention_prices(cost, setting, sequences, away=True)
     fetch, bytes_per_kv = _fetched_by(cost, setting), float(sequences * link_token_bytes(setting))
     most_tokens = setting.workload.cached_tokens
     weight_bytes = setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format)
@@ -152,8 +151,8 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         gather_s_per_selected=cost.gather_s(sequences * gpu_kv) if gathers else 0.0,
         convert_s=rounding_s(cost, setting, sequences) + cost.launch_s(1) if quantises else 0.0,
         convert_s_per_moved=cost.widening_s(sequences * (gpu_kv + host_kv)) if formats.gpu is not formats.host else 0.0,
-        attention_s=attention_setup_s(cost, setting, sequences),
-        attention_s_away=attention_setup_s(cost, setting, sequences, away=True),
+        attention_s=attention_s,
+        attention_s_away=attention_away_s,
         attention_s_per_kept=kept_s,
         attention_s_per_kept_away=kept_away_s,
         spared_s_per_fetched=min(kept_away_s, bytes_per_kv * fetch.pieces[-1][1]) if reads_in_place(setting) else 0.0,
@@ -175,7 +174,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         recalls=late,
         head_s=LayerGemms.of(cost, setting).head.at_one(sequences)
         + profile.step_overhead_s
-        + profile.branch_s * _branches(setting),
+        + profile.branch_s * branches(setting),
         prefill=prefill_s(cost, setting, sequences),
         launches_felt=cost.machine.is_cpu,
         **_launch_prices(cost, setting, prefill_passes(sequences, setting.workload.prompt_tokens)),
@@ -219,12 +218,14 @@ def decode_launch_s(cost: CostModel, setting: Setting, rows: int) -> float:
     """What runs between a decode step's products: rotation and a gate are kernels of their own, and of many rows ReLU is."""
     model, kernels = setting.model, cost.profile.kernels_per_layer
     kernels += (not model.positions) + model.gated_mlp
-    if not is_captured(setting) or rows <= FUSED_ROWS:
+    if not is_captured(setting):
         return cost.launch_s(kernels)
-    if model.gated_mlp:
-        return cost.launch_s(kernels + _MANY_ROWS_LAUNCHES)
-    relu_s = OPERATIONS["relu"].seconds(cost, setting.dtype, rows * model.intermediate)
-    return cost.launch_s(kernels + _MANY_ROWS_LAUNCHES + 1) + relu_s
+    passed_s = of_step(model).seconds(cost, setting.dtype, rows)
+    if rows > FUSED_ROWS:
+        kernels += _MANY_ROWS_LAUNCHES + (not model.gated_mlp)
+        if not model.gated_mlp:
+            passed_s += OPERATIONS["relu"].seconds(cost, setting.dtype, rows * model.intermediate)
+    return cost.launch_s(kernels) + passed_s
 
 
 def _fetched_by(cost: CostModel, setting: Setting) -> Pieces:
@@ -246,41 +247,3 @@ def _sm_share(cost: CostModel, setting: Setting) -> float:
     if late or reads_in_place(setting) or not (few or setting.fetch_by is Mechanism.GATHER_KERNEL):
         return 0.0
     return _AHEAD_SM_SHARE if few else cost.profile.gather_sm_share
-
-
-def _score(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
-    """Constant and per cached token: what selectors with recall read once the query is known (digests, or every key)."""
-    selector, model, dtype = setting.attention.selector, setting.model, setting.dtype
-    if not selector.recalls:
-        return 0.0, 0.0
-    read = setting.attention.state_bytes_per_token(model, dtype) or model.kv_dim * dtype.size_bytes
-    top_k = 16.0  # four passes over float32 scores
-    passed_s = cost.norm_s if is_captured(setting) else cost.selection_s  # digests by a kernel of their own
-    return cost.launch_s(cost.profile.kernels_per_selection), passed_s(sequences * (read + top_k))
-
-
-def choice_prices(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
-    """Constant and per kept token: choosing the next step's tokens from this step's attention weights, with nothing beside."""
-    selector = setting.attention.selector
-    if not selector.chooses_ahead:
-        return 0.0, 0.0
-    weights = 2 * setting.model.heads * setting.dtype.size_bytes  # written by attention, read to be summed over heads
-    history = (
-        2 * setting.dtype.size_bytes if selector is Selector.SWA else 8
-    )  # newest row in, oldest out; or a running sum
-    top_k = 16.0
-    per_kept_s = cost.profile.selection_token_s + cost.selection_s(sequences * (weights + history + top_k))
-    return cost.launch_s(cost.profile.kernels_per_selection), per_kept_s
-
-
-def _branches(setting: Setting) -> bool:
-    """Whether a step's choices run beside it: captured or not, so that no plan is the better for being launched by the host."""
-    return setting.attention.selector.chooses_ahead and not setting.machine.is_cpu
-
-
-def _exposed_share(cost: CostModel, setting: Setting, sequences: int) -> float:
-    """Of a captured step's choice. A sequence's program holds a multiprocessor; on the others the products go on beside it, and
-    lose nothing as long as those are nearly as many as they have programs for.
-    """
-    share, free = cost.profile.selection_exposed_share, max(0.0, 1 - sequences / cost.machine.gpu.sm_count)
-    return share + (1 - share) * max(0.0, 1 - free / (_ENOUGH * filled_share(cost, setting, sequences)))

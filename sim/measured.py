@@ -1,6 +1,7 @@
 """Raw measurements as a file, beside the profile that was fitted to them."""
 
 from dataclasses import dataclass, replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ from sim.profile import Fingerprint, Measurement
 from sim.spec import MachineSpec
 
 SCHEMA_VERSION = 2
-_DIGITS = {"seconds": 5, "low_s": 4, "high_s": 4, "launch_s": 4}
+_KEPT = {
+    "seconds": (5, ROUND_HALF_EVEN),
+    "low_s": (4, ROUND_FLOOR),
+    "high_s": (4, ROUND_CEILING),
+    "size_bytes": (7, ROUND_HALF_EVEN),
+    "flops": (7, ROUND_HALF_EVEN),
+    "launch_s": (4, ROUND_HALF_EVEN),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +60,15 @@ def measurements_file(profile: Path) -> Path:
     return profile.with_suffix(".measurements.json")
 
 
-def _plain(one: Measurement) -> dict[str, Any]:
-    """Five digits of a time are more than any clock gives; what was not looked at, and is 0, is left out."""
-    told = {name: value for name, value in to_plain(one).items() if value != 0}
-    return {
-        name: float(f"{value:.{_DIGITS.get(name, 7)}g}") if isinstance(value, float) else value
-        for name, value in told.items()
+def told(one: Measurement) -> Measurement:
+    """``one`` as it is kept: five digits of a time are more than any clock gives. Its bounds, of four, are rounded outwards."""
+    short = {
+        name: float(Context(prec=digits, rounding=rounding).create_decimal(repr(getattr(one, name))))
+        for name, (digits, rounding) in _KEPT.items()
     }
+    return replace(one, **short)  # type: ignore[arg-type]
+
+
+def _plain(one: Measurement) -> dict[str, Any]:
+    """What was not looked at, and is 0, is left out."""
+    return {name: value for name, value in to_plain(one).items() if value != 0}

@@ -82,6 +82,15 @@ def of_layer(model: ModelSpec, *, fused: bool = False) -> Passes:
     )
 
 
+def of_step(model: ModelSpec) -> Passes:
+    """A row's between the products of a captured decode step: two norms, each with the sum before it, rotation, a gate."""
+    return _sum(
+        (OPERATIONS["sum_norm"], 2 * model.hidden),
+        (OPERATIONS["turn"], 0 if model.positions else model.query_dim + model.kv_dim),
+        (OPERATIONS["gate"], model.intermediate if model.gated_mlp else 0),
+    )
+
+
 def _sum(*parts: tuple[Passes, int]) -> Passes:
     return Passes(
         plain=sum(passes.plain * entries for passes, entries in parts),

@@ -6,13 +6,14 @@ from statistics import median
 import numpy as np
 
 from sim.attention import Selector
-from sim.attention_prices import attention_flops, attention_s_per_kept, attention_setup_s
+from sim.attention_prices import attention_flops, attention_prices
+from sim.choice_prices import choice_prices, recall_prices
 from sim.cost import CostModel
 from sim.counts import Column
 from sim.flows import flows_of, home_columns
 from sim.kv import GROUP_TOKENS, KvFormat, kv_layer_bytes
 from sim.layer import layer_times
-from sim.layer_prices import at_pace, choice_prices, priced_layer
+from sim.layer_prices import at_pace, priced_layer
 from sim.passes import OPERATIONS
 from sim.pipeline import step_seconds
 from sim.plan import Mechanism, Placement, Plan
@@ -101,18 +102,19 @@ class _Steps:
 
 
 def _slots(plan: Plan, family: str) -> Prediction:
-    """A layer's attention in the first decode step, or the choice after it."""
+    """A layer's attention in the first decode step, or the choice after it, or before it where any token may return."""
     setting, counts = plan.setting, plan.setting.token_counts
     kept = counts.local[1] + counts.selected[1]
 
     def seconds(cost: CostModel) -> float:
+        if setting.attention.selector.recalls and family == "select":
+            constant_s, per_cached_s = recall_prices(cost, setting, setting.concurrency)
+            return constant_s + per_cached_s * counts.cached[1]
         if family == "select":
             constant_s, per_kept_s = choice_prices(cost, setting, setting.concurrency)
             return constant_s + per_kept_s * kept
-        return (
-            attention_setup_s(cost, setting, setting.concurrency)
-            + attention_s_per_kept(cost, setting, setting.concurrency) * kept
-        )
+        setup_s, per_kept_s = attention_prices(cost, setting, setting.concurrency)
+        return setup_s + per_kept_s * kept
 
     return seconds
 

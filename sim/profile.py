@@ -235,6 +235,12 @@ class Profile:
     selection_token_s: float = _amount(
         0.0, "a sequence's choice goes over its kept tokens one after the other, however few sequences"
     )
+    recall_setup_s: float = _amount(
+        0.0, "of a captured step's scores and choice among pages, besides the launches of kernels_per_selection"
+    )
+    recall_doubling_s: float = _amount(
+        0.0, "of that choice, what each doubling of a sequence's tokens beyond 512 adds, however few sequences"
+    )
     host_operation_s: float = _amount(
         0.0, "the host's time to launch one operation of a layer by itself; nominally it keeps ahead of the GPU"
     )

@@ -231,6 +231,31 @@ def test_a_plan_that_cannot_be_run_is_a_result_with_a_reason(
     assert {one.device for one in results.results} == {device_name(CPU)}
 
 
+def test_a_campaign_ends_where_the_device_no_longer_answers_and_goes_on_behind_the_plan_that_did_it(
+    profile: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    told, campaign = list[Results](), campaign_of(profile)
+    nothing = Results(campaign_hash=campaigns.campaign_hash(campaign))
+    monkeypatch.setattr(campaigns, "measured_figures", broken)
+    monkeypatch.setattr(torch.cuda, "synchronize", broken)
+    monkeypatch.setattr(campaigns, "Runner", lambda **_: None)
+    monkeypatch.setattr(campaigns, "device_name", lambda _: "a card")
+    card = torch.device("cuda")
+
+    with pytest.raises(
+        ValueError, match=r"cuda no longer answers \(an illegal memory access .*: run the same command again"
+    ):
+        run_campaign(campaign, profile, machine(), card, nothing, lambda results, _: told.append(results))
+
+    assert [len(results.results) for results in told] == [1]
+    with pytest.raises(ValueError, match="no longer answers"):
+        run_campaign(campaign, profile, machine(), card, told[0], lambda results, _: told.append(results))
+    assert [one.recipe for one in told[1].results] == [one.recipe for one in campaign.plans]
+
+
 def test_a_campaign_is_not_written_over_one_that_has_results(profile: Profile, tmp_path: Path) -> None:
     saved, file = tmp_path / "tiny.json", tmp_path / "c.json"
     save_profile(saved, profile)

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from calibration.bench import cases, measure, scope_of
-from calibration.families import attention, fetches, host, products, steps, transfers
+from calibration.families import attention, choices, fetches, host, products, steps, transfers
 from calibration.families.base import Scope
 from calibration.fit import fit
 from calibration.machine import machine_at, name_at
 from calibration.runner import Runner
 from calibration.timer import CpuTimer, CudaTimer
-from runtime.graph import fetching, launch
+from runtime.graph import fetching, launch, recall
 from runtime.graph import products as graph_products
 from sim import catalogue
+from sim.attention import Selector
 from sim.cost import CostModel
 from sim.measured import Measured
 from sim.predict import RECORDED_ONLY, predictable
@@ -82,6 +83,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_grouped_kernels", lambda: SimpleNamespace(attend=Kernel(), merge=Kernel()))
     monkeypatch.setattr(graph_products, "_kernels", lambda: kernels)
     monkeypatch.setattr(fetching, "kernels", lambda: SimpleNamespace(fetch=Kernel()))
+    monkeypatch.setattr(recall, "kernels", lambda: SimpleNamespace(score=Kernel(), choose=Kernel(), digest=Kernel()))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
@@ -113,15 +115,30 @@ def scope(**changes: Any) -> Scope:
     return LikeAGpu(**(settings | changes))
 
 
-def test_attention_and_selection_go_through_the_slots_of_a_captured_step() -> None:
+def test_attention_goes_through_the_slots_of_a_captured_step() -> None:
     taken = [one for case in attention.cases(scope()) for one in case.measure()]
 
-    families = [one.family for one in taken]
-    assert families.count("select") == 4
-    assert families.count("attention") >= 4
+    assert [one.family for one in taken].count("attention") >= 4
+    assert {one.family for one in taken} == {"attention", "prompt_attention"}
     assert any("llama" in one.case for one in taken)
     assert {"kv=int8", "admission=continuous", "kv=fp8"} <= {word for one in taken for word in one.case.split()}
     assert predictable(taken, CARD)
+
+
+@pytest.mark.parametrize(("thorough", "pages"), [(False, 1), (True, 2)])
+def test_choices_are_made_by_the_slots_of_a_captured_step(thorough: bool, pages: int) -> None:
+    """A window's of one kind of heads, pages' of both; what is read before a choice takes time as well, and is subtracted."""
+    sparse = scope(thorough=thorough, batches=(2, 3), models=("opt-125m/2/128", "llama-3-8b/2/512", "opt-125m/4/128"))
+
+    taken = [one for case in choices.cases(sparse) for one in case.measure()]
+
+    assert {one.family for one in taken} == {"select"}
+    recipes = [Recipe.of(one.case) for one in taken]
+    assert [one.model for one in recipes if one.selector is Selector.SWA] == ["opt-125m/2/128"] * 4
+    of_pages = [(one.model, one.batch) for one in recipes if one.selector is Selector.PAGES]
+    assert of_pages == [(name, n) for name in sparse.models[:2] for n in (2, 3, 3)[: 1 + pages]]
+    assert all(1e-7 <= one.seconds <= 1 for one in taken)
+    assert len(predictable(taken, CARD)) == len(taken)
 
 
 def test_attention_that_rounds_a_whole_group_of_keys_has_no_price() -> None:
@@ -232,6 +249,22 @@ def test_a_failing_kernel_costs_its_own_family_only(monkeypatch: pytest.MonkeyPa
 
     assert {one.text("as") for one in measured.measurements} == {"out", "down"}
     assert all(line.startswith("product rows=") and line.endswith("no kernel image is available") for line in told)
+
+
+def test_measuring_ends_where_the_device_no_longer_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(_: torch.device) -> None:
+        raise ValueError("cuda no longer answers (an illegal address): run the same command again")
+
+    tried = list[int]()
+    monkeypatch.setattr(products, "linear", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("calibration.bench.FAILURES", (ZeroDivisionError,))
+    monkeypatch.setattr("calibration.bench.cases", lambda scope, _: products.cases(scope))
+    monkeypatch.setattr("calibration.bench.require_answering", gone)
+
+    with pytest.raises(ValueError, match="no longer answers"):
+        measure(scope(), None, Measured(fingerprint=fingerprint(), machine=CARD), lambda at, *_: tried.append(at))
+
+    assert len(tried) < len(list(products.cases(scope())))
 
 
 @pytest.mark.parametrize(

@@ -93,23 +93,33 @@ def attention_s(tokens: float, sequences: int = SEQUENCES) -> float:
 
 
 def in_parts_s(tokens: float, sequences: int = SEQUENCES) -> float:
-    """Of a captured step: 16 programs go over each key head's tokens, four on a multiprocessor; 1.2 launches' time, and
-    another 1.2 for each round of programs behind the first.
+    """Of a captured step: 16 programs go over each key head's tokens, four on a multiprocessor; two launches' time for each round
+    of them, and reading, 5 % more than one row after the other takes. Both are felt, on a line from the first step to the last.
     """
     rounds = sequences * 2 * 16 / (4 * MULTIPROCESSORS)
     assert rounds > 1
-    return attention_s(tokens, sequences) + LAUNCH * (1.2 + 1.2 * (rounds - 1))
+    few, most = PROMPT + 1, PROMPT + OUTPUT - 1
+    at_few_s, at_most_s = (hypot(2 * LAUNCH * rounds, 1.05 * attention_s(n, sequences)) for n in (few, most))
+    return at_few_s + (at_most_s - at_few_s) * (tokens - few) / (most - few)
 
 
 def in_pieces_s(tokens: float, sequences: int = SEQUENCES) -> float:
     """Of one replayed in pieces: a sequence's tokens in turn, 20 ns each; that and the reading are felt. A piece begins after
-    three launches' time.
+    three launches' time. In no step it takes less than with all in HBM.
     """
-    return hypot(attention_s(tokens, sequences), 20e-9 * tokens) + 3 * LAUNCH
+
+    def own_s(tokens: float) -> float:
+        return hypot(attention_s(tokens, sequences), 20e-9 * tokens) + 3 * LAUNCH
+
+    ends = (PROMPT + 1, PROMPT + OUTPUT - 1)
+    return own_s(tokens) + max(0.0, *(in_parts_s(end, sequences) - own_s(end) for end in ends))
 
 
 def decode_layer(step: int, sequences: int = SEQUENCES, attend_s: Callable[[float, int], float] = in_parts_s) -> Layer:
-    return layer_of(sequences, attend_s(PROMPT + step, sequences))
+    """Where it is captured a row's two norms, with the sums before them, its rotation and its gate pass HBM at 80 % of the rate."""
+    layer = layer_of(sequences, attend_s(PROMPT + step, sequences))
+    passed_s = sequences * 2 * (2 * 4 * HIDDEN + 2.4 * (QUERY + KV) + 3 * MLP) / (HBM * 0.8)
+    return replace(layer, rest_s=layer.rest_s + passed_s)
 
 
 def head_s(sequences: int = SEQUENCES) -> float:

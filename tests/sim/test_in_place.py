@@ -21,6 +21,7 @@ from sim.layer_prices import layer_prices
 from sim.plan import Admission, Mechanism, Placement, Plan, Recompute, WriteBack
 from sim.trace import Resource
 
+pytestmark = pytest.mark.usefixtures("nothing_between_products")
 GATHER, COPY = Mechanism.GATHER_KERNEL, Mechanism.COPY_ENGINE
 INT8 = KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8)
 

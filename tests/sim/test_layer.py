@@ -268,28 +268,85 @@ def test_a_choice_goes_over_its_tokens_in_turn_however_many_sequences() -> None:
     assert choice(8) - choice(1) == pytest.approx(7 * 4 * 24 / 512)  # bytes alone: 24 for each of 4 tokens
 
 
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "batch", "turn_s", "launched"),
-    [
-        (1, 1, 1, 5 / 3, 0),  # no heads share keys: one program goes over all tokens
-        (2, 1, 1, 1 / 16, 1.2),  # 512 programs are wanted, 16 parts are the most
-        (2, 1, 128, 1 / 4, 1.2 + 1.2 * (12.8 - 1)),  # 512 programs, 40 a round
-        (2, 1, 1000, 1 / 2, 1.2 + 1.2 * (50 - 1)),  # two parts are the least
-    ],
-)
-def test_attention_reads_and_waits_for_the_programs_of_a_head(
-    heads: int, kv_heads: int, batch: int, turn_s: float, launched: float
-) -> None:
-    """64 bytes of each sequence's token, and 4 s of 128 channels, 5/3 s of 16: (64 + 16) / 192 of it; both are felt.
-
-    In parts 3/5 of that, 1 s, by so many side by side, set up in launches of 1 s; 10 multiprocessors take 4 programs each.
-    """
-    model = make_model(heads=heads, kv_heads=kv_heads)
-    setting = make_setting(batch=batch, output=2, model=model, machine=make_machine(launch_s=1.0))
+def test_attention_reads_and_waits_for_the_programs_of_a_head() -> None:
+    """64 bytes of each of 5 tokens, and 4 s of 128 channels, 5/3 s of 16: (64 + 16) / 192 of it; both are felt."""
+    setting = make_setting(output=2, model=make_model(heads=1, kv_heads=1), machine=make_machine(launch_s=1.0))
 
     found = op(in_hbm(setting), "attention", attention_token_s=4.0, attention_setup_s=7.0)
 
-    assert found[1] == pytest.approx(7 + launched + 5 * hypot(batch * 64 / 512, turn_s))
+    assert found[1] == pytest.approx(7 + 5 * hypot(64 / 512, 5 / 3))
+
+
+@pytest.mark.parametrize(
+    ("batch", "parts", "rounds"),
+    [
+        (1, 16, 1),
+        (128, 4, 12.8),
+        (1000, 2, 50),
+    ],  # 16 parts are the most, two the least; 512 programs are wanted, 40 a round
+)
+@pytest.mark.parametrize("listed", [False, True])
+def test_programs_over_heads_that_share_keys_begin_while_others_read(
+    batch: int, parts: int, rounds: float, listed: bool
+) -> None:
+    """A round of them begins in two launches of 1 s; tokens of 64 bytes, read 5 % slower than they lie, or 28 % where a list
+    names them, which takes three tenths of a launch. A token's turn is 5/3 s, by so many side by side less than a fifth of it.
+
+    5 to 8 tokens, or 4 of 9: what comes between the first step and the last lies on a line.
+    """
+    model, machine = make_model(heads=2, kv_heads=1), make_machine(launch_s=1.0)
+    changes: dict[str, Any] = {"batch": batch, "output": 5, "model": model, "machine": machine}
+    if listed:
+        changes |= {"prompt": 8, "output": 2, "sparsity": 0.5, "placement": Placement.RESIDENT}
+    setting = make_setting(Selector.PAGES if listed else Selector.DENSE, **changes)
+    slower, begun_s = (1.28, 0.3) if listed else (1.05, 0.0)
+
+    found = op(in_hbm(setting), "attention", attention_token_s=4.0, attention_setup_s=7.0)[1:]
+
+    def together_s(tokens: int) -> float:
+        return hypot(2 * rounds, slower * batch * tokens * 64 / 512)
+
+    few, most = (4, 4) if listed else (5, 8)  # of 9 cached tokens, or all
+    turn_s = 0.18 * 5 / 3 / parts
+    assert setting.attention.kept_tokens(9 if listed else 8) == most
+    assert found[0] == pytest.approx(7 + begun_s + together_s(few) + few * turn_s)
+    assert found[-1] == pytest.approx(7 + begun_s + together_s(most) + most * turn_s)
+    if not listed:
+        assert found[2] - found[1] == pytest.approx(found[1] - found[0])
+        assert found[1] > 7 + together_s(6) + 6 * turn_s
+
+
+@pytest.mark.parametrize(("batch", "rounds"), [(1, [1]), (120, [120]), (121, [120, 1])])
+def test_programs_over_listed_tokens_of_many_channels_are_fewer_at_once(batch: int, rounds: list[int]) -> None:
+    """4 tokens of 512 bytes, of one head of 128 channels, whose turn is 4.4 s in place of 4; 10 multiprocessors take 12 programs
+    each. Half a launch, of 1 s, and twenty turns of 120 programs go by before their first.
+    """
+    setting = make_setting(
+        Selector.PAGES,
+        batch=batch,
+        prompt=8,
+        output=2,
+        sparsity=0.5,
+        placement=Placement.RESIDENT,
+        model=make_model(heads=1, kv_heads=1, head_dim=128),
+        machine=make_machine(launch_s=1.0),
+    )
+
+    found = op(in_hbm(setting), "attention", attention_token_s=4.0, attention_setup_s=7.0)
+
+    assert setting.attention.kept_tokens(9) == 4
+    waited_s = 0.5 + 20 * 4.4 * batch / 120 + 4 * sum(hypot(programs * 512 / 512, 4.4) for programs in rounds)
+    assert found[1] == pytest.approx(7 + waited_s)
+
+
+def test_a_window_is_attended_to_in_a_lists_order_and_writes_its_weights() -> None:
+    """4 tokens of 64 bytes and 1.15 turns; ten of those of 240 programs go by before the first."""
+    setting = make_setting(Selector.SWA, prompt=8, output=2, sparsity=0.5, placement=Placement.RESIDENT)
+
+    found = op(in_hbm(setting), "attention", attention_token_s=4.0, attention_setup_s=7.0)
+
+    turn_s = 1.15 * 5 / 3
+    assert found[1] == pytest.approx(7 + 10 * turn_s / 240 + 4 * hypot(64 / 512, turn_s))
 
 
 @pytest.mark.parametrize(("batch", "rounds"), [(1, []), (120, [120]), (121, [120, 1]), (360, [120, 120, 120])])
@@ -362,6 +419,22 @@ def test_attention_of_a_step_in_pieces_and_over_pages_goes_over_a_heads_tokens_i
     assert op(paged, "attention", **constants)[1] == pytest.approx(7 + 5 * hypot(96 / 512, 2.5))
 
 
+@pytest.mark.parametrize("batch", [1, 4, 200])
+def test_attention_takes_no_less_where_tokens_stream_in(batch: int) -> None:
+    """Though its programs over heads that share keys begin in one round, those of a plan in HBM in twenty (200 sequences)."""
+    setting = make_setting(
+        batch=batch, prompt=4, output=9, model=make_model(heads=2, kv_heads=1), machine=make_machine(launch_s=1.0)
+    )
+
+    streamed, still = (
+        op(plan, "attention", attention_token_s=4.0) for plan in (newest_in_hbm(setting, slots=2), in_hbm(setting))
+    )
+
+    assert all(away >= near - 1e-9 for away, near in zip(streamed[1:], still[1:], strict=True))
+    ends = (streamed[1] - still[1], streamed[-1] - still[-1])
+    assert min(ends) == pytest.approx(0) if batch == 200 else min(ends) > 0
+
+
 @pytest.mark.parametrize(
     ("recompute", "on_host", "pieces_s"),
     [(Recompute.ACTIVATIONS_HOST, 1, 3), (Recompute.TOKENS, 1, 0), (Recompute.TOKENS, 0, 0)],
@@ -397,15 +470,29 @@ def test_recall_scores_every_token_before_it_attends(selector: Selector, bytes_p
     ]
 
 
-@pytest.mark.parametrize("captured", [True, False])
-def test_a_captured_steps_digests_are_scored_at_the_rate_of_norms(captured: bool) -> None:
-    """9 tokens of 20 bytes, at half of HBM's rate or at a quarter."""
-    placement = Placement.RESIDENT if captured else Placement.RECENT
-    setting = make_setting(Selector.PAGES, prompt=8, output=2, sparsity=0.5, placement=placement)
+@pytest.mark.parametrize(("prompt", "doublings"), [(64, 0), (511, 0), (512, 1), (1024, 2)])
+@pytest.mark.parametrize(("heads", "again"), [(1, 0.0), (4, 0.75)])
+def test_a_captured_steps_digests_are_scored_as_keys_and_values_are_attended_to(
+    prompt: int, doublings: int, heads: int, again: float
+) -> None:
+    """A page's digest is 64 bytes, read at half of HBM's rate and once more by a quarter for each further query head; seven
+    pages go by before the first. Its choice takes a launch and 5 s, 3 s more for each doubling beyond 512 tokens.
+    """
+    model = make_model(heads=heads, kv_heads=1)
+    changes: dict[str, Any] = {"machine": make_machine(launch_s=1.0), "placement": Placement.RESIDENT, "batch": 2}
+    setting = make_setting(Selector.PAGES, prompt=prompt, output=2, sparsity=0.5, model=model, **changes)
 
-    assert is_captured(setting) == captured
-    scored_s = op(in_hbm(setting), "score", norm_efficiency=0.5, selection_efficiency=0.25)
-    assert scored_s == [0, 9 * 20 / (256 if captured else 128)]
+    constants = {
+        "attention_efficiency": 0.5,
+        "recall_setup_s": 5.0,
+        "recall_doubling_s": 3.0,
+        "paged_again_share": 0.25,
+    }
+    scored_s = op(in_hbm(setting), "score", kernels_per_selection=1, **constants)
+
+    assert is_captured(setting)
+    pages_s = (7 + (prompt + 1) / 16) * 2 * 64 * (1 + again) / 256
+    assert scored_s == [0, pytest.approx(1 + 5 + 3 * doublings + pages_s)]
 
 
 @pytest.mark.parametrize(
@@ -535,8 +622,12 @@ def test_the_gpu_waits_for_a_waves_begin(selector: Selector, begun: int) -> None
     setting = make_setting(selector, sparsity=0.0 if selector is Selector.DENSE else 0.5)
     admitted = replace(setting, admission=Admission.CONTINUOUS)
 
-    assert op(in_hbm(setting), "launch", host_operation_s=2.0) == [2 * begun / 2, 0, 0, 0]
-    assert op(in_hbm(admitted), "launch", host_operation_s=2.0) == [0, 0, 0, 0]
+    def waited(one: Setting) -> list[float]:
+        slow, quick = (op(in_hbm(one), "launch", host_operation_s=seconds) for seconds in (2.0, 0.0))
+        return [later - sooner for later, sooner in zip(slow, quick, strict=True)]
+
+    assert waited(setting) == [2 * begun / 2, 0, 0, 0]
+    assert waited(admitted) == [0, 0, 0, 0]
 
 
 def test_on_a_cpu_launches_come_on_top_of_what_they_launch() -> None:
@@ -607,13 +698,22 @@ def test_prefill_takes_long_batches_in_several_passes() -> None:
     assert op(eager, "launch", kernels_per_layer=3) == [2 * 3]
 
 
-@pytest.mark.parametrize(("shape", "kernels"), [({"positions": 64}, 3), ({}, 4), ({"gated_mlp": True}, 5)])
-def test_a_rotation_and_a_gate_are_kernels_of_their_own_where_a_step_decodes(
-    shape: dict[str, Any], kernels: int
+@pytest.mark.parametrize(
+    ("shape", "kernels", "passed"),
+    [({"positions": 64}, 3, 2 * 4 * 16), ({}, 4, 2 * 4 * 16 + 2.4 * 32), ({"gated_mlp": True}, 5, 152 + 2.4 * 32)],
+)
+@pytest.mark.parametrize("batch", [1, 64])
+def test_what_runs_between_products_where_a_step_decodes(
+    shape: dict[str, Any], kernels: int, passed: float, batch: int
 ) -> None:
-    setting = make_setting(output=2, model=make_model(**shape), machine=make_machine(launch_s=1.0))
+    """Kernels of 1 s, one each for rotation and gate besides; each row's entries, of 2 bytes, pass HBM: twice 4 times a norm's 16
+    with the sum before it, a rotation's 32 2.4 times, and a gate's 8 three times.
+    """
+    setting = make_setting(batch=batch, output=2, model=make_model(**shape), machine=make_machine(launch_s=1.0))
 
-    assert op(in_hbm(setting), "launch", kernels_per_layer=3)[1] == kernels
+    found = op(in_hbm(setting), "launch", kernels_per_layer=3)[1]
+
+    assert found == pytest.approx(kernels + batch * 2 * passed / 512)
 
 
 def test_the_head_ends_every_step() -> None:

@@ -12,8 +12,9 @@ from builders import in_hbm, make_cost, make_homes, make_setting, newest_in_hbm,
 from sim.attention import Selector
 from sim.codec import from_plain, to_plain
 from sim.engine import simulate
+from sim.flows import link_token_bytes
 from sim.forecast import forecast
-from sim.kv import inputs_layer_bytes, kv_layer_bytes
+from sim.kv import inputs_layer_bytes
 from sim.plan import Placement, Plan, Recompute, WriteBack
 from sim.recording import RecordedSelection, replayed_flows
 from strategies import plans, recordings_of
@@ -89,7 +90,7 @@ def test_engine_and_fast_path_move_the_recorded_bytes_exactly(recorded: tuple[Pl
     plan, recording = recorded
     setting, cost = plan.setting, make_cost(plan.setting.machine)
     moved = sum(totals_by_sets(plan, recording), Counter[str]())
-    kv_bytes = kv_layer_bytes(setting.model, setting.dtype, setting.kv_format.host)
+    kv_bytes = link_token_bytes(setting)
     from_host = setting.recompute is Recompute.ACTIVATIONS_HOST
     inputs_bytes = inputs_layer_bytes(setting.model, setting.dtype) if from_host else 0
 

@@ -5,11 +5,13 @@ feed-forward matrices, 1/8 s to attend to a token (64 bytes) and 1 s for the hea
 second, unless a test says otherwise. A prompt token's passes between a layer's products read or write 224 entries where steps
 are captured: 9 of 16 by the norms and residual sums, 64 by what is stored, 16 by the activation; that is 0.875 s. Launched
 kernel by kernel they are 560, with 30 of 16; 2.1875 s. Positions are in the embedding. Arithmetic, launches and set-ups take
-no time.
+no time, nor does what passes between a decode step's products.
 All times are sums of eighths (or smaller halves), which floats hold exactly, so the lists are compared with ==.
 """
 
 from typing import Any
+
+import pytest
 
 from builders import in_hbm, make_cost, make_machine, make_model, make_setting, newest_in_hbm
 from sim.attention import Selector
@@ -17,6 +19,7 @@ from sim.engine import simulate
 from sim.plan import Plan, WriteBack
 from sim.trace import Level, Resource, Span, Tier, WaveTrace
 
+pytestmark = pytest.mark.usefixtures("nothing_between_products")
 Row = tuple[str, int, int | None, float, float]  # name, step, layer, start_s, end_s
 
 
