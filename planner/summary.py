@@ -34,8 +34,8 @@ def summary(solution: Solution, request: Request, worth: Worth | None = None) ->
     )
 
 
-def simulation_summary(plan: Plan, outcome: Outcome, source: str) -> RenderableType:
-    """What ``planner simulate`` prints."""
+def simulation_summary(plan: Plan, outcome: Outcome, source: str, *, solved_with: str | None = None) -> RenderableType:
+    """What ``planner simulate`` prints. ``solved_with``: the profile that the plan was solved with, where it is another."""
     machine, used = plan.setting.machine, outcome.utilisation
     rows = [
         *speed_rows(outcome),
@@ -45,7 +45,10 @@ def simulation_summary(plan: Plan, outcome: Outcome, source: str) -> RenderableT
         ("host to GPU", _traffic(outcome.h2d_bytes, used.h2d, outcome.makespan_s)),
         ("GPU to host", _traffic(outcome.d2h_bytes, used.d2h, outcome.makespan_s)),
     ]
-    return sections((question_text(plan.setting), [grid(rows), Text(""), Text(source)]))
+    rests_on = [Text(source)]
+    if solved_with is not None:
+        rests_on.append(Text(f"solved with another profile, {solved_with}: its own prediction differs"))
+    return sections((question_text(plan.setting), [grid(rows), Text(""), *rests_on]))
 
 
 def _plans_table(solution: Solution) -> Table:

@@ -49,6 +49,14 @@ class _Config:
             raise self._wrong(key, f"must be one of {', '.join(allowed)}")
         return str(value)
 
+    def refuse_quantised(self) -> None:
+        """Weights that are stored in fewer bits would be planned as if they were not."""
+        if self.keys.get("quantization_config") is not None:
+            raise self._wrong(
+                "quantization_config",
+                "must be absent: give the model it was made from, and how its weights are stored by --weight-format int8 or int4",
+            )
+
     def head_dim(self) -> int:
         """Stated, or the hidden size shared out among the heads."""
         hidden, heads = self.whole("hidden_size"), self.whole("num_attention_heads")
@@ -76,10 +84,11 @@ def model_from_config(config: Mapping[str, object], *, name: str, source: str) -
     """The shape that a config.json's ``config`` describes.
 
     Keys that the shape does not depend on are ignored, whatever they hold. Raises ValueError, naming ``source`` and the
-    key, where one is missing or has a value that no model can have.
+    key, where one is missing or has a value that no model can have, and for weights that are stored in fewer bits.
     """
     keys = _Config(keys=config, source=source)
     try:
+        keys.refuse_quantised()
         model_type = keys.text("model_type", supported_model_types())
         return _parsers()[model_type](keys, name, model_type)
     except ValueError as error:

@@ -3,18 +3,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from planner.commands import options
 from planner.inputs import profile_of, real
-from planner.terminal import patiently, show, show_json, write_answer
+from planner.terminal import one_line, patiently, show, show_json, write_answer
 from sim.access import parametric_access
 from sim.codec import to_plain
 from sim.cost import CostModel
 from sim.engine import simulate as run
-from sim.files import load_plan, trace_text
+from sim.files import load_plan, read_json_object, trace_text
 from sim.outputs import require_outputs
 from sim.plan import Plan
 from sim.trace import chrome_events
@@ -71,7 +71,9 @@ def simulate(
         return
     from planner.summary import simulation_summary
 
-    show(simulation_summary(loaded, ran.outcome, ran.source))
+    solved_with = _solved_with(Path(plan))
+    other = solved_with if solved_with not in (None, chosen.name) else None
+    show(simulation_summary(loaded, ran.outcome, ran.source, solved_with=other))
 
 
 def _with_turnover(plan: Plan, text: str) -> Plan:
@@ -79,6 +81,14 @@ def _with_turnover(plan: Plan, text: str) -> Plan:
     share = 0.0 if text.strip() == "0" else real("--turnover", text, 1)
     access = parametric_access(plan.setting.attention.selector, share)
     return replace(plan, setting=replace(plan.setting, access=access))
+
+
+def _solved_with(path: Path) -> str | None:
+    """The profile that the file's own prediction rests on, if it says so."""
+    found: Any = read_json_object(path)
+    for key in ("provenance", "profile", "name"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return one_line(found) if isinstance(found, str) else None
 
 
 def _load(path: Path) -> Plan:

@@ -280,6 +280,20 @@ def test_a_plan_that_does_not_fit_its_machine_is_infeasible(plan_file: Path) -> 
     assert "hbm overflows at step 0" in said.error
 
 
+def test_simulate_says_where_a_plan_was_solved_with_another_profile(plan_file: Path, tmp_path: Path) -> None:
+    data = json.loads(plan_file.read_text())
+    names = {"same": f"nominal-{data['machine']['name']}", "other": "somebody's\x1b own"}
+    for file, name in names.items():
+        told = data | {"provenance": {"profile": {"name": name}}}
+        (tmp_path / file).write_text(json.dumps(told))
+
+    said = {file: run("simulate", str(tmp_path / file)) for file in names}
+
+    assert "solved with another profile" not in said["same"].out + run("simulate", str(plan_file)).out
+    assert "solved with another profile, somebody's\\x1b own: its own prediction differs" in said["other"].out
+    assert [one.code for one in said.values()] == [0, 0]
+
+
 def test_simulate_refuses_a_missing_plan_file() -> None:
     said = run("simulate")
 

@@ -84,6 +84,14 @@ def without(config: Mapping[str, object], key: str) -> dict[str, object]:
     return {k: v for k, v in config.items() if k != key}
 
 
+def test_weights_that_are_stored_in_fewer_bits_are_not_taken_for_whole_ones() -> None:
+    """They would be planned at four times their bytes."""
+    with pytest.raises(ValueError, match=r"^test: quantization_config=\{'bits': 4.*must be absent: .*--weight-format"):
+        model_from_config(
+            LLAMA | {"quantization_config": {"bits": 4, "quant_method": "gptq"}}, name="small", source="test"
+        )
+
+
 @pytest.mark.parametrize(
     ("extra", "changes"),
     [
