@@ -86,7 +86,7 @@ class _GroupedPrograms(NamedTuple):
     launches: float
     each_round: float
     turn: float
-    read: float
+    read: float = 1.0
 
     @classmethod
     def of(cls, setting: Setting) -> "_GroupedPrograms":
@@ -96,8 +96,8 @@ class _GroupedPrograms(NamedTuple):
                 return cls(launches=0.0, each_round=2.0, turn=0.18, read=1.05)
             return cls(launches=0.3 + 0.3 * _weighs(setting), each_round=2.0, turn=0.18, read=1.28)
         if setting.attention.is_dense:
-            return cls(launches=0.5, each_round=1.4, turn=1.0, read=1.0)
-        return cls(launches=0.8, each_round=2.2, turn=2.15, read=1.0)
+            return cls(launches=0.5, each_round=1.4, turn=1.0)
+        return cls(launches=0.8, each_round=2.2, turn=2.15)
 
 
 def attention_prices(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> tuple[float, float]:
@@ -132,9 +132,7 @@ def _grouped_prices(cost: CostModel, setting: Setting, sequences: int, *, away: 
     at_few_s = hypot(begun_s, read_s * few)
     slope_s = (hypot(begun_s, read_s * most) - at_few_s) / (most - few) if most > few else read_s**2 * few / at_few_s
     setup_s = _ahead_s(cost, setting, away=away) + cost.launch_s(kind.launches)
-    turn_s = kind.turn * cost.attention_turn_s(model.head_dim, KvFormat.NATIVE)
-    turn_s /= attention_parts(sequences, model.kv_heads, model.heads)
-    return setup_s + at_few_s - slope_s * few, slope_s + turn_s
+    return setup_s + at_few_s - slope_s * few, slope_s + _part_turn_s(cost, setting, sequences)
 
 
 def _s_per_kept(cost: CostModel, setting: Setting, sequences: int, *, away: bool) -> float:
@@ -222,13 +220,16 @@ def attention_turn_s(cost: CostModel, setting: Setting, sequences: int, *, away:
     if captured and not _in_parts(setting, away=away):
         paged = setting.admission is Admission.CONTINUOUS
         return cost.attention_turn_s(model.head_dim, kv_format, paged=paged, streamed=not paged)
-    turn_s = cost.attention_turn_s(model.head_dim, kv_format)
-    if not captured:
-        return turn_s
-    if model.heads == model.kv_heads:
-        return _Programs.of(setting).turn * turn_s
-    turn_s *= _GroupedPrograms.of(setting).turn / attention_parts(sequences, model.kv_heads, model.heads)
-    return turn_s if kv_format is KvFormat.NATIVE else turn_s * _grouped_rounds(cost, model, sequences)
+    if captured and model.heads > model.kv_heads:
+        return _part_turn_s(cost, setting, sequences) * _grouped_rounds(cost, model, sequences)
+    return (_Programs.of(setting).turn if captured else 1.0) * cost.attention_turn_s(model.head_dim, kv_format)
+
+
+def _part_turn_s(cost: CostModel, setting: Setting, sequences: int) -> float:
+    """A token's over grouped heads, one of whose parts goes over it."""
+    model, kind = setting.model, _GroupedPrograms.of(setting)
+    share = kind.turn / attention_parts(sequences, model.kv_heads, model.heads)
+    return share * cost.attention_turn_s(model.head_dim, setting.kv_format.gpu)
 
 
 def _grouped_rounds(cost: CostModel, model: ModelSpec, sequences: int) -> float:

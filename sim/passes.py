@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from sim.attention import PAGE_TOKENS
 from sim.cost import CostModel
 from sim.spec import DType, ModelSpec
 
@@ -38,7 +39,7 @@ OPERATIONS = {
     "sum_norm": Passes(plain=4),
     "turn": Passes(plain=2.4),
     "gate": Passes(plain=3),
-    "digest_once": Passes(plain=1 + 2 / 16),  # one kernel; of sixteen keys two entries are written
+    "digest_once": Passes(plain=1 + 2 / PAGE_TOKENS),  # one kernel: of a page's keys two are written
 }
 
 

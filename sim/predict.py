@@ -107,14 +107,11 @@ def _slots(plan: Plan, family: str) -> Prediction:
     kept = counts.local[1] + counts.selected[1]
 
     def seconds(cost: CostModel) -> float:
-        if setting.attention.selector.recalls and family == "select":
-            constant_s, per_cached_s = recall_prices(cost, setting, setting.concurrency)
-            return constant_s + per_cached_s * counts.cached[1]
-        if family == "select":
-            constant_s, per_kept_s = choice_prices(cost, setting, setting.concurrency)
-            return constant_s + per_kept_s * kept
-        setup_s, per_kept_s = attention_prices(cost, setting, setting.concurrency)
-        return setup_s + per_kept_s * kept
+        priced, tokens = (choice_prices, kept) if family == "select" else (attention_prices, kept)
+        if family == "select" and setting.attention.selector.recalls:
+            priced, tokens = recall_prices, counts.cached[1]
+        constant_s, per_token_s = priced(cost, setting, setting.concurrency)
+        return constant_s + per_token_s * tokens
 
     return seconds
 

@@ -14,7 +14,7 @@ from sim.access import parametric_access
 from sim.codec import to_plain
 from sim.cost import CostModel
 from sim.engine import simulate as run
-from sim.files import load_plan, read_json_object, trace_text
+from sim.files import plan_from_json, read_json_object, trace_text
 from sim.outputs import require_outputs
 from sim.plan import Plan
 from sim.trace import chrome_events
@@ -55,7 +55,7 @@ def simulate(
     """Run a plan layer by layer on a simulated GPU stream and copy engines."""
     outputs = [None if one is None else Path(one) for one in (trace, save_trace)]
     require_outputs(outputs, [plan, profile])
-    loaded = _load(Path(plan))
+    loaded, solved_with = _load(Path(plan))
     if turnover is not None:
         loaded = _with_turnover(loaded, turnover)
     machine = loaded.setting.machine
@@ -71,7 +71,6 @@ def simulate(
         return
     from planner.summary import simulation_summary
 
-    solved_with = _solved_with(Path(plan))
     other = solved_with if solved_with not in (None, chosen.name) else None
     show(simulation_summary(loaded, ran.outcome, ran.source, solved_with=other))
 
@@ -83,17 +82,17 @@ def _with_turnover(plan: Plan, text: str) -> Plan:
     return replace(plan, setting=replace(plan.setting, access=access))
 
 
-def _solved_with(path: Path) -> str | None:
-    """The profile that the file's own prediction rests on, if it says so."""
-    found: Any = read_json_object(path)
+def _load(path: Path) -> tuple[Plan, str | None]:
+    """The plan in ``path``, and the profile that its own prediction rests on, if it says so; every error names the file."""
+    try:
+        data = read_json_object(path)
+        return plan_from_json(data, str(path)), _solved_with(data)
+    except ValueError as error:
+        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None
+
+
+def _solved_with(answer: Any) -> str | None:
+    found = answer
     for key in ("provenance", "profile", "name"):
         found = found.get(key) if isinstance(found, dict) else None
     return one_line(found) if isinstance(found, str) else None
-
-
-def _load(path: Path) -> Plan:
-    """The plan in ``path``; every error names the file."""
-    try:
-        return load_plan(path)
-    except ValueError as error:
-        raise error if str(path) in str(error) else ValueError(f"{path}: {error}") from None

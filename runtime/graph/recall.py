@@ -20,7 +20,7 @@ from sim.plan import Plan, WriteBack
 from sim.slots import hbm_slots, most_attended
 
 _FEW_PAGES = 128  # of a lane: what chooses among them takes few warps
-_FEW_PROGRAMS, _SOME_PROGRAMS = 640, 1024
+_FEW_PROGRAMS, _SOME_PROGRAMS = 640, 1024  # of a lane and query head each, up to which four warps score faster than one
 _DIGESTED = 512  # channels of a page's tokens that a program takes at once
 
 
