@@ -138,7 +138,9 @@ def row_starts(near, staged, host, slot, capacity, staged_rows, heads, CHANNELS:
     return tl.where(beyond < 0, near + slot.to(tl.int64) * CHANNELS, tl.where(beyond < staged_rows, fetched, away))
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["width", "queries", "entries"]
+)  # lines of so many entries are slower read as multiples of 16
 def settle(
     scores,
     peaks,
@@ -238,6 +240,7 @@ def exchange(
     values,
     host_keys,  # [lane, slot, head, channel] in pinned memory: a token's heads are neighbours
     host_values,
+    lanes,
     heads,
     hbm_slots,
     host_slots,
@@ -245,61 +248,26 @@ def exchange(
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     HEADS: tl.constexpr,
-    LANES: tl.constexpr,
 ):
-    """Tokens change places between HBM and the host; each program moves some heads of LANES lanes, one after the other:
-    few programs at once leave the link's queue, and the SMs, to others.
+    """Tokens change places between HBM and the host; each program moves those of every so-many-th lane, one after the other:
+    few programs leave the link's queue, and the SMs, to others.
     """
-    for turn in range(LANES):
-        _exchange_lane(
-            tl.program_id(0).to(tl.int64) * LANES + turn,
-            moves,
-            move_counts,
-            keys,
-            values,
-            host_keys,
-            host_values,
-            heads,
-            hbm_slots,
-            host_slots,
-            entries,
-            CHANNELS,
-            PADDED,
-            HEADS,
-        )
-
-
-@triton.jit
-def _exchange_lane(
-    lane,
-    moves,
-    move_counts,
-    keys,
-    values,
-    host_keys,
-    host_values,
-    heads,
-    hbm_slots,
-    host_slots,
-    entries,
-    CHANNELS: tl.constexpr,
-    PADDED: tl.constexpr,
-    HEADS: tl.constexpr,
-):
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     channel = tl.arange(0, PADDED)
-    inside = (head < heads)[:, None] & (channel < CHANNELS)[None, :]
-    for move in range(tl.load(move_counts + lane)):
-        what = moves + (lane * entries + move) * 4
-        near, far = tl.load(what), tl.load(what + 1)
-        reads, writes = inside & (tl.load(what + 2) > 0), inside & (tl.load(what + 3) > 0)
-        here = ((lane * heads + head) * hbm_slots + near)[:, None] * CHANNELS + channel[None, :]
-        there = ((lane * host_slots + far) * heads + head)[:, None] * CHANNELS + channel[None, :]
-        k_out = tl.load(keys + here, mask=writes, other=0.0)
-        v_out = tl.load(values + here, mask=writes, other=0.0)
-        k_in = tl.load(host_keys + there, mask=reads, other=0.0)
-        v_in = tl.load(host_values + there, mask=reads, other=0.0)
-        tl.store(host_keys + there, k_out, mask=writes)
-        tl.store(host_values + there, v_out, mask=writes)
-        tl.store(keys + here, k_in, mask=reads)
-        tl.store(values + here, v_in, mask=reads)
+    for lane in range(tl.program_id(0).to(tl.int64), lanes, tl.num_programs(0)):
+        for move in range(tl.load(move_counts + lane)):
+            what = moves + (lane * entries + move) * 4
+            near, far = tl.load(what), tl.load(what + 1)
+            returns, leaves = tl.load(what + 2) > 0, tl.load(what + 3) > 0
+            for first in range(0, heads, HEADS):
+                head = first + tl.arange(0, HEADS)
+                inside = (head < heads)[:, None] & (channel < CHANNELS)[None, :]
+                here = ((lane * heads + head) * hbm_slots + near)[:, None] * CHANNELS + channel[None, :]
+                there = ((lane * host_slots + far) * heads + head)[:, None] * CHANNELS + channel[None, :]
+                k_out = tl.load(keys + here, mask=inside & leaves, other=0.0)
+                v_out = tl.load(values + here, mask=inside & leaves, other=0.0)
+                k_in = tl.load(host_keys + there, mask=inside & returns, other=0.0)
+                v_in = tl.load(host_values + there, mask=inside & returns, other=0.0)
+                tl.store(host_keys + there, k_out, mask=inside & leaves)
+                tl.store(host_values + there, v_out, mask=inside & leaves)
+                tl.store(keys + here, k_in, mask=inside & returns)
+                tl.store(values + here, v_in, mask=inside & returns)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from runtime.graph.launch import Weights, merge, power_of_two
+from runtime.graph.launch import EXCHANGED_HEADS, Weights, exchanging, merge, power_of_two
 from runtime.graph.pinned import registered
 from runtime.graph.rounding import round_prompt
 from runtime.graph.taking_in import Prompt, keep
@@ -230,24 +230,22 @@ class QuantisedWindowSlots(WindowSlots):
 
     def _exchange(self, layer: int, state: Entries) -> None:
         lanes, heads, channels = self.lanes.count, self.decoder.spec.kv_heads, self.decoder.spec.head_dim
-        at_once = min(8, power_of_two(heads))
-        turns = next(turns for turns in (16, 4, 1) if lanes % turns == 0)
-        _kernels().exchange[lanes // turns, -(-heads // at_once)](
+        _kernels().exchange[(exchanging(self.decoder.spec, lanes),)](
             state.moves,
             state.move_counts,
             *(plane[layer] for plane in self.near_planes[:2]),
             self.near_planes[2][layer].view(torch.int32),
             *(plane[layer] for plane in self.far_planes[:2]),
             self.far_planes[2][layer].view(torch.int32),
+            lanes,
             heads,
             self.near,
             max(1, self.far),
             self.entries,
             CHANNELS=channels,
             PADDED=power_of_two(channels),
-            HEADS=at_once,
-            LANES=turns,
-            num_warps=4,
+            HEADS=min(EXCHANGED_HEADS, power_of_two(heads)),
+            num_warps=8,
         )
 
 

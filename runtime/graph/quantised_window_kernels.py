@@ -337,6 +337,7 @@ def exchange(
     host_keys,  # the same in pinned memory, slots before heads
     host_values,
     host_value_ranges,
+    lanes,
     heads,
     hbm_slots,
     host_slots,
@@ -344,32 +345,31 @@ def exchange(
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     HEADS: tl.constexpr,
-    LANES: tl.constexpr,
 ):
     """As ``kernels.exchange``; of keys that wait, what was in their slots goes with their values."""
-    head = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     channel = tl.arange(0, PADDED)
-    some = head < heads
-    inside = some[:, None] & (channel < CHANNELS)[None, :]
-    for turn in range(LANES):
-        lane = tl.program_id(0).to(tl.int64) * LANES + turn
+    for lane in range(tl.program_id(0).to(tl.int64), lanes, tl.num_programs(0)):
         for move in range(tl.load(move_counts + lane)):
             what = moves + (lane * entries + move) * 4
             near, far = tl.load(what), tl.load(what + 1)
-            reads, writes = tl.load(what + 2) > 0, tl.load(what + 3) > 0
-            here = (lane * heads + head) * hbm_slots + near
-            there = (lane * host_slots + far) * heads + head
-            near_at = here[:, None] * CHANNELS + channel[None, :]
-            far_at = there[:, None] * CHANNELS + channel[None, :]
-            k_out = tl.load(keys + near_at, mask=inside & writes, other=0)
-            v_out = tl.load(values + near_at, mask=inside & writes, other=0)
-            range_out = tl.load(value_ranges + here, mask=some & writes, other=0)
-            k_in = tl.load(host_keys + far_at, mask=inside & reads, other=0)
-            v_in = tl.load(host_values + far_at, mask=inside & reads, other=0)
-            range_in = tl.load(host_value_ranges + there, mask=some & reads, other=0)
-            tl.store(host_keys + far_at, k_out, mask=inside & writes)
-            tl.store(host_values + far_at, v_out, mask=inside & writes)
-            tl.store(host_value_ranges + there, range_out, mask=some & writes)
-            tl.store(keys + near_at, k_in, mask=inside & reads)
-            tl.store(values + near_at, v_in, mask=inside & reads)
-            tl.store(value_ranges + here, range_in, mask=some & reads)
+            returns, leaves = tl.load(what + 2) > 0, tl.load(what + 3) > 0
+            for first in range(0, heads, HEADS):
+                head = first + tl.arange(0, HEADS)
+                some = head < heads
+                inside = some[:, None] & (channel < CHANNELS)[None, :]
+                here = (lane * heads + head) * hbm_slots + near
+                there = (lane * host_slots + far) * heads + head
+                near_at = here[:, None] * CHANNELS + channel[None, :]
+                far_at = there[:, None] * CHANNELS + channel[None, :]
+                k_out = tl.load(keys + near_at, mask=inside & leaves, other=0)
+                v_out = tl.load(values + near_at, mask=inside & leaves, other=0)
+                range_out = tl.load(value_ranges + here, mask=some & leaves, other=0)
+                k_in = tl.load(host_keys + far_at, mask=inside & returns, other=0)
+                v_in = tl.load(host_values + far_at, mask=inside & returns, other=0)
+                range_in = tl.load(host_value_ranges + there, mask=some & returns, other=0)
+                tl.store(host_keys + far_at, k_out, mask=inside & leaves)
+                tl.store(host_values + far_at, v_out, mask=inside & leaves)
+                tl.store(host_value_ranges + there, range_out, mask=some & leaves)
+                tl.store(keys + near_at, k_in, mask=inside & returns)
+                tl.store(values + near_at, v_in, mask=inside & returns)
+                tl.store(value_ranges + here, range_in, mask=some & returns)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.graph.fetching import fetch, kernels
-from runtime.graph.launch import Launcher, power_of_two
+from runtime.graph.launch import EXCHANGED_HEADS, Launcher, power_of_two
 from runtime.graph.pinned import registered
 from runtime.lanes import Lanes
 from runtime.models import Decoder
@@ -121,9 +121,7 @@ class RecallSlots:
         """Write back what leaves HBM."""
         if not self.far:
             return
-        lanes, heads = self.lanes.count, self.launcher.heads
-        at_once, turns = min(8, power_of_two(heads)), next(turns for turns in (16, 4, 1) if lanes % turns == 0)
-        kernels().write_back[lanes // turns, -(-heads // at_once)](
+        kernels().write_back[(self.launcher.exchanging,)](
             self.state.slot_of[layer],
             self.row,
             self.table,
@@ -131,16 +129,16 @@ class RecallSlots:
             self.values[layer],
             self.host_keys[layer],
             self.host_values[layer],
-            heads,
+            self.lanes.count,
+            self.launcher.heads,
             self.near,
             self.host_keys.shape[2],
             self.counts.cached[-1],
             self.table.shape[1],
             CHANNELS=self.launcher.channels,
             PADDED=self.launcher.padded,
-            HEADS=at_once,
-            LANES=turns,
-            num_warps=4,
+            HEADS=min(EXCHANGED_HEADS, power_of_two(self.launcher.heads)),
+            num_warps=8,
         )
 
     def record(self, row: int, tally: Tally, lanes: int) -> None:

@@ -275,6 +275,7 @@ def write_back(
     values,
     host_keys,
     host_values,
+    lanes,
     heads,
     hbm_slots,
     host_slots,
@@ -283,19 +284,17 @@ def write_back(
     CHANNELS: tl.constexpr,
     PADDED: tl.constexpr,
     HEADS: tl.constexpr,
-    LANES: tl.constexpr,
 ):
-    """Copy the tokens that this row sends to the host; each program some heads of LANES lanes, one after the other."""
-    now = tl.load(row)
-    head, channel = tl.program_id(1) * HEADS + tl.arange(0, HEADS), tl.arange(0, PADDED)
-    inside = (head < heads)[:, None] & (channel < CHANNELS)[None, :]
+    """Copy the tokens that this row sends to the host; each program those of every so-many-th lane, one after the other."""
+    now, channel = tl.load(row), tl.arange(0, PADDED)
     first, last = tl.load(table + 4 * rows + now), tl.load(table + 5 * rows + now)
-    for turn in range(LANES):
-        lane = tl.program_id(0).to(tl.int64) * LANES + turn
+    for lane in range(tl.program_id(0).to(tl.int64), lanes, tl.num_programs(0)):
         for position in range(first, last):
             slot = tl.load(slot_of + lane * positions + position).to(tl.int64)
-            mask = inside & (slot >= 0)
-            here = ((lane * heads + head) * hbm_slots + slot)[:, None] * CHANNELS + channel[None, :]
-            there = ((lane * host_slots + position) * heads + head)[:, None] * CHANNELS + channel[None, :]
-            tl.store(host_keys + there, tl.load(keys + here, mask=mask, other=0.0), mask=mask)
-            tl.store(host_values + there, tl.load(values + here, mask=mask, other=0.0), mask=mask)
+            for start in range(0, heads, HEADS):
+                head = start + tl.arange(0, HEADS)
+                mask = (head < heads)[:, None] & (channel < CHANNELS)[None, :] & (slot >= 0)
+                here = ((lane * heads + head) * hbm_slots + slot)[:, None] * CHANNELS + channel[None, :]
+                there = ((lane * host_slots + position) * heads + head)[:, None] * CHANNELS + channel[None, :]
+                tl.store(host_keys + there, tl.load(keys + here, mask=mask, other=0.0), mask=mask)
+                tl.store(host_values + there, tl.load(values + here, mask=mask, other=0.0), mask=mask)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from runtime.graph.launch import power_of_two
+from runtime.graph.launch import CHOOSING_WARPS, WEIGHED_TOGETHER, power_of_two
 from runtime.graph.taking_in import Prompt, score_bits, weigh
 from runtime.graph.window import Entries, WindowSlots
 from runtime.lanes import Lanes
@@ -129,8 +129,8 @@ class RecentSlots(WindowSlots):
             self.far,
             self.rows,
             ENTRIES=power_of_two(self.entries),
-            CHUNK=8,
-            num_warps=4,
+            CHUNK=WEIGHED_TOGETHER,
+            num_warps=CHOOSING_WARPS,
         )
 
     def _gather(self, layer: int) -> None:

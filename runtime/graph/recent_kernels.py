@@ -95,7 +95,7 @@ def _expect(comes, slot, sources, staged, fetched, row, hbm_slots, stage_rows):
     return tl.where(is_staged, hbm_slots + turn, tl.where(comes, slot + stage_rows, slot))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["width", "queries", "entries"])  # as ``kernels.settle``
 def settle(
     scores,  # as ``kernels.settle`` has them; likewise what bears a name that it has, too
     peaks,

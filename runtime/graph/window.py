@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from runtime.graph.launch import Launcher, Weights, power_of_two
+from runtime.graph.launch import CHOOSING_WARPS, WEIGHED_TOGETHER, Launcher, Weights, power_of_two
 from runtime.graph.pinned import registered
 from runtime.graph.taking_in import Prompt, Window, choose, keep, prompt_weights, remember
 from runtime.lanes import Lanes
@@ -130,8 +130,8 @@ class WindowSlots:
             self.table.shape[1],
             self.near,
             ENTRIES=power_of_two(self.entries),
-            CHUNK=8,
-            num_warps=4,
+            CHUNK=WEIGHED_TOGETHER,
+            num_warps=CHOOSING_WARPS,
         )
 
     def _known(self, layer: int, state: Entries) -> tuple[Tensor, ...]:

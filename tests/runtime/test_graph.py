@@ -9,6 +9,7 @@ from math import ceil, sqrt
 import pytest
 
 from runtime.execute import Options, execute
+from runtime.graph import launch
 from runtime.graph.recent import RecentSlots
 from runtime.graph.run import GraphWave
 from sim.attention import Selector
@@ -61,8 +62,12 @@ def test_a_batch_large_enough_to_chain_kernels_decodes_as_eagerly() -> None:
 @pytest.mark.parametrize("dtype", DTYPES_TRIED)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("slots", [None, 22])
-def test_window_decoding_by_graph_is_eager_decoding(family: str, dtype: DType, slots: int | None) -> None:
-    """With few slots in HBM tokens go to host memory and some come back."""
+def test_window_decoding_by_graph_is_eager_decoding(
+    monkeypatch: pytest.MonkeyPatch, family: str, dtype: DType, slots: int | None
+) -> None:
+    """With few slots in HBM tokens go to host memory and some come back: two programs see to three lanes, head by head."""
+    monkeypatch.setattr(launch, "_EXCHANGING", 2)
+    monkeypatch.setattr(launch, "EXCHANGED_HEADS", 1)
     made = decoder(family, dtype, seed=2)
     output = 70 if ON_GPU else 12
     choice = Choice(selector=Selector.SWA, sparsity=0.8, batch=3, concurrency=3, prompt=40, output=output, dtype=dtype)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from runtime.execute import execute
+from runtime.graph import launch, recall
 from runtime.graph.run import GraphWave
 from runtime.options import Options, Run
 from runtime.prefill import prompt_layer
@@ -50,7 +51,12 @@ def sparse_plan(family_spec: object, dtype: DType, lanes: int) -> Plan:
 @pytest.mark.parametrize("dtype", DTYPES_TRIED)
 @pytest.mark.parametrize("family", ["opt", "grouped llama"])
 @pytest.mark.parametrize("write_back", WriteBack)
-def test_recall_by_graph_is_eager_recall(family: str, dtype: DType, write_back: WriteBack) -> None:
+def test_recall_by_graph_is_eager_recall(
+    monkeypatch: pytest.MonkeyPatch, family: str, dtype: DType, write_back: WriteBack
+) -> None:
+    """One program writes both lanes' tokens back, head by head."""
+    monkeypatch.setattr(launch, "_EXCHANGING", 1)
+    monkeypatch.setattr(recall, "EXCHANGED_HEADS", 1)
     made = decoder(family, dtype, seed=4)
     plan = recalled(sparse_plan(made.spec, dtype, lanes=2), 30 if ON_GPU else 18, write_back)
     prompts = draw_prompts([70, 70], seed=6)
