@@ -39,6 +39,7 @@ LONGEST_S = {"gpu": 10.0, "cpu": 4.0}  # of a run, as predicted
 SHORTEST_S = {"gpu": 0.2, "cpu": 0.1}
 _HBM_SHARE = 0.85  # of what the card has: allocators and captured graphs need the rest
 _HOST_SHARE, _MOST_HOST_BYTES = 0.5, 8 * GIB  # pinning takes about a second a GiB, for every run
+_LAUNCH_SHARE = 0.25  # of the decode steps
 _DRAWS = 300  # for each plan that is wanted
 _REPEATS = ((1.0, 3), (5.0, 2))  # runs shorter than this are made so often, and their median counts
 
@@ -171,7 +172,9 @@ def _judged(recipe: Recipe, profile: Profile, cost: CostModel, longest_s: float)
 
 
 def stratum_of(priced: Forecast) -> Stratum:
-    """What the largest part of the decode steps goes to: a prefill is products for the most part, whatever binds the plan."""
+    """What the largest part of the decode steps goes to: a prefill is products for the most part, whatever binds the plan. Launches
+    and choices from a quarter on: of captured steps they take no more than a third, beside weights that any step reads.
+    """
     spent = Counter[str]()
     for wave in priced.waves:
         by_kind = breakdown(priced.plan.setting, wave)
@@ -183,6 +186,8 @@ def stratum_of(priced: Forecast) -> Stratum:
         Stratum.LAUNCH: spent["kernel launches"] + spent["unfused passes"] + spent["selection"] + spent[LAUNCH_WAIT],
         Stratum.RECOMPUTE: spent["recomputation"],
     }
+    if shares[Stratum.LAUNCH] > _LAUNCH_SHARE * sum(shares.values()):
+        return Stratum.LAUNCH
     return max(shares, key=lambda stratum: shares[stratum])
 
 

@@ -24,7 +24,7 @@ _TYPICAL = {
     "paged_token_s": 1e-6,
     "streamed_token_s": 1e-6,
     "host_operation_s": 2e-5,
-    "selection_token_s": 1e-7,
+    "selection_pass_s": 1e-6,
     "recall_setup_s": 5e-6,
     "recall_doubling_s": 2e-6,
     "branch_s": 2e-5,

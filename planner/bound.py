@@ -181,7 +181,11 @@ def _lines(problem: Coefficients, timing: Timing, spill: Spill) -> _Lines:
 
 def _fixed(problem: Coefficients, timing: Timing, spill: Spill, lines: _Lines) -> Column:
     """Nothing can be recomputed: what is fetched is known, so every path through the step counts."""
-    layers, depth, head_s = problem.setting.model.layers, problem.setting.prefetch_layers, timing.prices.head_s
+    layers, depth, head_s = (
+        problem.setting.model.layers,
+        problem.setting.prefetch_layers,
+        timing.still.head_s[spill.steps],
+    )
     fetch_s, gpu_s = lines.fetch_base, lines.gpu_base
     if timing.prices.recalls:
         return layers * (gpu_s + fetch_s) + head_s
@@ -215,7 +219,11 @@ def _mean_of_paths(
     """The bound for one piece of the recomputation's price; ``constant_s`` of it is saved where nothing is recomputed."""
     layer = Line(lines.gpu_base + constant_s, lines.gpu_slope + per_token_s)
     fetch = Line(lines.fetch_base, lines.fetch_slope)
-    layers, depth, head_s = problem.setting.model.layers, problem.setting.prefetch_layers, timing.prices.head_s
+    layers, depth, head_s = (
+        problem.setting.model.layers,
+        problem.setting.prefetch_layers,
+        timing.still.head_s[spill.steps],
+    )
     lowest, highest = spill.lowest, np.maximum(spill.lowest, spill.highest)
     if timing.prices.recalls:
         total = Line(layers * (layer.base + fetch.base) + head_s, layers * (layer.slope + fetch.slope))

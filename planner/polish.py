@@ -115,7 +115,7 @@ class Neighbourhood:
     def _times(self, prices: LayerPrices, step: Index, flows: Flows) -> LayerTimes:
         """Times of the layers in each row; row 0 of ``layer_times`` is the prefill, so one is put before them."""
         led = Flows(**{column.name: np.append(0.0, getattr(flows, column.name)) for column in fields(flows)})
-        times = layer_times(prices, led, self.cost, away=True)
+        times = layer_times(prices, led, self.cost, away=True, steps=np.append(0, step))
         gpu: dict[str, Any] = {
             name: np.where(step, getattr(times, name)[1:], getattr(times, name)[0])
             for name in ("layer_s", "query_s", "launched_s")

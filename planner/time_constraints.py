@@ -106,9 +106,9 @@ def define_step_time_constraints(program: Program) -> None:
 def _paths(program: Program, wave: int, timing: Timing, place: int) -> list[tuple[str, list[Term], float]]:
     """Name, terms and constant of each path through the step at ``place`` (``sim.pipeline`` derives them)."""
     setting = program.problem.setting
-    layers, depth, head_s = setting.model.layers, setting.prefetch_layers, timing.prices.head_s
+    layers, depth = setting.model.layers, setting.prefetch_layers
     fetch, layer, write = program.fetch_s[wave][place], program.layer_s[wave][place], program.write_s[wave][place]
-    query_s = float(timing.still.query_s[program.knots[place]])
+    query_s, head_s = (float(column[program.knots[place]]) for column in (timing.still.query_s, timing.still.head_s))
     launched: tuple[str, list[Term], float]
     launched = ("launched", [], layers * float(timing.still.launched_s[program.knots[place]]))
     behind = [(write, 1.0)] if program.knots[place] else []  # the prefill's is part of its layer

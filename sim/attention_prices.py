@@ -66,7 +66,9 @@ class _Programs(NamedTuple):
                 return cls(at_once=24 if channels <= 64 else 16, turn=1.0, begun=0)
             if _weighs(setting):
                 return cls(at_once=24 if channels <= 64 else 16, turn=1.15, begun=10)
-            return cls(at_once=24 if channels <= 64 else 12, turn=1.1, begun=20, launches=0.5)
+            if channels <= 64:
+                return cls(at_once=24, turn=1.1, begun=20)
+            return cls(at_once=12, turn=1.1, begun=20, launches=0.5)
         if setting.attention.is_dense:
             return cls(at_once=12, turn=1.0, begun=100)
         return cls(at_once=12 * min(1.0, 96 / channels), turn=1.1, begun=125)

@@ -9,10 +9,14 @@ from sim.cost import CostModel
 from sim.gemms import filled_share
 from sim.kv import KvFormat
 from sim.plan import Setting
+from sim.slots import WindowSize
 
 _ENOUGH = 0.9  # of the multiprocessors that products have programs for: HBM keeps them waiting on an H200
 _TOP_K_BYTES = 16.0  # of a token, four passes over float32 scores
 _PAGES_BEGUN = 7  # pages that a program could score until it comes to its first: on an H200, cold
+_WEIGHED_TOGETHER = 16  # heads, or past queries, in a pass of a window's choice
+_ENTRIES_DOUBLING = 1024  # over which such a pass takes twice what it takes over few, on an H200
+_WARPS, _WARP_ENTRIES, _AGREED_PASSES = 8, 32, 1  # twice as many warps that must agree take as long as so many passes
 _TOKENS_AT_ONCE = 512  # that a sequence's program chooses from at hardly more than the least: it takes powers of two
 
 
@@ -45,15 +49,29 @@ def _page_s(cost: CostModel, setting: Setting, sequences: int) -> float:
 
 def choice_prices(cost: CostModel, setting: Setting, sequences: int) -> tuple[float, float]:
     """Constant and per kept token: choosing the next step's tokens from this step's attention weights, with nothing beside."""
-    selector = setting.attention.selector
+    selector, size_bytes = setting.attention.selector, setting.dtype.size_bytes
     if not selector.chooses_ahead:
         return 0.0, 0.0
-    weights = 2 * setting.model.heads * setting.dtype.size_bytes  # written by attention, read to be summed over heads
-    history = (
-        2 * setting.dtype.size_bytes if selector is Selector.SWA else 8
-    )  # newest row in, oldest out; or a running sum
-    per_kept_s = cost.profile.selection_token_s + cost.selection_s(sequences * (weights + history + _TOP_K_BYTES))
-    return cost.launch_s(cost.profile.kernels_per_selection), per_kept_s
+    launched_s = cost.launch_s(cost.profile.kernels_per_selection)
+    if is_captured(setting):
+        return launched_s + _window_choice_s(cost, setting, sequences), 0.0
+    weights = 2 * setting.model.heads * size_bytes  # written by attention, read to be summed over heads
+    history = 2 * size_bytes if selector is Selector.SWA else 8  # newest row in, oldest out; or a running sum
+    return launched_s, cost.selection_s(sequences * (weights + history + _TOP_K_BYTES))
+
+
+def _window_choice_s(cost: CostModel, setting: Setting, sequences: int) -> float:
+    """A sequence's program passes over this query's weights, some heads at a time, and over those of the last queries, some at a
+    time: of all that live, made up to a power of two, the longer the more there are. Then it seeks the bound, bit by bit, which
+    takes the longer the more warps must agree. All share HBM.
+    """
+    heads, size = setting.model.heads, WindowSize.of(setting)
+    entries = 1 << ceil(log2(size.entries))
+    weighed = ceil(heads / _WEIGHED_TOGETHER) + ceil(size.queries / _WEIGHED_TOGETHER)
+    agreed = _AGREED_PASSES * log2(min(max(entries / _WARP_ENTRIES, 1), _WARPS))
+    passes = weighed * (1 + entries / _ENTRIES_DOUBLING) + agreed
+    read_bytes = 4 * heads * size.width + setting.dtype.size_bytes * size.queries * size.entries
+    return cost.profile.selection_pass_s * passes + cost.selection_s(sequences * read_bytes)
 
 
 def branches(setting: Setting) -> bool:

@@ -51,9 +51,16 @@ class LayerTimes:
         return {name: _total(self.decode_ops, self.prefill_ops, (name,), len(self.query_s)) for name in self.decode_ops}
 
 
-def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: bool | None = None) -> LayerTimes:
+def layer_times(
+    prices: LayerPrices,
+    flows: Flows,
+    cost: CostModel,
+    *,
+    away: bool | None = None,
+    steps: NDArray[np.intp] | None = None,
+) -> LayerTimes:
     """Times of every step at ``prices``. ``away``: whether the plan keeps tokens outside HBM, where ``flows`` are not a plan's
-    but rows of any; each is then replayed in pieces for what it fetches itself.
+    but rows of any, of ``steps`` if not of each; each is then replayed in pieces for what it fetches itself.
     """
     fetched = prices.bytes_per_kv * flows.fetched_kv + prices.bytes_per_inputs * flows.fetched_inputs
     written = prices.bytes_per_kv * flows.written_kv + prices.bytes_per_inputs * flows.written_inputs
@@ -64,7 +71,12 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: boo
         away, linked = keeps_away(flows), np.full(len(linked), linked.any())
     launched_s = launched_seconds(prices, linked, away=away)
     gather_sms_s = _affine(0.0, prices.sm_share, ahead_s + exposed_s)
-    ops, prefill_ops = _decode_ops(prices, flows, gather_sms_s, linked, away=away), prices.prefill
+    steps = np.arange(len(written)) if steps is None else steps
+    ops = {
+        name: seconds * prices.slower_at(steps, name)
+        for name, seconds in _decode_ops(prices, flows, gather_sms_s, linked, away=away).items()
+    }
+    prefill_ops = prices.prefill
     if prices.launches_felt:
         ops["launch"] = prices.launch_s + launched_s
         prefill_ops = prefill_ops | {"launch": prefill_ops["launch"] + float(launched_s[0])}
@@ -90,7 +102,7 @@ def layer_times(prices: LayerPrices, flows: Flows, cost: CostModel, *, away: boo
         correct_s=exposed_s + exposed_delay_s,
         in_line_s=in_line_s,
         write_s=write_s,
-        head_s=np.full(len(written), prices.head_s),
+        head_s=np.full(len(written), prices.slower_at(steps, "head") * prices.head_s),
         launched_s=launched_s,
         prefetch_bytes=prefetch_bytes,
         correct_bytes=exposed,

@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.attention import PAGE_TOKENS, Selector
 from sim.attention_prices import (
     PIECE_LAUNCHES,
     attention_flops,
@@ -12,6 +17,7 @@ from sim.attention_prices import (
 )
 from sim.capture import (
     FUSED_ROWS,
+    captures_prefill,
     evicts_least_wanted,
     forwards,
     gathers_ahead,
@@ -21,6 +27,7 @@ from sim.capture import (
 )
 from sim.choice_prices import branches, choice_prices, exposed_share, recall_prices
 from sim.cost import CostModel, Pieces
+from sim.counts import Column, counts_of
 from sim.flows import link_token_bytes
 from sim.footprint import cut_matrix_bytes, layer_weight_bytes
 from sim.gemms import LayerGemms, decoded_products_s
@@ -28,10 +35,13 @@ from sim.kv import KvFormat, inputs_layer_bytes, kv_layer_bytes
 from sim.launches import begin_operations, decode_operations, end_operations, prefill_operations
 from sim.passes import OPERATIONS, of_inputs, of_step
 from sim.plan import Mechanism, Placement, Setting
-from sim.power import recomputed
+from sim.power import CLOCK_FELT, HBM_FELT, lost_after, recomputed
 from sim.prompt_prices import forwarded, prefill_passes, prefill_s
 
+_IDLE_SHARE = 0.4  # of what a fetch takes besides its bytes, by one that finds nothing to fetch: 3.4 of 9 us on an H200
 _AHEAD_SM_SHARE = 0.05  # of multiprocessors, by a gather ahead or an exchange under a window: few small programs
+_CLOCKED = ("score", "select", "norms", "launch")  # and attention over heads that share keys, by many small programs
+_DRAWING = ("qkv", "attention", "out", "mlp", "norms")  # of a prefill, what draws power
 _MANY_ROWS_LAUNCHES = 1  # of a captured layer whose products are cuBLAS's: their kernels begin one after the other
 
 
@@ -46,7 +56,9 @@ class LayerPrices:
     plans that fetch some of it, where that makes a difference: their steps are replayed in pieces, which begin after
     ``linked_s``. ``completed_s`` is for what a layer's block of streamed weights lacks of the matrix that is cut, which a kernel
     puts beside it. ``begun_s``, in the prefill's launches as well, is a layer's share of what the host does before the first one,
-    when the GPU has nothing to do yet.
+    when the GPU has nothing to do yet. All are at full clocks; ``lost`` is the share by which a prefill's products would take
+    longer at those of each step, [step], empty where clocks never fall, and ``clocked`` are the operations that clocks hold up;
+    the others wait for HBM or a link.
     """
 
     sequences: int
@@ -91,6 +103,13 @@ class LayerPrices:
     prefill_launched_away_s: float
     begun_s: float
     launches_felt: bool
+    clocked: tuple[str, ...] = ()
+    lost: tuple[float, ...] = ()
+
+    def slower_at(self, steps: NDArray[np.intp], operation: str) -> Column | float:
+        """How many times as long as at full clocks an operation takes in ``steps``."""
+        felt = CLOCK_FELT if operation in self.clocked else HBM_FELT
+        return 1 + felt * np.array(self.lost)[steps] if self.lost else 1.0
 
 
 def at_pace(prices: LayerPrices, pace: float) -> LayerPrices:
@@ -131,14 +150,14 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
     guess, late = setting.guess_hits, setting.attention.selector.recalls or reads_in_place(setting)
     attention_s, kept_s = attention_prices(cost, setting, sequences)
     attention_away_s, kept_away_s = attention_prices(cost, setting, sequences, away=True)
-    fetch, bytes_per_kv = _fetched_by(cost, setting), float(sequences * link_token_bytes(setting))
+    fetch, bytes_per_kv = _fetched_by(cost, setting, sequences), float(sequences * link_token_bytes(setting))
     most_tokens = setting.workload.cached_tokens
     weight_bytes = setting.weights_on_host * layer_weight_bytes(model, dtype, setting.weight_format)
     completed_bytes = cut_matrix_bytes(model, dtype, setting.weight_format, setting.weights_on_host)
     decoded_s = decoded_products_s(cost, setting, sequences)
     beside_s = sum(decoded_s.values()) + kept_away_s * setting.attention.kept_tokens(most_tokens)
     layer_steps = None if settled else model.layers * setting.workload.decode_steps
-    return LayerPrices(
+    prices = LayerPrices(
         sequences=sequences,
         qkv_s=decoded_s["qkv"],
         out_s=decoded_s["out"],
@@ -177,8 +196,28 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         + profile.branch_s * branches(setting),
         prefill=prefill_s(cost, setting, sequences),
         launches_felt=cost.machine.is_cpu,
+        clocked=(*_CLOCKED, *(["attention"] if model.heads > model.kv_heads else [])),
         **_launch_prices(cost, setting, prefill_passes(sequences, setting.workload.prompt_tokens)),
     )
+    return replace(prices, lost=_lost(cost, setting, prices))
+
+
+def _lost(cost: CostModel, setting: Setting, prices: LayerPrices) -> tuple[float, ...]:
+    """By a prefill that draws the card's whole power, twice where its graph is replayed before it counts: [step], as soon as
+    steps follow that find all in HBM.
+    """
+    if cost.profile.prefill_sustained_share == 1:
+        return ()
+    counts = setting.token_counts
+    cached, kept = np.array(counts.cached), np.add(counts.local, counts.selected)
+    constant_s = prices.qkv_s + prices.out_s + prices.mlp_s + prices.launch_s
+    constant_s += prices.score_s + prices.select_s + prices.attention_s
+    per_kept_s = prices.attention_s_per_kept + prices.select_s_per_kept
+    layer_s = constant_s + prices.score_s_per_cached * cached + per_kept_s * kept
+    prefill_s = setting.model.layers * sum(prices.prefill[name] for name in _DRAWING)
+    prefill_s *= 1 + captures_prefill(setting)
+    steps = lost_after(cost, prefill_s, (setting.model.layers * layer_s + prices.head_s)[1:])
+    return (0.0, *steps.tolist())
 
 
 def _reprojected(
@@ -198,7 +237,7 @@ def _reprojected(
     )
 
 
-def _launch_prices(cost: CostModel, setting: Setting, passes: int) -> dict[str, float]:
+def _launch_prices(cost: CostModel, setting: Setting, passes: int) -> dict[str, Any]:
     """Of a layer, with its share of what the host launches at a step's ends."""
     operation_s, layers = cost.profile.host_operation_s, setting.model.layers
     begun = begin_operations(setting) / layers
@@ -228,11 +267,24 @@ def decode_launch_s(cost: CostModel, setting: Setting, rows: int) -> float:
     return cost.launch_s(kernels) + passed_s
 
 
-def _fetched_by(cost: CostModel, setting: Setting) -> Pieces:
-    """Attention that reads in place does as a gather kernel does; copies for pieces of a step wait for each other's streams."""
+def _fetched_by(cost: CostModel, setting: Setting, sequences: int) -> Pieces:
+    """Attention that reads in place does as a gather kernel does; copies for pieces of a step wait for each other's streams. Pages
+    are fetched by a kernel that often finds none to fetch.
+    """
     if reads_in_place(setting) or gathers_ahead(setting):
         return cost.transfer(Mechanism.GATHER_KERNEL)
+    if setting.attention.selector is Selector.PAGES and is_captured(setting):
+        gather = cost.transfer(setting.fetch_by)
+        begun = _IDLE_SHARE + (1 - _IDLE_SHARE) * _fetching_share(setting, sequences)
+        return replace(gather, pieces=tuple((begun * constant_s, slope_s) for constant_s, slope_s in gather.pieces))
     return cost.transfer(setting.fetch_by, handed_over=is_captured(setting) and streams(setting, away=True))
+
+
+def _fetching_share(setting: Setting, sequences: int) -> float:
+    """Of the steps after the first, in which any of ``sequences`` picks a page anew, wherever it lies, were all alike."""
+    counts = counts_of(setting)
+    new = (counts.fetch_rate * counts.pool)[2:]
+    return float(1 - np.exp(-sequences * new / PAGE_TOKENS).mean()) if len(new) else 1.0
 
 
 def _prompt_written_by(setting: Setting) -> Mechanism:

@@ -1,4 +1,4 @@
-"""Products of what is recomputed, step after step: what a card's power limit leaves of their clocks."""
+"""What a card's power limit leaves of its clocks: for products of what is recomputed, step after step, and after a prefill."""
 
 from dataclasses import replace
 
@@ -7,6 +7,10 @@ import numpy as np
 from sim.cost import SETTLING_S, CostModel, Pieces, fallen_share
 from sim.counts import Column
 
+RISING_S = 0.034  # that clocks take to rise again after a prefill: an H200's, by the first decode steps of eighty plans
+# By a decode step's kernels, of what a prefill's products lose: those that wait for HBM, whose clocks stay, and all others (an
+# H200's gates and norms take 1.2 times as long just after a prefill, its products 1.02 to 1.08 times).
+HBM_FELT, CLOCK_FELT = 0.25, 1.5
 _LOOKED_AT = 40
 _TANGENTS = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0)  # of the most tokens; a line's error between two is about 1 % at most
 
@@ -53,6 +57,18 @@ def held_back_s(cost: CostModel, arithmetic_s: Column, beside_s: Column, share: 
 def settled_share(layer_s: float, layer_steps: int | None) -> float:
     """Of what clocks will fall by, what they have in the mean over ``layer_steps`` layers; None: all of it."""
     return 1.0 if layer_steps is None else float(fallen_share(layer_steps * layer_s, SETTLING_S))
+
+
+def lost_after(cost: CostModel, prefill_s: float, step_s: Column) -> Column:
+    """Share by which a prefill's products would take longer in the decode steps after it than at full clocks, [step]: these rise
+    again.
+
+    ``prefill_s`` is how long the prefill drew the card's whole power, ``step_s`` what each step takes at full clocks.
+    """
+    fallen = (1 / cost.profile.prefill_sustained_share - 1) * -np.expm1(-prefill_s / SETTLING_S)
+    middle_s = np.cumsum(step_s) - step_s / 2
+    lost: Column = fallen * np.exp(-middle_s / RISING_S)
+    return lost
 
 
 def _felt(pieces: list[tuple[float, float]], most_tokens: int) -> tuple[tuple[float, float], ...]:

@@ -22,6 +22,7 @@ from sim.recipe import Recipe, model_of, plan_of
 from sim.spec import DType, MachineSpec, WeightFormat
 
 FIRST_STEADY_STEP = 2
+_RECALLED_APART = 0.7  # launches: scores and choices of pages by themselves take an H200 2 us longer than in a step
 _ROUNDING_KERNELS = 12  # ranges, scales, levels and their packing, one operation after the other
 Prediction = Callable[[CostModel], float]
 # For the reader, no constant prices them. Fetches by other numbers of programs than the runtime's (alone: recall's, beside
@@ -107,11 +108,11 @@ def _slots(plan: Plan, family: str) -> Prediction:
     kept = counts.local[1] + counts.selected[1]
 
     def seconds(cost: CostModel) -> float:
-        priced, tokens = (choice_prices, kept) if family == "select" else (attention_prices, kept)
+        priced, tokens, apart_s = (choice_prices if family == "select" else attention_prices), kept, 0.0
         if family == "select" and setting.attention.selector.recalls:
-            priced, tokens = recall_prices, counts.cached[1]
+            priced, tokens, apart_s = recall_prices, counts.cached[1], cost.launch_s(_RECALLED_APART)
         constant_s, per_token_s = priced(cost, setting, setting.concurrency)
-        return constant_s + per_token_s * tokens
+        return constant_s + per_token_s * tokens + apart_s
 
     return seconds
 

@@ -232,8 +232,8 @@ class Profile:
         10, "kernels of a fused decoder layer: norms, projections, rotation, attention, feed-forward"
     )
     kernels_per_selection: float = _amount(4, "score, reduce, top-k, update of the selection")
-    selection_token_s: float = _amount(
-        0.0, "a sequence's choice goes over its kept tokens one after the other, however few sequences"
+    selection_pass_s: float = _amount(
+        0.0, "of a captured step's choice for the next one, a pass over the weights of sixteen heads or past queries"
     )
     recall_setup_s: float = _amount(
         0.0, "of a captured step's scores and choice among pages, besides the launches of kernels_per_selection"

@@ -19,6 +19,7 @@ from sim.recipe import Recipe, plan_of
 _LAYERS = 4
 _KEPT = (10, 70)  # percent of a window's tokens
 _CACHED, _FEW_CACHED, _PAGES_KEPT = 536, 152, 20
+_STEPS = 4
 _LEAST_S = 1e-7
 
 
@@ -47,8 +48,9 @@ def _pages(scope: Scope, name: str) -> Iterator[Recipe]:
 
 
 def _sparse(scope: Scope, name: str, batch: int, cached: int, selector: Selector, keep: int) -> Recipe:
+    """With steps to come after the first: in a plan's last one, newborn tokens that nothing attends to leave HBM."""
     dense = first_step(scope, name, batch, cached)
-    return replace(dense, selector=selector, keep=keep, placement=Placement.RESIDENT)
+    return replace(dense, output=_STEPS, selector=selector, keep=keep, placement=Placement.RESIDENT)
 
 
 def _selected(plan: Plan, recipe: Recipe, scope: Scope) -> tuple[Measurement, ...]:

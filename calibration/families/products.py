@@ -12,7 +12,8 @@ from sim.gemms import layer_matrices
 from sim.recipe import model_of
 
 FEW = (1, 32, 16, 128, 64)
-MANY = (256, 512, 1024, 2048)
+BETWEEN, FEWEST = 96, 4  # where cuBLAS takes other kernels than for 64 and 128 rows, and for 16 of wide matrices
+MANY = (256, 512, 2048)
 WIDEST = (256, 1024, 4096)
 _SHORT_S = 0.01
 
@@ -29,7 +30,7 @@ def cases(scope: Scope) -> Iterator[Case]:
             seen.add(shape)
             every = scope.on_gpu and scope.thorough
             many = MANY if every else scope.some(WIDEST) if role == "qkv" else ()
-            few = FEW[1:] if every else scope.some(FEW)  # one row takes a GPU as long as 16 do
+            few = (*FEW[1:], BETWEEN, *([FEWEST] if role in ("up", "down") else [])) if every else scope.some(FEW)
             for rows in (*few, *many):
                 yield _case(scope, rows, role, shape, biased=model.mlp_bias)
 

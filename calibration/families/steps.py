@@ -28,7 +28,9 @@ _DENSE = Recipe(model="opt-125m", batch=1, prompt=1, output=1)
 
 
 def cases(scope: Scope, runner: Runner) -> Iterator[Case]:
-    """Each model at two depths, which tells a layer from a step, then what a plan may choose."""
+    """Each model at two depths, which tells a layer from a step (the second as deep as memory allows, where there is time), then
+    what a plan may choose.
+    """
     seen = set[str]()
     for recipe in _recipes(scope):
         if recipe.case not in seen and _fits(scope, recipe):
@@ -40,7 +42,7 @@ def _recipes(scope: Scope) -> Iterator[Recipe]:
     """Model by model, so that weights are drawn once for each depth."""
     batches, prompts = scope.step_batches, scope.prompts
     for name in scope.models:
-        for layers in (2, 6):
+        for layers in (6,) if scope.thorough and scope.on_gpu else (2, 6):
             base = replace(_DENSE, model=_with_layers(name, layers), dtype=scope.dtype, output=scope.output)
             grid = [(batch, prompt) for batch in batches for prompt in prompts]
             for batch, prompt in grid if layers == 6 else grid[:: len(prompts) + 1]:

@@ -50,7 +50,7 @@ TRUTH = {
     "elementwise_efficiency": 0.42,
     "conversion_efficiency": 0.3,
     "widening_efficiency": 0.45,
-    "selection_token_s": 9e-8,
+    "selection_pass_s": 9e-7,
     "host_operation_s": 7e-6,
     "step_overhead_s": 150e-6,
     "branch_s": 60e-6,
@@ -90,7 +90,12 @@ def cases() -> list[tuple[str, str]]:
         for one in dense
         if one.hbm == 100 and one.prompt == 64  # few tokens: the host is what they wait for
     ]
-    chosen = [replace(one, batch=batch, output=2) for one in window[-1:] for batch in (1, 4, 64)]
+    chosen = [
+        replace(one, batch=batch, keep=keep, output=2)
+        for one in window[-1:]
+        for batch in (1, 4, 64)
+        for keep in (20, 70)
+    ]
     attention = [replace(base, batch=batch, prompt=kept, output=2) for batch in (4, 64) for kept in (31, 255, 1023)]
     runs = [(family, recipe.case) for recipe in dense + window + eager for family in ("decode", "prefill")]
     prompts = [

@@ -13,6 +13,7 @@ from calibration.evidence import steadiest_step
 from calibration.families.base import Case
 from calibration.problem import Problem
 from sim import catalogue
+from sim.breakdown import breakdown
 from sim.cost import CostModel
 from sim.forecast import forecast
 from sim.plan import Recompute
@@ -41,6 +42,19 @@ def test_a_plan_is_bound_by_what_most_of_its_decode_steps_go_to(recipe: Recipe, 
     cost = CostModel(machine=CARD, profile=Profile.nominal(CARD))
 
     assert stratum_of(forecast(plan_of(recipe, CARD), cost)) is stratum
+
+
+@pytest.mark.parametrize(("launch_s", "stratum"), [(2e-6, Stratum.WEIGHTS), (6e-6, Stratum.LAUNCH)])
+def test_a_plan_is_bound_by_launches_from_a_quarter_on(launch_s: float, stratum: Stratum) -> None:
+    """Which are not the largest part: ten kernels of a layer take a sixth of a step at 2 us each, at 6 us more than a third."""
+    gpu = replace(CARD.gpu, launch_s=launch_s)
+    machine, profile = replace(CARD, gpu=gpu), Profile.nominal(CARD)
+    priced = forecast(plan_of(FEW, machine), CostModel(machine=machine, profile=profile))
+
+    spent = breakdown(priced.plan.setting, priced.waves[0])
+    launched, products = (float(spent[kind][1:].sum()) for kind in ("kernel launches", "matrix products"))
+    assert launched < products
+    assert stratum_of(priced) is stratum
 
 
 def step(case: str, low_s: float, high_s: float, family: str = "decode") -> Measurement:

@@ -14,7 +14,7 @@ from sim.flows import flows_of, home_columns
 from sim.layer import layer_times
 from sim.layer_prices import layer_prices, priced_layer
 from sim.plan import Recompute
-from sim.power import recomputed
+from sim.power import lost_after, recomputed
 
 SECONDS = st.floats(1e-6, 1e3)
 LIMITED = {"gemm_sustained_share": 0.7, "other_power_share": 0.55}
@@ -169,7 +169,7 @@ def test_clocks_fall_as_fast_as_there_is_left_to_fall(whole_s: float) -> None:
 
 def test_a_prefills_products_settle_over_the_work_of_all_its_layers_and_nothing_else_does() -> None:
     """Some hundredths of a second long: clocks are on their way, after another such prefill. While the GPU waits for launches they
-    do not fall.
+    do not fall. The steps after it take many seconds each: clocks have long risen again.
     """
     setting = make_setting(batch=8, machine=make_machine(hbm_bytes_per_s=1e6, launch_s=0.5))
     constants = {"kernels_per_layer": 3.0, "host_operation_s": 0.1}
@@ -183,4 +183,28 @@ def test_a_prefills_products_settle_over_the_work_of_all_its_layers_and_nothing_
     assert 1.05 < slower < 1.95
     assert free.prefill["launch"] > 1.0
     assert limited.prefill == pytest.approx(free.prefill | {name: slower * free.prefill[name] for name in products})
-    assert replace(limited, prefill=free.prefill) == free
+    assert limited.lost == pytest.approx((0.0,) * 4, abs=1e-6)
+    assert replace(limited, prefill=free.prefill, lost=()) == free
+
+
+@given(st.floats(0.1, 0.99), st.floats(1e-3, 10.0), st.floats(1.01, 100.0), st.lists(st.floats(1e-4, 0.1), min_size=2))
+def test_steps_after_a_prefill_lose_the_more_the_longer_it_was_and_the_sooner_they_come(
+    share: float, prefill_s: float, times: float, steps: list[float]
+) -> None:
+    """Never more than a prefill's products do in the end."""
+    cost, step_s = make_cost(prefill_sustained_share=share), np.array(steps)
+
+    soon, late = (lost_after(cost, seconds, step_s) for seconds in (prefill_s, times * prefill_s))
+
+    assert np.all((soon >= 0) & (soon <= late) & (late < 1 / share - 1))
+    assert np.all(np.diff(soon) <= 0)
+
+
+def test_clocks_rise_again_as_fast_as_there_is_left_to_rise() -> None:
+    """In a hundredth of a second as in the next: by the same share of what is left."""
+    cost = make_cost(prefill_sustained_share=0.5)
+
+    left = lost_after(cost, 1e6, np.full(4, 0.01))
+
+    assert left[0] == pytest.approx(exp(-0.005 / 0.034))
+    assert left[1:] / left[:-1] == pytest.approx(exp(-0.01 / 0.034))
