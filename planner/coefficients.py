@@ -228,7 +228,7 @@ def _timing(setting: Setting, cost: CostModel, sequences: int, still: Flows, awa
         h2d_bytes_spared=h2d_spared,
         h2d_bytes_by_inputs=h2d_by_inputs,
         rows_by_inputs=rate,
-        gpu_s_by_kv=prices.slower_at(np.arange(len(rate)), "attention") * _gpu_s_by_kv(setting, prices),
+        gpu_s_by_kv=prices.slower("attention", prices.lost_in(np.arange(len(rate)))) * _gpu_s_by_kv(setting, prices),
         gpu_s_by_written=prices.convert_s_per_moved,
         d2h_bytes_by_written=prices.bytes_per_kv,
         d2h_bytes_by_saved=prices.bytes_per_inputs if from_host else 0.0,

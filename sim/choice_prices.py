@@ -4,7 +4,7 @@ from math import ceil, log2
 
 from sim.attention import PAGE_TOKENS, Selector
 from sim.attention_prices import attention_flops
-from sim.capture import is_captured
+from sim.capture import CHOOSING_WARPS, WEIGHED_TOGETHER, is_captured
 from sim.cost import CostModel
 from sim.gemms import filled_share
 from sim.kv import KvFormat
@@ -14,9 +14,8 @@ from sim.slots import WindowSize
 _ENOUGH = 0.9  # of the multiprocessors that products have programs for: HBM keeps them waiting on an H200
 _TOP_K_BYTES = 16.0  # of a token, four passes over float32 scores
 _PAGES_BEGUN = 7  # pages that a program could score until it comes to its first: on an H200, cold
-_WEIGHED_TOGETHER = 16  # heads, or past queries, in a pass of a window's choice
 _ENTRIES_DOUBLING = 1024  # over which such a pass takes twice what it takes over few, on an H200
-_WARPS, _WARP_ENTRIES, _AGREED_PASSES = 8, 32, 1  # twice as many warps that must agree take as long as so many passes
+_WARP_ENTRIES, _AGREED_PASSES = 32, 1  # twice as many warps that must agree take as long as so many passes
 _TOKENS_AT_ONCE = 512  # that a sequence's program chooses from at hardly more than the least: it takes powers of two
 
 
@@ -67,8 +66,8 @@ def _window_choice_s(cost: CostModel, setting: Setting, sequences: int) -> float
     """
     heads, size = setting.model.heads, WindowSize.of(setting)
     entries = 1 << ceil(log2(size.entries))
-    weighed = ceil(heads / _WEIGHED_TOGETHER) + ceil(size.queries / _WEIGHED_TOGETHER)
-    agreed = _AGREED_PASSES * log2(min(max(entries / _WARP_ENTRIES, 1), _WARPS))
+    weighed = ceil(heads / WEIGHED_TOGETHER) + ceil(size.queries / WEIGHED_TOGETHER)
+    agreed = _AGREED_PASSES * log2(min(max(entries / _WARP_ENTRIES, 1), CHOOSING_WARPS))
     passes = weighed * (1 + entries / _ENTRIES_DOUBLING) + agreed
     read_bytes = 4 * heads * size.width + setting.dtype.size_bytes * size.queries * size.entries
     return cost.profile.selection_pass_s * passes + cost.selection_s(sequences * read_bytes)

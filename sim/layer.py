@@ -71,9 +71,9 @@ def layer_times(
         away, linked = keeps_away(flows), np.full(len(linked), linked.any())
     launched_s = launched_seconds(prices, linked, away=away)
     gather_sms_s = _affine(0.0, prices.sm_share, ahead_s + exposed_s)
-    steps = np.arange(len(written)) if steps is None else steps
+    lost = prices.lost_in(np.arange(len(written)) if steps is None else steps)
     ops = {
-        name: seconds * prices.slower_at(steps, name)
+        name: seconds * prices.slower(name, lost)
         for name, seconds in _decode_ops(prices, flows, gather_sms_s, linked, away=away).items()
     }
     prefill_ops = prices.prefill
@@ -102,7 +102,7 @@ def layer_times(
         correct_s=exposed_s + exposed_delay_s,
         in_line_s=in_line_s,
         write_s=write_s,
-        head_s=np.full(len(written), prices.slower_at(steps, "head") * prices.head_s),
+        head_s=np.full(len(written), prices.slower("head", lost) * prices.head_s),
         launched_s=launched_s,
         prefetch_bytes=prefetch_bytes,
         correct_bytes=exposed,

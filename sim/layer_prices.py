@@ -106,10 +106,13 @@ class LayerPrices:
     clocked: tuple[str, ...] = ()
     lost: tuple[float, ...] = ()
 
-    def slower_at(self, steps: NDArray[np.intp], operation: str) -> Column | float:
-        """How many times as long as at full clocks an operation takes in ``steps``."""
-        felt = CLOCK_FELT if operation in self.clocked else HBM_FELT
-        return 1 + felt * np.array(self.lost)[steps] if self.lost else 1.0
+    def lost_in(self, steps: NDArray[np.intp]) -> Column | float:
+        """By how much longer a prefill's products would take in each of ``steps``."""
+        return np.array(self.lost)[steps] if self.lost else 0.0
+
+    def slower(self, operation: str, lost: Column | float) -> Column | float:
+        """How many times as long as at full clocks a decode step's operation takes."""
+        return 1 + (CLOCK_FELT if operation in self.clocked else HBM_FELT) * lost
 
 
 def at_pace(prices: LayerPrices, pace: float) -> LayerPrices:

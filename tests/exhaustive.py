@@ -597,7 +597,7 @@ def _wave_paths(
     The host launches for all as it does for plans that keep tokens outside HBM; those that do not are priced by themselves.
     """
     flows = _flows(setting, counts_of(setting), rows, traffic, written)
-    times = layer_times(prices, flows, cost, away=True)
+    times = layer_times(prices, flows, cost, away=True, steps=np.append(0, rows.step))
     first, layers, depth = rows.step == 0, setting.model.layers, setting.prefetch_layers
     layer_s = np.where(first, times.layer_s[0], times.layer_s[1:])
     query_s = np.where(first, times.query_s[0], times.query_s[1:])
@@ -611,7 +611,7 @@ def _wave_paths(
     else:
         ended_s = np.maximum(layers * layer_s, (layers - depth) * fetch_s + layer_s - query_s)
         first_s, shared = layer_s, (layers - depth) * slower_s
-    own = np.maximum(ended_s + np.maximum(prices.head_s, write_s), first_s + layers * write_s)
+    own = np.maximum(ended_s + np.maximum(times.head_s[1:], write_s), first_s + layers * write_s)
     own = np.maximum(own, layers * np.where(first, times.launched_s[0], times.launched_s[1:]))
     return own, shared, fetch_s
 

@@ -47,6 +47,7 @@ class Ratios:
     query_heads: tuple[int, ...] = (1, 1, 2)
     fixed_scales: tuple[float, ...] = (0.0, 0.003)
     host_operations_s: tuple[float, ...] = (0.0, 5e-6)
+    sustained: tuple[float, ...] = (1.0,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,6 +211,23 @@ FAMILIES = (
         feasible=14,
         least={"host KV": 8, "open group": 5},
     ),
+    Family(
+        name="clocks fall",
+        hardware="cards whose power limit a prefill meets: the steps after it are slower, each by less; here so little is left of "
+        "the clocks that a prefill of microseconds tells",
+        ratios=Ratios(
+            all_at_once=(True, False),
+            batch=(2, 4),
+            dram_decades=(-2.0, -0.5),
+            hbm_share=(0.4, 0.9),
+            link_decades=(-1.6, -0.7),
+            sustained=(1e-4,),
+            kv_formats=((), (KvFormat.INT8,)),
+        ),
+        seeds=16,
+        feasible=15,
+        least={"host KV": 6},
+    ),
 )
 
 
@@ -274,4 +292,5 @@ def _profile(ratios: Ratios, machine: MachineSpec, rng: random.Random) -> Profil
         for name in ("product_setup_s", "attention_setup_s", "attention_token_s")
     }
     fixed["host_operation_s"] = scale * ramps.choice(ratios.host_operations_s)
+    fixed["prefill_sustained_share"] = ramps.choice(ratios.sustained)
     return replace(nominal, reserve_bytes=0.0, gemm_half_rows=rng.choice((0.0, 4.0, 128.0)), **fixed)

@@ -138,9 +138,7 @@ def row_starts(near, staged, host, slot, capacity, staged_rows, heads, CHANNELS:
     return tl.where(beyond < 0, near + slot.to(tl.int64) * CHANNELS, tl.where(beyond < staged_rows, fetched, away))
 
 
-@triton.jit(
-    do_not_specialize=["width", "queries", "entries"]
-)  # lines of so many entries are slower read as multiples of 16
+@triton.jit(do_not_specialize=["width", "queries", "entries"])
 def settle(
     scores,
     peaks,
@@ -166,7 +164,10 @@ def settle(
     ENTRIES: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """After a step's attention: what the next one attends to, who dies, where the next token goes, what must move."""
+    """After a step's attention: what the next one attends to, who dies, where the next token goes, what must move.
+
+    Whether numbers of entries are multiples of 16 is not told: lines of past weights, read as if aligned, take twice as long.
+    """
     lane = tl.program_id(0).to(tl.int64)
     now = tl.load(row)
     cached = tl.load(table + now)

@@ -10,8 +10,6 @@ from torch import Tensor
 from sim.capture import attention_parts
 from sim.spec import ModelSpec
 
-# Of a window's choice, heads or past queries at once: of 96 lanes of 513 tokens 49 us on an H200, 63 with 4 warps and 8 at once.
-CHOOSING_WARPS, WEIGHED_TOGETHER = 8, 16
 EXCHANGED_HEADS = 32  # that a program moves at once
 _WIDE, _EXCHANGING_WIDE, _EXCHANGING = 4096, 2, 4
 _LEAST_CHAINED_ROWS = 17

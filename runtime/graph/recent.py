@@ -11,13 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from runtime.graph.launch import CHOOSING_WARPS, WEIGHED_TOGETHER, power_of_two
+from runtime.graph.launch import power_of_two
 from runtime.graph.taking_in import Prompt, score_bits, weigh
 from runtime.graph.window import Entries, WindowSlots
 from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.streams import Done, SideStream
 from runtime.tally import Tally
+from sim.capture import CHOOSING_WARPS, WEIGHED_TOGETHER
 from sim.plan import Plan
 from sim.slots import Room, buffers, host_slots_by
 

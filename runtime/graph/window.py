@@ -10,13 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from runtime.graph.launch import CHOOSING_WARPS, WEIGHED_TOGETHER, Launcher, Weights, power_of_two
+from runtime.graph.launch import Launcher, Weights, power_of_two
 from runtime.graph.pinned import registered
 from runtime.graph.taking_in import Prompt, Window, choose, keep, prompt_weights, remember
 from runtime.lanes import Lanes
 from runtime.models import Decoder
 from runtime.tally import Tally
 from sim.attention import TokenCounts
+from sim.capture import CHOOSING_WARPS, WEIGHED_TOGETHER
 from sim.footprint import weighed_at_once
 from sim.plan import Plan
 from sim.slots import WindowSize, window_slots
