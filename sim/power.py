@@ -7,7 +7,7 @@ import numpy as np
 from sim.cost import SETTLING_S, CostModel, Pieces, fallen_share
 from sim.counts import Column
 
-RISING_S = 0.034  # that clocks take to rise again after a prefill: an H200's, by the first decode steps of eighty plans
+RISING_S = 0.034  # that clocks take to rise again after a prefill: an H200's, by the first decode steps of 113 plans
 # By a decode step's kernels, of what a prefill's products lose: those that wait for HBM, whose clocks stay, and all others (an
 # H200's gates and norms take 1.2 times as long just after a prefill, its products 1.02 to 1.08 times).
 HBM_FELT, CLOCK_FELT = 0.25, 1.5

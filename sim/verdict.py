@@ -17,7 +17,7 @@ SCHEMA_VERSION = 1
 
 
 class Stratum(StrEnum):
-    """What a plan's decode steps are mostly spent on, or a good part of them, of launches."""
+    """What a plan's decode steps are mostly spent on; launches and choices from a quarter on."""
 
     WEIGHTS = "weights"
     KV_READS = "kv_reads"

@@ -264,11 +264,17 @@ def exchange(
                 inside = (head < heads)[:, None] & (channel < CHANNELS)[None, :]
                 here = ((lane * heads + head) * hbm_slots + near)[:, None] * CHANNELS + channel[None, :]
                 there = ((lane * host_slots + far) * heads + head)[:, None] * CHANNELS + channel[None, :]
-                k_out = tl.load(keys + here, mask=inside & leaves, other=0.0)
-                v_out = tl.load(values + here, mask=inside & leaves, other=0.0)
-                k_in = tl.load(host_keys + there, mask=inside & returns, other=0.0)
-                v_in = tl.load(host_values + there, mask=inside & returns, other=0.0)
-                tl.store(host_keys + there, k_out, mask=inside & leaves)
-                tl.store(host_values + there, v_out, mask=inside & leaves)
-                tl.store(keys + here, k_in, mask=inside & returns)
-                tl.store(values + here, v_in, mask=inside & returns)
+                change_places(keys, values, here, host_keys, host_values, there, inside & leaves, inside & returns)
+
+
+@triton.jit
+def change_places(keys, values, here, host_keys, host_values, there, leaves, returns):
+    """What ``leaves`` goes from ``here`` in HBM to ``there`` on the host, what ``returns`` the other way: all read before any is
+    written.
+    """
+    k_out, v_out = tl.load(keys + here, mask=leaves, other=0), tl.load(values + here, mask=leaves, other=0)
+    k_in, v_in = tl.load(host_keys + there, mask=returns, other=0), tl.load(host_values + there, mask=returns, other=0)
+    tl.store(host_keys + there, k_out, mask=leaves)
+    tl.store(host_values + there, v_out, mask=leaves)
+    tl.store(keys + here, k_in, mask=returns)
+    tl.store(values + here, v_in, mask=returns)

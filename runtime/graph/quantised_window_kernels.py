@@ -6,7 +6,7 @@ A *row* is a lane of a layer. Keys of the open group wait in the compute type, e
 import triton
 import triton.language as tl
 
-from runtime.graph.kernels import row_starts
+from runtime.graph.kernels import change_places, row_starts
 from runtime.graph.quantised_kernels import fold_levels, levels_of, range_of
 
 
@@ -361,15 +361,8 @@ def exchange(
                 there = (lane * host_slots + far) * heads + head
                 near_at = here[:, None] * CHANNELS + channel[None, :]
                 far_at = there[:, None] * CHANNELS + channel[None, :]
-                k_out = tl.load(keys + near_at, mask=inside & leaves, other=0)
-                v_out = tl.load(values + near_at, mask=inside & leaves, other=0)
                 range_out = tl.load(value_ranges + here, mask=some & leaves, other=0)
-                k_in = tl.load(host_keys + far_at, mask=inside & returns, other=0)
-                v_in = tl.load(host_values + far_at, mask=inside & returns, other=0)
                 range_in = tl.load(host_value_ranges + there, mask=some & returns, other=0)
-                tl.store(host_keys + far_at, k_out, mask=inside & leaves)
-                tl.store(host_values + far_at, v_out, mask=inside & leaves)
+                change_places(keys, values, near_at, host_keys, host_values, far_at, inside & leaves, inside & returns)
                 tl.store(host_value_ranges + there, range_out, mask=some & leaves)
-                tl.store(keys + near_at, k_in, mask=inside & returns)
-                tl.store(values + near_at, v_in, mask=inside & returns)
                 tl.store(value_ranges + here, range_in, mask=some & returns)
