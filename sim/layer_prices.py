@@ -8,13 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.attention import PAGE_TOKENS, Selector
-from sim.attention_prices import (
-    PIECE_LAUNCHES,
-    attention_flops,
-    attention_prices,
-    pieces_begun,
-    rounding_s,
-)
+from sim.attention_prices import attention_flops, attention_prices, pieces_begun, rounding_s
 from sim.capture import (
     FUSED_ROWS,
     captures_prefill,
@@ -185,7 +179,7 @@ def priced_layer(cost: CostModel, setting: Setting, sequences: int, *, settled: 
         stream=cost.transfer(Mechanism.COPY_ENGINE),
         prompt_write=cost.transfer(_prompt_written_by(setting)),
         sm_share=_sm_share(cost, setting),
-        linked_s=cost.launch_s(pieces_begun(setting) * PIECE_LAUNCHES) if forwards(setting) else 0.0,
+        linked_s=pieces_begun(setting) * profile.piece_setup_s if forwards(setting) else 0.0,
         weight_bytes=weight_bytes,
         weights_s=cost.transfer(Mechanism.COPY_ENGINE, handed_over=is_captured(setting)).at_one(weight_bytes),
         completed_s=cost.elementwise_s(2 * completed_bytes) if is_captured(setting) else 0.0,

@@ -245,6 +245,10 @@ class Profile:
         0.0, "the host's time to launch one operation of a layer by itself; nominally it keeps ahead of the GPU"
     )
     step_overhead_s: float = _amount(60e-6, "graph launch, sampling and the read-back of a step's tokens")
+    piece_setup_s: float = _amount(
+        15e-6,
+        "between two graphs of a step that is replayed in pieces: 14 to 17 us on an H200, whatever is copied meanwhile",
+    )
     branch_s: float = _amount(
         37e-6,
         "of a step whose choices run on a branch beside it, once: 36 to 40 us on an H200, whatever layers and sequences",

@@ -11,7 +11,7 @@ from sim.files import read_json_object, readable_json, write_atomically
 from sim.profile import Profile
 from sim.spec import MachineSpec
 
-PROFILE_SCHEMA_VERSION = 10
+PROFILE_SCHEMA_VERSION = 11
 SHIPPED = Path(__file__).parent.parent / "calibration" / "profiles"  # <gpu>.json, measured on that card
 _AGAIN = "run `planner calibrate -o FILE` on the machine"
 

@@ -19,7 +19,7 @@ from sim.workload import Workload
 HBM_BYTES_PER_S = 1e9
 FIXED = (
     *("copy_setup_s", "copy_floor_s", "copy_handover_s", "gather_setup_s"),
-    *("step_overhead_s", "branch_s", "host_round_trip_s"),
+    *("step_overhead_s", "branch_s", "piece_setup_s", "host_round_trip_s"),
 )
 Range = tuple[float, float]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice, pairwise
+from itertools import pairwise
 from statistics import mean
 
 from calibration.families.base import Case, Scope
@@ -58,8 +58,7 @@ def _recipes(scope: Scope) -> Iterator[Recipe]:
             for batch in scope.batches:
                 yield replace(deep, batch=batch)
                 yield _window(replace(deep, batch=batch), 20)
-            yield from _few(replace(deep, batch=batches[0], prompt=prompts[-1]))
-            yield from islice(_few(replace(deep, batch=scope.batches[1])), 2)
+            yield from _few(replace(deep, batch=batches[0], prompt=prompts[-1]), replace(deep, batch=scope.batches[1]))
 
 
 def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
@@ -76,7 +75,6 @@ def _choices(dense: Recipe, scope: Scope) -> Iterator[Recipe]:
         yield replace(window, kv=KvFormat.INT8)
         yield replace(dense, hbm=50, kv=KvFormat.INT8)
         yield replace(window, selector=Selector.PAGES, keep=10)
-        yield replace(window, selector=Selector.PAGES, keep=20, hbm=60)
     yield replace(dense, hbm=50, recompute=Recompute.ACTIVATIONS_HOST)
     yield replace(dense, hbm=70, recompute=Recompute.TOKENS)
 
@@ -88,11 +86,13 @@ def _widened(dense: Sequence[Recipe], scope: Scope) -> Iterator[Recipe]:
             yield replace(recipe, weights=WeightFormat.INT8)
 
 
-def _few(dense: Recipe) -> Iterator[Recipe]:
+def _few(longer: Recipe, shorter: Recipe) -> Iterator[Recipe]:
     """Of few sequences: what a step takes at least where it is launched, or replayed in pieces, layer after layer."""
-    yield replace(dense, hbm=50)
-    yield replace(dense, hbm=50, recompute=Recompute.ACTIVATIONS_HOST)
-    yield replace(dense, selector=Selector.LOCAL, keep=20)  # launched kernel by kernel
+    yield replace(longer, hbm=50)  # waits for the link
+    yield from (replace(longer, hbm=90), replace(shorter, hbm=85))
+    for dense in (longer, shorter):
+        yield replace(dense, hbm=50, recompute=Recompute.ACTIVATIONS_HOST)
+    yield replace(longer, selector=Selector.LOCAL, keep=20)  # launched kernel by kernel
 
 
 def _window(dense: Recipe, keep: int) -> Recipe:

@@ -444,10 +444,10 @@ def test_attention_of_a_step_in_pieces_and_over_pages_goes_over_a_heads_tokens_i
     """Two query heads share a key head: 5 tokens of 64 bytes; pages are read half again.
 
     A token of 128 channels takes 4 s, 8 s more in a step in pieces, 2 s more from a page; one of 16 takes 5/12 of that.
-    A piece begins after three launches, of 1 s.
+    A piece begins after 3 s.
     """
     model, machine = make_model(heads=2, kv_heads=1), make_machine(launch_s=1.0)
-    constants = {"attention_token_s": 4.0, "streamed_token_s": 8.0, "paged_token_s": 2.0}
+    constants = {"attention_token_s": 4.0, "streamed_token_s": 8.0, "paged_token_s": 2.0, "piece_setup_s": 3.0}
     constants |= {"attention_setup_s": 7.0, "paged_again_share": 0.5}
     streamed = newest_in_hbm(make_setting(output=2, model=model, machine=machine), slots=2)
     paged = in_hbm(make_setting(output=2, model=model, machine=machine, admission=Admission.CONTINUOUS))
@@ -474,19 +474,20 @@ def test_attention_takes_no_less_where_tokens_stream_in(batch: int) -> None:
 
 @pytest.mark.parametrize(
     ("recompute", "on_host", "pieces_s"),
-    [(Recompute.ACTIVATIONS_HOST, 1, 3), (Recompute.TOKENS, 1, 0), (Recompute.TOKENS, 0, 0)],
+    [(Recompute.ACTIVATIONS_HOST, 1, 1.2), (Recompute.TOKENS, 1, 0), (Recompute.TOKENS, 0, 0)],
 )
 def test_attention_over_int8_beside_what_is_computed_again_has_a_kernel_ahead(
     recompute: Recompute, on_host: int, pieces_s: float
 ) -> None:
     """Which stores the newborn token: 1.2 launches of 1 s; 5 tokens of 37 bytes, each with a turn of 4 + 8 s, 5/12 of that for
-    16 channels. A prefix beside what the host has takes its pieces among the launches.
+    16 channels. A piece begins after 3 s, after 0.4 of that behind what is projected; a prefix beside what the host has takes its
+    pieces among the launches.
     """
     again, setting = (0, 2), make_setting(output=2, machine=make_machine(launch_s=1.0), recompute=recompute)
     setting = replace(setting, kv_format=KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8))
     gone = {"dropped" if recompute is Recompute.TOKENS else "activations": again}
     plan = Plan(setting=setting, homes=make_homes((4, 3 - on_host), host_kv=(0, on_host), **gone))
-    constants = {"attention_setup_s": 7.0, "quantised_token_s": 4.0, "streamed_token_s": 8.0}
+    constants = {"attention_setup_s": 7.0, "quantised_token_s": 4.0, "streamed_token_s": 8.0, "piece_setup_s": 3.0}
 
     attention_s = op(plan, "attention", **constants)[1]
 

@@ -90,11 +90,11 @@ def test_engine_and_fast_path_move_the_recorded_bytes_exactly(recorded: tuple[Pl
     plan, recording = recorded
     setting, cost = plan.setting, make_cost(plan.setting.machine)
     moved = sum(totals_by_sets(plan, recording), Counter[str]())
-    kv_bytes = link_token_bytes(setting)
     from_host = setting.recompute is Recompute.ACTIVATIONS_HOST
     inputs_bytes = inputs_layer_bytes(setting.model, setting.dtype) if from_host else 0
 
     still = replace(plan, setting=replace(setting, weights_on_host=0.0, guess_hits=None))
+    kv_bytes = link_token_bytes(still.setting)  # of what may be captured for its weights being there
     priced = forecast(still, cost, recording=recording).outcome
     run = simulate(still, cost, recording=recording).outcome
 
