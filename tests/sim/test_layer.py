@@ -123,6 +123,20 @@ def test_the_host_launches_nothing_for_a_prefix_alone(
     assert tuple(bool(seconds > 0) for seconds in times.launched_s[1:]) == launched
 
 
+@pytest.mark.parametrize(("host_kv", "pieces"), [((0, 0), 0), ((0, 1), 2)])
+def test_a_prefix_beside_what_the_host_has_waits_for_two_begins_of_a_piece(
+    host_kv: tuple[int, int], pieces: int
+) -> None:
+    """In each layer of every step, also of one that fetches nothing yet; alone it is part of the step's one graph."""
+    setting = make_setting(prompt=4, output=3, recompute=Recompute.TOKENS)
+    hbm = [cached - kept - 2 for cached, kept in zip((5, 6), host_kv, strict=True)]
+    plan = Plan(setting=setting, homes=make_homes((2, *hbm), host_kv=(0, *host_kv), dropped=(2, 2, 2)))
+
+    begun, free = (op(plan, "launch", piece_setup_s=seconds)[1:] for seconds in (3.0, 0.0))
+
+    assert [one - other for one, other in zip(begun, free, strict=True)] == [pytest.approx(pieces * 3)] * 2
+
+
 def test_a_prefills_products_slow_down_as_clocks_settle() -> None:
     """Clocks fall by 1 - exp(-t / 0.08 s) of what they fall in the end, here by half; from T to 2 T, after another such prefill,
     on average by 1 - (exp(-x) - exp(-2 x)) / x of it, x = T / 0.08 s. At 256 times the usual rate T is of two layers with 5/256 s
