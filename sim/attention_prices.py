@@ -15,7 +15,6 @@ _LISTED_READ = 1.25  # of what levels of a token and ranges of its value take, a
 _GROUPED_PROGRAMS = 4  # over grouped heads, that a multiprocessor has at once
 _STORED_LAUNCHES = 1.2  # of a kernel ahead of attention over INT8
 _AHEAD_LAUNCHES = 0.5  # what it waits for is gathered ahead, by another stream: 1 to 2 us on an H200
-_BEHIND_PRODUCTS = 0.4  # of a piece's begin, behind products over inputs: 4 to 7 us on an H200, not 14 to 17
 _RANGE_CHANNELS = 45  # that a head's ranges count as: heads of 64 take an H200 0.63 of what those of 128 do, not half
 
 
@@ -208,10 +207,9 @@ def attention_begun_s(cost: CostModel, setting: Setting) -> float:
     return kind.begun * turn_s * setting.model.heads / _programs_at_once(cost, setting)
 
 
-def pieces_begun(setting: Setting) -> float:
+def pieces_begun(setting: Setting) -> int:
     """What a layer of a step in pieces waits for, in begins of one: one that forwards a prefix begins later, 22 us on an H200."""
-    attending = _BEHIND_PRODUCTS if setting.recompute.from_activations else 1.0
-    return attending + bool(setting.weights_on_host) + (setting.recompute is Recompute.TOKENS)
+    return 1 + bool(setting.weights_on_host) + (setting.recompute is Recompute.TOKENS)
 
 
 def attention_turn_s(cost: CostModel, setting: Setting, sequences: int, *, away: bool = False) -> float:

@@ -19,7 +19,7 @@ from sim.workload import Workload
 HBM_BYTES_PER_S = 1e9
 FIXED = (
     *("copy_setup_s", "copy_floor_s", "copy_handover_s", "gather_setup_s"),
-    *("step_overhead_s", "branch_s", "piece_setup_s", "host_round_trip_s"),
+    *("step_overhead_s", "branch_s", "host_round_trip_s"),
 )
 Range = tuple[float, float]
 
@@ -293,4 +293,7 @@ def _profile(ratios: Ratios, machine: MachineSpec, rng: random.Random) -> Profil
     }
     fixed["host_operation_s"] = scale * ramps.choice(ratios.host_operations_s)
     fixed["prefill_sustained_share"] = ramps.choice(ratios.sustained)
+    fixed["piece_setup_s"] = (
+        0.0  # felt in all steps of a prefix beside fetches: the search prices each by what it fetches
+    )
     return replace(nominal, reserve_bytes=0.0, gemm_half_rows=rng.choice((0.0, 4.0, 128.0)), **fixed)

@@ -89,6 +89,18 @@ def test_a_prefix_is_forwarded_through_all_of_a_layer(captured: bool, passed_s: 
     assert (two + four) / 2 == pytest.approx(three + 0.5)
 
 
+def test_what_is_projected_hides_most_of_the_begin_of_a_piece() -> None:
+    """0.6 of it, and no more than it takes itself; with nothing to project a step feels all of it."""
+    setting = make_setting(output=3, machine=slow_arithmetic(), recompute=Recompute.ACTIVATIONS_HOST)
+    plan = Plan(setting=setting, homes=make_homes((4, 5, 4), activations=(0, 0, 2)))
+
+    projected, behind, long = (op(plan, "reproject", piece_setup_s=seconds) for seconds in (0.0, 3.0, 1e9))
+
+    assert projected[2] > 1.8
+    assert (behind[1], behind[2]) == (0, pytest.approx(projected[2] - 1.8))
+    assert long[2] == 0
+
+
 def test_a_captured_prefix_is_made_up_to_eights_and_its_kernels_begin_one_after_the_other() -> None:
     """Of prefixes of 8 to 16 tokens those above 8 are made up, to 16; one sequence's are evened out over all of them. Three kernels
     of 2 s and two of its own; six more are felt beside the passes as the other side of a triangle.
@@ -488,14 +500,13 @@ def test_attention_takes_no_less_where_tokens_stream_in(batch: int) -> None:
 
 @pytest.mark.parametrize(
     ("recompute", "on_host", "pieces_s"),
-    [(Recompute.ACTIVATIONS_HOST, 1, 1.2), (Recompute.TOKENS, 1, 0), (Recompute.TOKENS, 0, 0)],
+    [(Recompute.ACTIVATIONS_HOST, 1, 3), (Recompute.TOKENS, 1, 0), (Recompute.TOKENS, 0, 0)],
 )
 def test_attention_over_int8_beside_what_is_computed_again_has_a_kernel_ahead(
     recompute: Recompute, on_host: int, pieces_s: float
 ) -> None:
     """Which stores the newborn token: 1.2 launches of 1 s; 5 tokens of 37 bytes, each with a turn of 4 + 8 s, 5/12 of that for
-    16 channels. A piece begins after 3 s, after 0.4 of that behind what is projected; a prefix beside what the host has takes its
-    pieces among the launches.
+    16 channels. A piece begins after 3 s; a prefix beside what the host has takes its pieces among the launches.
     """
     again, setting = (0, 2), make_setting(output=2, machine=make_machine(launch_s=1.0), recompute=recompute)
     setting = replace(setting, kv_format=KvFormats(gpu=KvFormat.INT8, host=KvFormat.INT8))
