@@ -293,7 +293,5 @@ def _profile(ratios: Ratios, machine: MachineSpec, rng: random.Random) -> Profil
     }
     fixed["host_operation_s"] = scale * ramps.choice(ratios.host_operations_s)
     fixed["prefill_sustained_share"] = ramps.choice(ratios.sustained)
-    fixed["piece_setup_s"] = (
-        0.0  # felt in all steps of a prefix beside fetches: the search prices each by what it fetches
-    )
+    fixed["piece_setup_s"] = 0.0  # a prefix beside fetches feels it in all steps: the search, where a step fetches
     return replace(nominal, reserve_bytes=0.0, gemm_half_rows=rng.choice((0.0, 4.0, 128.0)), **fixed)
